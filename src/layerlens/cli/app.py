@@ -1,0 +1,54 @@
+"""The `layerlens` command: its verbs, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from layerlens.cli import analyze, check, compare, demo, plot, select
+from layerlens.errors import LayerLensError
+
+INTERRUPTED = 130
+MENDABLE = 2
+
+app = typer.Typer(
+    name="layerlens",
+    help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer to train.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("analyze")(analyze.analyze_command)
+app.command("plot")(plot.plot)
+app.command("compare")(compare.compare_command)
+app.command("select")(select.select)
+app.command("check")(check.check)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True)) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"layerlens {installed('layerlens')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line. Exits with 2 and one line for what the user can mend, 130 on Ctrl-C."""
+    try:
+        code = app(standalone_mode=False)
+    except LayerLensError as error:
+        print(f"layerlens: {' '.join(str(error).split())}", file=sys.stderr)
+        code = MENDABLE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code or 0)

@@ -1,0 +1,60 @@
+"""`layerlens check`: what a model's layout is, and whether the identities hold."""
+
+from __future__ import annotations
+
+import typer
+
+from layerlens.cli.options import AsJson, Device, DeviceMap, Dtype, ModelName, Revision, TrustRemoteCode, pick_device, print_json
+
+
+def check(
+    model: ModelName,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
+
+    Exits with 2 where an identity fails: such a model would be analysed wrongly, and is refused.
+    """
+    import layerlens as ll
+    from layerlens.models import check_identities
+
+    lens = ll.load(
+        model, revision=revision, dtype=dtype, device=pick_device(device, device_map), device_map=device_map, trust_remote_code=trust_remote_code,
+        check=False,
+    )  # fmt: skip
+    parts, config = lens.parts, lens.parts.model.config
+    report = check_identities(parts)
+    vocabulary, width = parts.unembedding.shape
+    facts = {
+        "model": lens.name,
+        "architecture": config.model_type,
+        "layers": lens.n_layers,
+        "d_model": width,
+        "vocabulary": vocabulary,
+        "context": parts.context,
+        "dtype": str(parts.dtype).removeprefix("torch."),
+        "unembedding": "tied to the embedding" if parts.tied else "its own",
+        "decoder": parts.layout.decoder,
+        "blocks": f"{parts.layout.decoder}.{parts.layout.blocks}",
+        "final_norm": f"{parts.layout.decoder}.{parts.layout.final_norm}",
+    }
+    sites = {site: f"{tap.side} of {tap.module or 'the block'}" for site, tap in parts.layout.taps.items()}
+    if as_json:
+        gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
+        plain = {name: gap if gap == gap else None for name, gap in gaps.items()}
+        print_json({**facts, "sites": sites, **plain, "additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok})
+    else:
+        for name, value in facts.items():
+            print(f"{name.replace('_', ' '):13} {value}")
+        for site, place in sites.items():
+            print(f"  {site:11} {place}")
+        print(f"readout       final norm and unembedding of the last resid_post miss the logits by {report.readout_gap:.2g} of their size")
+        print(f"additivity    the sites miss the stream by {report.additivity_gap:.2g} of its size (worst in layer {report.additivity_layer})")
+        print(f"tolerance     {report.tolerance:.2g} -> {'ok' if report.ok else 'REFUSED'}")
+    if not report.ok:
+        raise typer.Exit(2)

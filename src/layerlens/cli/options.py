@@ -1,0 +1,99 @@
+"""Options that several verbs share, and how their texts are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layerlens.errors import SelectionError
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A hub name (Qwen/Qwen3-4B), a local folder, or a bundled model (tiny-qwen3, tiny-llama).")
+]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as `layerlens analyze --out` made them.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel="Model")]
+Dtype = Annotated[
+    str, typer.Option(help="auto (as stored), bfloat16, float16, float32 or float64.", rich_help_panel="Model")
+]
+Device = Annotated[str | None, typer.Option(help="Where the model goes: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]", rich_help_panel="Model", show_default=False)]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens[accelerate].", rich_help_panel="Model")
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel="Model")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+class RuleName(StrEnum):
+    """The rules of `select_layer`."""
+
+    boundary = "boundary"
+    entropy_drop = "entropy_drop"
+    agreement = "agreement"
+
+
+class NormName(StrEnum):
+    """The norm conventions."""
+
+    none = "none"
+    final = "final"
+
+
+class RowsName(StrEnum):
+    """Which rows count."""
+
+    response = "response"
+    all = "all"
+
+
+class WeightingName(StrEnum):
+    """What a mean weighs alike."""
+
+    sample = "sample"
+    token = "token"
+
+
+Rule = Annotated[
+    RuleName,
+    typer.Option(help="boundary: end of the FFN's exploration phase; entropy_drop: after the largest fall of entropy; agreement: first to agree with the final policy."),
+]
+Rows = Annotated[RowsName, typer.Option(help="Average over response tokens, or all.")]
+Over = Annotated[WeightingName, typer.Option(help="Weigh samples alike, or tokens alike.")]
+Tolerance = Annotated[float, typer.Option(help="Share of the early rise under which a mean ΔS counts as zero.", min=0.0, max=1.0)]
+
+
+def pick_device(device: str | None, device_map: str | None) -> str | None:
+    """The device asked for, or the GPU where there is one."""
+    if device or device_map:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def parse_layers(text: str) -> str | list[int]:
+    """ "all", or numbers and ranges such as "1-6,12", counted from 1."""
+    if text == "all":
+        return text
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise SelectionError(f"layers must be 'all' or like 1-6,12, got {text!r}")
+        layers.extend(range(int(first), int(last or first) + 1))
+    return layers
+
+
+def parse_names(text: str) -> str | list[str]:
+    """ "all", or names separated by commas."""
+    return text if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def print_json(value: Any) -> None:
+    """The answer on stdout, where a script reads it."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")

@@ -1,0 +1,56 @@
+"""Hooks on chosen sites and layers that hand every state to a callback and always come off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from layerlens.models.layout import Layout, find_part
+from layerlens.types import Site
+
+Place = tuple[int, Site]
+"""A layer, counted from 1, and a site in it."""
+
+OnState = Callable[[int, Site, Float[Tensor, "batch seq d"]], None]
+
+
+class EnoughSeen(Exception):
+    """Raised inside a forward pass, and caught by `run_until`, once the last wanted place has been seen."""
+
+
+@contextmanager
+def capture(
+    blocks: Sequence[nn.Module], layout: Layout, places: Iterable[Place], on_state: OnState
+) -> Iterator[None]:
+    """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
+
+    States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone
+    if you keep one. All hooks are removed on leaving, whatever happened inside.
+    """
+    with ExitStack() as stack:
+        for layer, site in places:
+            tap = layout.taps[site]
+            block = blocks[layer - 1]
+            module = find_part(block, tap.module, f"the {site} of block {layer}") if tap.module else block
+            stack.callback(_hook(module, tap.side, layer, site, on_state).remove)
+        yield
+
+
+def _hook(module: nn.Module, side: str, layer: int, site: Site, on_state: OnState) -> torch.utils.hooks.RemovableHandle:
+    if side == "input":
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            on_state(layer, site, args[0] if args else kwargs["hidden_states"])
+
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        on_state(layer, site, output[0] if isinstance(output, tuple) else output)
+
+    return module.register_forward_hook(after)

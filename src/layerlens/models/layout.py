@@ -1,0 +1,75 @@
+"""Where the parts of a decoder are, one row per architecture, and the identities that every described model must obey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from layerlens.errors import ModelLayoutError
+from layerlens.types import Site
+
+
+class Tap(NamedTuple):
+    """A place in a block where a site's vectors pass: what enters or leaves one of its modules (`""`: the block)."""
+
+    module: str
+    side: Literal["input", "output"]
+
+
+PRE_NORM_TAPS: Mapping[Site, Tap] = {
+    "resid_pre": Tap("", "input"),
+    "attn_in": Tap("self_attn", "input"),
+    "attn_out": Tap("self_attn", "output"),
+    "resid_mid": Tap("post_attention_layernorm", "input"),
+    "ffn_in": Tap("mlp", "input"),
+    "ffn_out": Tap("mlp", "output"),
+    "resid_post": Tap("", "output"),
+}
+"""Sequential blocks with a norm in front of each module, as in Llama."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one architecture keeps what layerlens reads. Paths are dotted attribute names.
+
+    `decoder` is the module below the unembedding (it returns normalised states and takes `input_ids`), `blocks` and
+    `final_norm` lie inside it, and `taps` say where in a block each site passes. What a site means is fixed
+    (DEFINITIONS, "Sites"): an `*_out` tap must give what is ADDED to the residual stream, which is the output of a
+    post-norm where a block has one.
+    """
+
+    decoder: str = "model"
+    blocks: str = "layers"
+    final_norm: str = "norm"
+    taps: Mapping[Site, Tap] = field(default_factory=lambda: PRE_NORM_TAPS)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "llama": Layout(),
+    "mistral": Layout(),
+    "qwen2": Layout(),
+    "qwen3": Layout(),
+}
+"""By `config.model_type`. A new architecture is a new row; `layerlens check` then says whether the row is right."""
+
+
+def layout_for(config: Any) -> Layout:
+    """The layout of a Hugging Face configuration. Raises ModelLayoutError where the architecture is not described."""
+    kind = getattr(config, "model_type", None) or type(config).__name__
+    if kind not in LAYOUTS:
+        raise ModelLayoutError(
+            f"architecture {kind!r} is not supported; supported are {', '.join(sorted(LAYOUTS))}. "
+            "Add a row to layerlens.models.layout.LAYOUTS to describe it."
+        )
+    return LAYOUTS[kind]
+
+
+def find_part(root: nn.Module, path: str, what: str) -> nn.Module:
+    """The module at a dotted path. Raises ModelLayoutError that names what was looked for and where."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError as error:
+        raise ModelLayoutError(f"{type(root).__name__} has no {path!r}, where its layout puts {what}: {error}") from error

@@ -1,0 +1,67 @@
+"""Hugging Face models from a hub name or a folder: safetensors only, no code from the hub unless the user asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.errors import ModelLayoutError, ModelLoadError
+from layerlens.models.layout import layout_for
+
+DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
+
+
+def load_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """The causal language model and tokenizer of a hub name or local folder, in evaluation mode.
+
+    Raises ModelLoadError where the files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error,
+    never a random number), ModelLayoutError where the architecture is not supported (before any weight is read).
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = str(name)
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    if device is not None and device_map is not None:
+        raise ModelLoadError("give either device or device_map, not both")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        source = str(path)
+    elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise ModelLoadError(f"{source}: no such folder")
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        layout_for(config)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except ModelLayoutError:
+        raise
+    except Exception as error:  # every way a checkpoint can be broken, told as one line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelLoadError(f"{source}: could not be loaded ({type(error).__name__}: {reason[:300]})") from error
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise ModelLoadError(f"{source}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}; the checkpoint is incomplete")
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), tokenizer

@@ -1,0 +1,195 @@
+"""Prompts from files, the hub or memory, as token ids ready to be analysed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from layerlens.errors import PromptError
+
+Record = Mapping[str, Any]
+
+PROMPT_COLUMNS = ("prompt", "messages", "text", "problem", "question")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text to analyse.
+
+    `token_ids[response_start:]` is the response; `response_start == len(token_ids)` is a prompt that still waits for one,
+    and 0 (the default) makes the whole text count as response.
+    """
+
+    token_ids: Sequence[int]
+    response_start: int = 0
+    id: str | None = None
+    ground_truth: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", tuple(int(token) for token in self.token_ids))
+        if not self.token_ids:
+            raise PromptError(f"sample {self.id or ''}: no tokens; a sample needs at least one")
+        if not 0 <= self.response_start <= len(self.token_ids):
+            raise PromptError(
+                f"sample {self.id or ''}: response_start must be in 0..{len(self.token_ids)}, got {self.response_start}"
+            )
+
+    @property
+    def has_response(self) -> bool:
+        return self.response_start < len(self.token_ids)
+
+
+def read_prompts(
+    source: str | Path | Iterable[str | Record],
+    model: Any,
+    *,
+    limit: int | None = None,
+    split: str = "test",
+    column: str | None = None,
+    chat: bool = True,
+    system: str | None = None,
+    enable_thinking: bool | None = None,
+) -> list[Sample]:
+    """Reads prompts, and responses where there are any, and tokenises them for a model.
+
+    Args:
+        source: a `.parquet` file (verl's layout is one: `prompt` a list of messages, `reward_model.ground_truth`), a `.jsonl`
+            file with `prompt` (a text or messages) or `messages` and an optional `response`, a `.txt` file with a prompt per
+            line, the name of a dataset on the hub, or texts and records in memory.
+        model: a LensModel, or a tokenizer.
+        limit: how many to read, from the start.
+        split: which split of a hub dataset.
+        column: where the prompt is; by default the first there is of prompt, messages, text, problem, question.
+        chat: whether to use the model's chat template where it has one. Without one, and with `chat=False`, a prompt is
+            tokenised as it stands (messages: their contents joined by blank lines).
+        system: a system message to put in front.
+        enable_thinking: passed to the chat template (Qwen3's switch) when not None.
+
+    Returns:
+        One Sample each, in order. A last message by the assistant counts as the response.
+
+    Raises:
+        PromptError: nothing to read, or a record without a prompt; says which and what it holds.
+    """
+    tokenizer = getattr(model, "tokenizer", model)
+    if tokenizer is None:
+        raise PromptError("reading prompts needs a tokenizer: wrap the model with one, or make Samples of token ids")
+    if limit is not None and limit < 1:
+        raise PromptError(f"limit must be at least 1, got {limit}")
+    template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    samples = []
+    for index, record in enumerate(islice(_records(source, split), limit)):
+        where = str(record.get("id", index))
+        messages, response = _conversation(record, column, where)
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+        prompt_ids = _prompt_ids(tokenizer, messages, chat, template)
+        response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
+        samples.append(Sample([*prompt_ids, *response_ids], len(prompt_ids), where, _ground_truth(record)))
+    if not samples:
+        raise PromptError(f"{source if isinstance(source, str | Path) else 'the prompt list'} holds no prompts")
+    return samples
+
+
+def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
+    if not isinstance(source, str | Path):
+        yield from ({"prompt": item} if isinstance(item, str) else item for item in source)
+        return
+    path = Path(source).expanduser()
+    if not path.is_file():
+        if path.suffix in READERS or path.is_absolute() or str(source).count("/") != 1 or path.exists():
+            raise PromptError(
+                f"{source}: no such prompt file (known are {', '.join(READERS)}; a hub dataset is named owner/name)"
+            )
+        yield from _hub_records(str(source), split)
+        return
+    if path.suffix not in READERS:
+        raise PromptError(f"{path}: unknown kind of prompt file; known are {', '.join(READERS)}")
+    yield from READERS[path.suffix](path)
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise PromptError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PromptError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        yield record if isinstance(record, dict) else {"prompt": record}
+
+
+def _text_records(path: Path) -> Iterator[Record]:
+    for _, line in _lines(path):
+        yield {"prompt": line}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: can not be read ({error})") from error
+
+
+READERS = {".parquet": _parquet_records, ".jsonl": _jsonl_records, ".txt": _text_records}
+
+
+def _hub_records(name: str, split: str) -> Iterator[Record]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise PromptError(f"{name}: reading a hub dataset needs `pip install layerlens[hub]` (there is no such file)") from error
+    try:
+        yield from datasets.load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # every way a download can fail, told as one line
+        reason = " ".join(str(error).split())[:200]
+        raise PromptError(f"{name}: no such file, and as a hub dataset it could not be read ({reason})") from error
+
+
+def _conversation(record: Record, column: str | None, where: str) -> tuple[list[Mapping[str, str]], str]:
+    """The messages of the prompt, and the response or an empty text."""
+    names = (column,) if column else PROMPT_COLUMNS
+    found = next((name for name in names if record.get(name) is not None), None)
+    if found is None:
+        raise PromptError(f"prompt {where} has none of the fields {', '.join(names)}; it has {', '.join(record) or 'none'}")
+    prompt = record[found]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) and "role" in m for m in messages):
+        raise PromptError(f"prompt {where}: {found!r} must be a text or a list of messages with role and content")
+    response = record.get("response") or ""
+    if not response and messages and messages[-1]["role"] == "assistant":
+        *messages, last = messages
+        response = last["content"]
+    if not any(message["content"].strip() for message in messages):
+        raise PromptError(f"prompt {where} is empty")
+    return messages, response
+
+
+def _prompt_ids(tokenizer: Any, messages: list[Mapping[str, str]], chat: bool, template: Mapping[str, Any]) -> list[int]:
+    if chat and tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+    return tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]  # type: ignore[no-any-return]
+
+
+def _ground_truth(record: Record) -> str | None:
+    reward = record.get("reward_model")
+    truth = reward.get("ground_truth") if isinstance(reward, Mapping) else record.get("ground_truth", record.get("answer"))
+    return None if truth is None else str(truth)

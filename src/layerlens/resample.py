@@ -1,0 +1,46 @@
+"""Means over samples and their bootstrap: the one source of every interval (DEFINITIONS, "Metrics")."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Array = np.ndarray
+
+
+def bootstrap_means(
+    sums: Float[Array, "samples *rest"],
+    counts: Float[Array, "samples *rest"],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Float[Array, "*rest"], Float[Array, "resamples *rest"]]:
+    """Σ sums / Σ counts over all samples, and over `resamples` draws of as many samples with replacement.
+
+    A mean per sample first has `counts` 0 or 1, a mean per token the number of tokens. Where nothing is counted the mean is
+    NaN. With fewer than two samples the resamples are NaN: one sample says nothing about its own spread.
+    """
+    n = len(sums)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        point = sums.sum(0) / counts.sum(0)
+        if n < 2:
+            return point, np.full((resamples, *point.shape), np.nan)
+        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+        means = (draws @ sums.reshape(n, -1)) / (draws @ counts.reshape(n, -1))
+    return point, means.reshape(resamples, *point.shape)
+
+
+def interval(
+    values: Float[Array, "resamples *rest"], level: float = LEVEL
+) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
+    """The percentile interval of resampled values; NaN resamples (a quantity that does not exist there) are left out."""
+    tail = (1 - level) / 2
+    missing = np.isnan(values)
+    if not missing.any():
+        low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+        return low, high
+    nothing = missing.all(axis=0)
+    low, high = np.nanquantile(np.where(nothing, 0.0, values), [tail, 1 - tail], axis=0)
+    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)

@@ -1,0 +1,135 @@
+"""A run on disk: run.json and one file per sample, each written whole or not at all.
+
+Processes that fill one folder claim batches by file locks, which the operating system drops when a process dies, so a
+killed one leaves nothing behind but samples that are done.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import xarray as xr
+from filelock import FileLock, Timeout
+
+from layerlens.errors import RunError
+from layerlens.results.manifest import FORMAT, require_same
+
+MANIFEST = "run.json"
+SAMPLES = "samples"
+LOCKS = ".locks"
+STALE_SECONDS = 3600
+"""A temporary file of this age was left by a process that was killed."""
+
+
+class RunFolder:
+    """The files of one run. Make one with `create` to write, or with the path of an existing one to read."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunFolder:
+        """Opens a folder for writing: a new one, or one that the same configuration has begun to fill.
+
+        Raises RunError where the folder belongs to another configuration, holds something else, or can not be written.
+        """
+        folder = cls(path)
+        with _told_plainly(folder.path):
+            if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / MANIFEST).exists() and not (folder.path / LOCKS).exists():
+                raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
+            (folder.path / SAMPLES).mkdir(parents=True, exist_ok=True)
+            (folder.path / LOCKS).mkdir(exist_ok=True)
+            for tmp in folder.path.rglob("*.tmp"):
+                if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
+                    tmp.unlink(missing_ok=True)
+            with FileLock(folder.path / LOCKS / "manifest"):
+                if (folder.path / MANIFEST).exists():
+                    require_same(manifest, folder.manifest(), str(folder.path))
+                else:
+                    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+                    _write_whole(folder.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        return folder
+
+    def manifest(self) -> dict[str, Any]:
+        """run.json, read. Raises RunError where there is none, or it is damaged or of another format."""
+        file = self.path / MANIFEST
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} holds no run ({MANIFEST} is missing); make one with `layerlens analyze --out {self.path}`") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} can not be read ({error})") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise RunError(f"{file} is not of format {FORMAT}, which this version of layerlens reads")
+        return manifest
+
+    def has(self, index: int) -> bool:
+        return self._sample(index).exists()
+
+    def done(self) -> list[int]:
+        """Numbers of the samples that are complete, in order."""
+        return sorted(int(file.stem) for file in (self.path / SAMPLES).glob("[0-9]*.nc"))
+
+    def write(self, index: int, sample: xr.Dataset) -> None:
+        """Keeps one sample, whole or not at all. Raises RunError where the disk is full or can not be written."""
+        with _told_plainly(self.path):
+            _write_whole(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
+
+    def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
+        """One sample, in memory; only the named variables if any are named."""
+        file = self._sample(index)
+        try:
+            with xr.open_dataset(file, engine="h5netcdf") as opened:
+                return (opened if variables is None else opened[variables]).load()
+        except KeyError as error:
+            raise RunError(f"{file} lacks {error}; it was not analysed with that metric") from error
+        except Exception as error:  # a damaged HDF5 file fails in many ways
+            raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
+
+    @contextmanager
+    def claim(self, batch: int) -> Iterator[bool]:
+        """Whether this process holds the batch; another living process may."""
+        with _told_plainly(self.path):
+            lock = FileLock(self.path / LOCKS / f"{batch:06d}")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _sample(self, index: int) -> Path:
+        return self.path / SAMPLES / f"{index:06d}.nc"
+
+
+def _write_whole(file: Path, write: Any) -> None:
+    tmp = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        write(tmp)
+        with tmp.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(tmp, file)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _told_plainly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"no space left on the disk of {path}; what is done is kept: free some and run the same command again") from error
+        raise RunError(f"{path} can not be written ({error.strerror or error})") from error

@@ -1,0 +1,226 @@
+"""The Run: everything that an analysis measured, labelled, with means and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from layerlens.errors import RunError, SelectionError
+from layerlens.resample import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.results.folder import RunFolder
+from layerlens.results.schema import join_samples
+from layerlens.types import METRIC_INFO, MODULE_SITES, Module, Norm, Rows, Weighting
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one analysis measured.
+
+    `data` is an xarray Dataset with dims `token` (all samples' rows one after another), `layer` (1...L), `site`; coords
+    `sample`, `position`, `token_id`, `token_text` and `in_response` on `token`; per sample `sample_id`, `sample_text` and
+    the matrices `similarity` and `cka`. `manifest` says what was run on what. DEFINITIONS.md says what each number means.
+    """
+
+    data: xr.Dataset
+    manifest: Mapping[str, Any]
+    path: Path | None = None
+
+    @property
+    def model(self) -> str:
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def norm(self) -> Norm:
+        return self.manifest["config"]["norm"]  # type: ignore[no-any-return]
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model, L."""
+        return int(self.manifest["model"]["n_layers"])
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were analysed, counted from 1."""
+        return [int(layer) for layer in self.data["layer"].values]
+
+    @property
+    def sites(self) -> list[str]:
+        return [str(site) for site in self.data["site"].values]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that are in `data`."""
+        return int(self.data.sizes["sample"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether all samples of the run are there."""
+        return self.n_samples == int(self.manifest["samples"]["count"])
+
+    def sample(self, which: int | str) -> xr.Dataset:
+        """The rows of one sample, by its number (from 0, as in `data["sample"]`) or its id."""
+        numbers, ids = self.data["sample_index"].values, self.data["sample_id"].values
+        place = np.flatnonzero(ids == which if isinstance(which, str) else numbers == which)
+        if len(place) == 0:
+            raise SelectionError(f"no sample {which!r}; there are {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
+        rows = np.flatnonzero(self.data["sample"].values == numbers[place[0]])
+        return self.data.isel(token=rows, sample=place[:1])
+
+    def entropy_change(self, module: Module) -> xr.DataArray:
+        """ΔS of a module at every token and layer: S(its output) - S(its input), nats."""
+        if module not in MODULE_SITES:
+            raise SelectionError(f"unknown module {module!r}: choose from {', '.join(MODULE_SITES)}")
+        before, after = MODULE_SITES[module]
+        entropy = self._variable("entropy")
+        lacking = [site for site in (before, after) if site not in self.sites]
+        if lacking:
+            raise SelectionError(f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them")
+        change = entropy.sel(site=after, drop=True) - entropy.sel(site=before, drop=True)
+        change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
+        return change.rename("entropy_change")
+
+    def values(self, name: str) -> xr.DataArray:
+        """A variable as it was measured, or one derived from it: `entropy_change` (all modules that the sites allow).
+
+        Raises SelectionError where the run does not hold it.
+        """
+        if name == "entropy_change":
+            modules = [m for m, sites in MODULE_SITES.items() if set(sites) <= set(self.sites)]
+            if not modules:
+                return self.entropy_change("ffn")  # raises, saying what is missing
+            return xr.concat([self.entropy_change(m) for m in modules], pd.Index(modules, name="module")).transpose("token", "layer", "module")
+        return self._variable(name)
+
+    def bootstrap(
+        self,
+        name: str,
+        *,
+        over: Weighting = "sample",
+        rows: Rows = "response",
+        drop_first: int = 0,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> tuple[xr.DataArray, xr.DataArray]:
+        """The mean of a variable over the data set, and its bootstrap over samples with a first dimension `resample`.
+
+        Args:
+            name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
+            over: weighting: "sample" (each sample's mean first) or "token" (all tokens alike, as the reference).
+            rows: "response", or "all" to count prompt rows too.
+            drop_first: how many first response rows of each sample to leave out; 2 starts at prompt_length + 1, as the reference.
+            resamples, seed: of the bootstrap.
+
+        Raises:
+            SelectionError: an unknown variable, or no row to average.
+        """
+        if over not in ("sample", "token"):
+            raise SelectionError(f"over must be 'sample' or 'token', got {over!r}")
+        if rows not in ("response", "all"):
+            raise SelectionError(f"rows must be 'response' or 'all', got {rows!r}")
+        values = self.values("logp_next" if name == "perplexity" else name)
+        keep = self._rows(rows, drop_first)
+        if "token" in values.dims:
+            sums, counts = self._sums(values, keep)
+            if over == "sample":
+                with np.errstate(invalid="ignore"):
+                    sums, counts = np.where(counts > 0, sums / counts, 0.0), (counts > 0).astype(np.float64)
+            dims = values.dims[1:]
+        else:
+            tokens = self._tokens_per_sample(keep) if over == "token" else np.ones(self.n_samples)
+            data = values.values.astype(np.float64)
+            known = ~np.isnan(data)
+            counts = known * tokens.reshape(-1, *[1] * (data.ndim - 1))
+            sums, dims = np.where(known, data, 0.0) * counts, values.dims[1:]
+        point, means = bootstrap_means(sums, counts.astype(np.float64), resamples, seed)
+        if name == "perplexity":
+            point, means = np.exp(-point), np.exp(-means)
+        coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
+        long_name, units = METRIC_INFO[name]
+        attrs = {"long_name": f"mean {long_name}", "units": units, "over": over, "rows": rows, "drop_first": drop_first, "samples": self.n_samples}
+        return (
+            xr.DataArray(point, coords, dims, name=name, attrs=attrs),
+            xr.DataArray(means, coords, ("resample", *dims), name=name, attrs=attrs),
+        )
+
+    def mean(
+        self,
+        name: str,
+        *,
+        over: Weighting = "sample",
+        rows: Rows = "response",
+        drop_first: int = 0,
+        level: float = LEVEL,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Mean of a variable with its bootstrap interval over samples: a Dataset of `mean`, `low` and `high`.
+
+        Arguments as in `bootstrap`; `level` is the interval's. With one sample `low` and `high` are NaN.
+        """
+        point, means = self.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
+        low, high = interval(means.values, level)
+        return xr.Dataset(
+            {"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level}
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table: one row per token, layer and site, one column per metric that has them."""
+        names = [str(name) for name, v in self.data.data_vars.items() if v.dims == ("token", "layer", "site")]
+        frame = self.data[names].to_dataframe(dim_order=["token", "layer", "site"]).reset_index()
+        coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "layer", "site"]
+        return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
+
+    def _variable(self, name: str) -> xr.DataArray:
+        if name not in self.data.data_vars:
+            raise SelectionError(f"the run of {self.model} has no {name!r}; it has {', '.join(map(str, self.data.data_vars))}")
+        return self.data[name]
+
+    def _rows(self, rows: Rows, drop_first: int) -> np.ndarray:
+        response = self.data["in_response"].values.astype(bool)
+        keep = np.ones_like(response) if rows == "all" else response.copy()
+        if drop_first:
+            sample = self.data["sample"].values
+            for number in np.unique(sample):
+                keep[np.flatnonzero((sample == number) & response)[:drop_first]] = False
+        if not keep.any():
+            raise SelectionError(
+                f"the run of {self.model} has no response rows to average; sample responses (generate=) or ask for rows='all'"
+            )
+        return keep
+
+    def _segments(self) -> np.ndarray:
+        """Where each sample's rows begin."""
+        return np.searchsorted(self.data["sample"].values, self.data["sample_index"].values)
+
+    def _tokens_per_sample(self, keep: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(keep.astype(np.float64), self._segments())
+
+    def _sums(self, values: xr.DataArray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = self._segments()
+        data = values.values.astype(np.float64)
+        use = keep.reshape(-1, *[1] * (data.ndim - 1)) & ~np.isnan(data)
+        return np.add.reduceat(np.where(use, data, 0.0), starts, axis=0), np.add.reduceat(use.astype(np.float64), starts, axis=0)
+
+
+def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
+    """Opens a run folder, with the samples that are done so far (`Run.complete` says whether these are all).
+
+    Args:
+        path: a folder made by `analyze(..., out=path)`.
+        variables: which variables to read, all by default; a long run's are large.
+
+    Raises:
+        RunError: no such run, nothing in it yet, or a damaged file.
+    """
+    folder = RunFolder(path)
+    manifest = folder.manifest()
+    done = folder.done()
+    if not done:
+        raise RunError(f"{folder.path}: no sample is finished yet; run the same `layerlens analyze` again to fill it")
+    return Run(join_samples([folder.read(index, variables) for index in done]), manifest, folder.path)

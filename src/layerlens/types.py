@@ -1,0 +1,88 @@
+"""The vocabulary that every room shares: sites, norm conventions, modules, and the metrics with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar, get_args
+
+from layerlens.errors import SelectionError
+
+Site = Literal["resid_pre", "attn_in", "attn_out", "resid_mid", "ffn_in", "ffn_out", "resid_post"]
+Norm = Literal["none", "final"]
+Module = Literal["attn", "ffn", "layer"]
+Weighting = Literal["sample", "token"]
+Rows = Literal["response", "all"]
+
+SITES: tuple[Site, ...] = get_args(Site)
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+MODULE_SITES: dict[Module, tuple[Site, Site]] = {
+    "attn": ("attn_in", "attn_out"),
+    "ffn": ("ffn_in", "ffn_out"),
+    "layer": ("resid_pre", "resid_post"),
+}
+"""Which two sites a module's entropy change compares: S(second) - S(first)."""
+
+STREAM_SITES: dict[Module, tuple[Site, Site]] = {"attn": ("attn_out", "resid_pre"), "ffn": ("ffn_out", "resid_mid")}
+"""Which two sites a module's stream cosine compares."""
+
+READOUT_METRICS = ("entropy", "logp_next", "kl_to_final", "agrees")
+"""Metrics decoded through the vocabulary, one value per token, layer and site."""
+
+STATE_METRICS = ("similarity", "stream_cosine")
+"""Metrics computed on hidden states alone."""
+
+METRICS = READOUT_METRICS + STATE_METRICS
+
+METRIC_INFO: dict[str, tuple[str, str]] = {
+    "entropy": ("entropy of the internal policy", "nats"),
+    "logp_next": ("log-probability of the next token", "nats"),
+    "kl_to_final": ("KL divergence to the final policy", "nats"),
+    "kl_from_layer": ("KL divergence from the reference layer's policy", "nats"),
+    "agrees": ("agreement with the final policy's argmax", "share of tokens"),
+    "perplexity": ("perplexity of the next token", "1"),
+    "entropy_change": ("entropy change of the module", "nats"),
+    "similarity": ("cosine similarity of the residual stream", "1"),
+    "cka": ("debiased linear CKA of the residual stream", "1"),
+    "stream_cosine": ("cosine between a module's output and the stream it writes to", "1"),
+    "top_ids": ("most likely token ids", "1"),
+    "top_probs": ("probabilities of the most likely tokens", "1"),
+}
+"""Long name and unit of every variable, as DEFINITIONS gives them."""
+
+
+def resolve_sites(sites: str | Iterable[str]) -> tuple[Site, ...]:
+    """`"all"`, one name or several, as a tuple in the order the data flows. Raises SelectionError on an unknown one."""
+    return _resolve("site", sites, SITES)
+
+
+def resolve_metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
+    """`"all"`, one name or several, as a tuple in the standard order. Raises SelectionError on an unknown one."""
+    return _resolve("metric", metrics, METRICS)
+
+
+def resolve_norm(norm: str) -> Norm:
+    """The norm convention, checked. Raises SelectionError on an unknown one."""
+    return _resolve("norm", norm, NORMS)[0]
+
+
+def resolve_layers(layers: str | Iterable[int] | int, n_layers: int) -> tuple[int, ...]:
+    """`"all"`, one layer or several (1...L), sorted. Raises SelectionError on a layer that the model lacks."""
+    if layers == "all":
+        return tuple(range(1, n_layers + 1))
+    wanted = {layers} if isinstance(layers, int) else set(layers)  # type: ignore[arg-type]
+    wrong = sorted(layer for layer in wanted if not isinstance(layer, int) or not 1 <= layer <= n_layers)
+    if wrong or not wanted:
+        raise SelectionError(f"layers must be in 1..{n_layers} (counted from 1), got {wrong or 'none'}")
+    return tuple(sorted(wanted))  # type: ignore[arg-type]
+
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def _resolve(kind: str, wanted: str | Iterable[str], known: tuple[_Name, ...]) -> tuple[_Name, ...]:
+    names = known if wanted == "all" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise SelectionError(f"unknown {kind} {', '.join(map(repr, unknown)) or '(none given)'}: choose from {', '.join(known)}")
+    return tuple(name for name in known if name in names)
