@@ -56,7 +56,7 @@ class Plan:
 class _Batch:
     """Token ids padded on the right, and which of the padded rows are wanted."""
 
-    def __init__(self, ids: Sequence[Int[Tensor, " seq"]], keep: Sequence[Int[Tensor, " rows"]], names: Sequence[str]):
+    def __init__(self, ids: Sequence[Int[Tensor, " _"]], keep: Sequence[Int[Tensor, " _"]], names: Sequence[str]):
         self.ids = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
         self.keep, self.names = list(keep), list(names)
         width = self.ids.shape[1]
@@ -80,8 +80,8 @@ class _Batch:
 @torch.inference_mode()
 def measure_batch(
     model: LensModel,
-    ids: Sequence[Int[Tensor, " seq"]],
-    keep: Sequence[Int[Tensor, " rows"]],
+    ids: Sequence[Int[Tensor, " _"]],
+    keep: Sequence[Int[Tensor, " _"]],
     plan: Plan,
     names: Sequence[str],
 ) -> list[dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from layerlens.decode.readout import Logits, readout
+from layerlens.decode.streamed import Logits, readout
 from layerlens.errors import PromptError
 from layerlens.types import Norm, Site
 

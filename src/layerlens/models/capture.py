@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ class EnoughSeen(Exception):
 
 @contextmanager
 def capture(
-    blocks: Sequence[nn.Module], layout: Layout, places: Iterable[Place], on_state: OnState
+    blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_state: OnState
 ) -> Iterator[None]:
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, SelectionError
 from layerlens.results.manifest import FORMAT, require_same
 
 MANIFEST = "run.json"
@@ -88,9 +88,12 @@ class RunFolder:
         file = self._sample(index)
         try:
             with xr.open_dataset(file, engine="h5netcdf") as opened:
-                return (opened if variables is None else opened[variables]).load()
-        except KeyError as error:
-            raise RunError(f"{file} lacks {error}; it was not analysed with that metric") from error
+                lacking = sorted(set(variables or ()) - set(map(str, opened.data_vars)))
+                if lacking:
+                    raise SelectionError(f"{file} has no {', '.join(lacking)}; it has {', '.join(map(str, opened.data_vars))}")
+                return (opened if variables is None else opened.drop_vars(set(opened.data_vars) - set(variables))).load()
+        except SelectionError:
+            raise
         except Exception as error:  # a damaged HDF5 file fails in many ways
             raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
 

@@ -80,7 +80,7 @@ class _Policy:
         self.r = self.shift.exp()
         self.y = x.sub_(m[:, None])
         self.e = self.y.exp()
-        self.A = self.r * (self.A + self.S * self.shift) + torch.linalg.vecdot(self.e, self.y)
+        self.A = self.r * (self.A + self.S * self.shift) + (self.e * self.y).sum(-1)
         self.S = self.r * self.S + self.e.sum(-1)
         self.m = m
 
@@ -99,17 +99,14 @@ class _Divergence:
     def update(self) -> None:
         """Adds the chunk that both sides have just taken in: D = Σ e_p (y_p - y_q), shifted like S and A."""
         one, many = self.single, self.stacked
-        rows, chunk = one.y.shape
-        wide = (-1, rows, chunk)
+        wide = (-1, *one.y.shape)
         if self.forward:  # p stacked, q single
-            cross = torch.einsum("src,rc->sr", many.e.view(wide), one.y)
-            own = torch.linalg.vecdot(many.e, many.y).view(-1, rows)
+            added = (many.e.view(wide) * (many.y.view(wide) - one.y)).sum(-1)
             p_shift, q_shift, p_r, p_S = many.shift, self._spread(one.shift), many.r, many.S_before
         else:
-            cross = torch.einsum("rc,src->sr", one.e, many.y.view(wide))
-            own = torch.linalg.vecdot(one.e, one.y)
+            added = (one.e * (one.y - many.y.view(wide))).sum(-1)
             p_shift, q_shift, p_r, p_S = self._spread(one.shift), many.shift, self._spread(one.r), self._spread(one.S_before)
-        self.D = p_r * (self.D + p_S * (p_shift - q_shift)) + (own - cross).reshape(-1)
+        self.D = p_r * (self.D + p_S * (p_shift - q_shift)) + added.reshape(-1)
 
     def value(self) -> Float[Tensor, " rows"]:
         one, many = self.single, self.stacked

@@ -1,0 +1,70 @@
+"""Peak memory of analysing one long text at every layer and site, on a random model of Qwen3-0.6B's exact shape.
+
+    python benchmarks/memory.py --tokens 4096 --threads 1
+
+Prints one JSON object: the memory of the process once the weights are there, the peak while analysing (the kernel's own
+high-water mark, Linux only), their difference, and the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import layerlens as ll
+
+SHAPE = {
+    "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960, "tie_word_embeddings": True, "rope_theta": 1e6,
+}  # fmt: skip
+
+
+def memory(field: str) -> float:
+    """A line of this process's memory in /proc, MiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith(field)).split()[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE)).eval()
+    torch.set_default_dtype(torch.float32)
+    lens = ll.LensModel.wrap(model, name="random Qwen3-0.6B")
+    sample = ll.Sample(torch.randint(0, SHAPE["vocab_size"], (args.tokens,)).tolist())
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    weights = memory("VmRSS")
+    start = time.perf_counter()
+    run = ll.analyze(lens, [sample])
+    seconds = time.perf_counter() - start
+    peak = memory("VmHWM")
+    json.dump(
+        {
+            "tokens": args.tokens, "layers": run.n_layers, "sites": len(run.sites), "metrics": run.manifest["config"]["metrics"],
+            "dtype": args.dtype, "threads": args.threads, "seed": args.seed, "with_weights_mib": round(weights), "peak_mib": round(peak),
+            "over_weights_mib": round(peak - weights), "seconds": round(seconds, 1), "tokens_per_second": round(args.tokens / seconds, 2),
+            "machine": platform.machine(), "torch": torch.__version__, "python": platform.python_version(),
+        },
+        sys.stdout, indent=2,
+    )  # fmt: skip
+    print()
+
+
+if __name__ == "__main__":
+    main()

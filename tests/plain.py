@@ -1,0 +1,98 @@
+"""The definitions once more, written as plainly as possible: float64, whole logits, the model's own modules called by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from layerlens.types import MODULE_SITES
+
+
+@torch.no_grad()
+def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tensor]:
+    """Every (layer, site) to [seq, d], computed in float64 by walking through the blocks."""
+    net = copy.deepcopy(model).double()
+    net.config._attn_implementation = "eager"
+    decoder, tokens = net.model, torch.tensor([ids])
+    h = decoder.embed_tokens(tokens)
+    position = torch.arange(len(ids))[None]
+    rope = decoder.rotary_emb(h, position)
+    mask = torch.full((len(ids), len(ids)), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+    states = {}
+    for layer, block in enumerate(decoder.layers, 1):
+        attn_in = block.input_layernorm(h)
+        attn_out = block.self_attn(hidden_states=attn_in, position_embeddings=rope, attention_mask=mask, position_ids=position)[0]
+        mid = h + attn_out
+        ffn_in = block.post_attention_layernorm(mid)
+        ffn_out = block.mlp(ffn_in)
+        sites = {
+            "resid_pre": h, "attn_in": attn_in, "attn_out": attn_out, "resid_mid": mid, "ffn_in": ffn_in, "ffn_out": ffn_out, "resid_post": mid + ffn_out,
+        }  # fmt: skip
+        states |= {(layer, site): value[0] for site, value in sites.items()}
+        h = mid + ffn_out
+    return states
+
+
+@torch.no_grad()
+def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -> dict[str, Tensor]:
+    """Every metric of DEFINITIONS: [seq, layer, site] for those of the readout, float64."""
+    net = copy.deepcopy(model).double()
+    states = plain_states(model, ids)
+    n_layers = max(layer for layer, _ in states)
+    sites = list(dict.fromkeys(site for _, site in states))
+
+    def log_policy(h: Tensor, how: str) -> Tensor:
+        return net.lm_head(net.model.norm(h) if how == "final" else h).log_softmax(-1)
+
+    final = log_policy(states[n_layers, "resid_post"], "final")
+    anchor = log_policy(states[reference, "resid_post"], norm)
+    out: dict[str, list[Tensor]] = {}
+    for layer in range(1, n_layers + 1):
+        for site in sites:
+            logp = log_policy(states[layer, site], norm)
+            p = logp.exp()
+            following = torch.full((len(ids),), float("nan"), dtype=torch.float64)
+            following[:-1] = logp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            values = {
+                "entropy": -(p * logp).sum(-1),
+                "logp_next": following,
+                "kl_to_final": (p * (logp - final)).sum(-1),
+                "kl_from_layer": (anchor.exp() * (anchor - logp)).sum(-1),
+                "agrees": (logp.argmax(-1) == final.argmax(-1)).double(),
+                "top_probs": p.sort(-1, descending=True).values[:, :5],
+            }
+            for name, value in values.items():
+                out.setdefault(name, []).append(value)
+    metrics = {name: torch.stack(v, 1).reshape(len(ids), n_layers, len(sites), *v[0].shape[1:]) for name, v in out.items()}
+    entropy = metrics["entropy"]
+    change = {m: entropy[:, :, sites.index(b)] - entropy[:, :, sites.index(a)] for m, (a, b) in MODULE_SITES.items()}
+    metrics["entropy_change"] = torch.stack([change[m] for m in MODULE_SITES], -1)
+    cosine = torch.nn.functional.cosine_similarity
+    metrics["stream_cosine"] = torch.stack(
+        [
+            torch.stack([cosine(states[layer, f"{m}_out"], states[layer, s], dim=-1) for m, s in (("attn", "resid_pre"), ("ffn", "resid_mid"))], -1)
+            for layer in range(1, n_layers + 1)
+        ],
+        1,
+    )
+    streams = [states[layer, "resid_post"] for layer in range(1, n_layers + 1)]
+    metrics["similarity"] = torch.stack([torch.stack([cosine(a, b, dim=-1).mean() for b in streams]) for a in streams])
+    metrics["cka"] = torch.stack([torch.stack([_cka(a, b) for b in streams]) for a in streams])
+    return metrics
+
+
+def _cka(x: Tensor, y: Tensor) -> Tensor:
+    return _hsic(x, y) / (_hsic(x, x) * _hsic(y, y)).sqrt()
+
+
+def _hsic(x: Tensor, y: Tensor) -> Tensor:
+    """The unbiased estimator as Song et al. 2012 print it."""
+    n = len(x)
+    k, m = x @ x.T, y @ y.T
+    k, m = k - k.diag().diag(), m - m.diag().diag()
+    ones = torch.ones(n, 1, dtype=x.dtype)
+    inner = ones.T @ k @ m @ ones
+    outer = (ones.T @ k @ ones) * (ones.T @ m @ ones)
+    return ((k @ m).trace() + outer / ((n - 1) * (n - 2)) - 2 / (n - 2) * inner).squeeze() / (n * (n - 3))
