@@ -22,9 +22,17 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import layerlens as ll
 
 SHAPE = {
-    "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960, "tie_word_embeddings": True, "rope_theta": 1e6,
-}  # fmt: skip
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+}
 
 
 def memory(field: str) -> float:
@@ -56,13 +64,25 @@ def main() -> None:
     peak = memory("VmHWM")
     json.dump(
         {
-            "tokens": args.tokens, "layers": run.n_layers, "sites": len(run.sites), "metrics": run.manifest["config"]["metrics"],
-            "dtype": args.dtype, "threads": args.threads, "seed": args.seed, "with_weights_mib": round(weights), "peak_mib": round(peak),
-            "over_weights_mib": round(peak - weights), "seconds": round(seconds, 1), "tokens_per_second": round(args.tokens / seconds, 2),
-            "machine": platform.machine(), "torch": torch.__version__, "python": platform.python_version(),
+            "tokens": args.tokens,
+            "layers": run.n_layers,
+            "sites": len(run.sites),
+            "metrics": run.manifest["config"]["metrics"],
+            "dtype": args.dtype,
+            "threads": args.threads,
+            "seed": args.seed,
+            "with_weights_mib": round(weights),
+            "peak_mib": round(peak),
+            "over_weights_mib": round(peak - weights),
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(args.tokens / seconds, 2),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
         },
-        sys.stdout, indent=2,
-    )  # fmt: skip
+        sys.stdout,
+        indent=2,
+    )
     print()
 
 

@@ -50,7 +50,9 @@ def make_run(
         response = np.arange(n) >= n // 4 - 1
         response[-1] = False
         sim = np.exp(-np.abs(depth[:, None] - depth[None]) * 2)
-        cosine = np.stack([np.linspace(-0.1, 0.4, n_layers), np.linspace(0.3, -0.3, n_layers)], -1) + 0.1 * rng.standard_normal((n, n_layers, 2))
+        cosine = np.stack([np.linspace(-0.1, 0.4, n_layers), np.linspace(0.3, -0.3, n_layers)], -1) + 0.1 * rng.standard_normal(
+            (n, n_layers, 2)
+        )
         values = {
             "entropy": entropy.astype(np.float32),
             "logp_next": (-entropy * 1.2).astype(np.float32),
@@ -61,11 +63,23 @@ def make_run(
             "stream_cosine": cosine.astype(np.float32),
         }
         result = SampleResult(
-            index, f"s{index}", np.arange(n), ids, [words[i] for i in ids], response, range(1, n_layers + 1), SITES,
-            ("attn", "ffn"), "".join(words[i] for i in ids), "7", values,
-        )  # fmt: skip
+            index,
+            f"s{index}",
+            np.arange(n),
+            ids,
+            [words[i] for i in ids],
+            response,
+            range(1, n_layers + 1),
+            SITES,
+            ("attn", "ffn"),
+            "".join(words[i] for i in ids),
+            "7",
+            values,
+        )
         datasets.append(sample_dataset(result, attrs))
     manifest = make_manifest(
-        {"name": name, "n_layers": n_layers, "architecture": name.split("-")[0]}, {"norm": norm, "temperature": 1.0}, {"count": samples, "digest": "0"}
+        {"name": name, "n_layers": n_layers, "architecture": name.split("-")[0]},
+        {"norm": norm, "temperature": 1.0},
+        {"count": samples, "digest": "0"},
     )
     return Run(join_samples(datasets), manifest)

@@ -28,8 +28,14 @@ def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tens
         ffn_in = block.post_attention_layernorm(mid)
         ffn_out = block.mlp(ffn_in)
         sites = {
-            "resid_pre": h, "attn_in": attn_in, "attn_out": attn_out, "resid_mid": mid, "ffn_in": ffn_in, "ffn_out": ffn_out, "resid_post": mid + ffn_out,
-        }  # fmt: skip
+            "resid_pre": h,
+            "attn_in": attn_in,
+            "attn_out": attn_out,
+            "resid_mid": mid,
+            "ffn_in": ffn_in,
+            "ffn_out": ffn_out,
+            "resid_post": mid + ffn_out,
+        }
         states |= {(layer, site): value[0] for site, value in sites.items()}
         h = mid + ffn_out
     return states
@@ -72,7 +78,9 @@ def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -
     cosine = torch.nn.functional.cosine_similarity
     metrics["stream_cosine"] = torch.stack(
         [
-            torch.stack([cosine(states[layer, f"{m}_out"], states[layer, s], dim=-1) for m, s in (("attn", "resid_pre"), ("ffn", "resid_mid"))], -1)
+            torch.stack(
+                [cosine(states[layer, f"{m}_out"], states[layer, s], dim=-1) for m, s in (("attn", "resid_pre"), ("ffn", "resid_mid"))], -1
+            )
             for layer in range(1, n_layers + 1)
         ],
         1,

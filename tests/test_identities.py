@@ -9,7 +9,7 @@ import torch
 import layerlens as ll
 from layerlens.types import NORMS, SITES
 from tests.plain import plain_metrics
-from tests.tiny import tiny_model, random_ids
+from tests.tiny import random_ids, tiny_model
 
 REFERENCE = 2
 

@@ -6,9 +6,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
     Qwen3ForCausalLM,
-)  # fmt: skip
+)
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
 CLASSES = {
@@ -24,14 +31,27 @@ TEMPLATE = (
 )
 
 
-def tiny_model(architecture: str = "qwen3", *, tied: bool = False, layers: int = 4, seed: int = 0, context: int = 128, **more: object) -> nn.Module:
+def tiny_model(
+    architecture: str = "qwen3", *, tied: bool = False, layers: int = 4, seed: int = 0, context: int = 128, **more: object
+) -> nn.Module:
     """A random model in float32 with norm weights away from one, so that a forgotten norm shows, and sharp enough logits."""
     config_class, model_class = CLASSES[architecture]
     sizes = {"head_dim": 8} if architecture in ("qwen3", "mistral") else {}
     config = config_class(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=context, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes, **more,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **sizes,
+        **more,
+    )
     generator = torch.Generator().manual_seed(seed)
     model = model_class(config).eval()
     with torch.no_grad():

@@ -89,9 +89,15 @@ def analyze(
         if silent is not None:
             raise PromptError(f"prompt {_name(silent, chosen[silent])} has no response token to decode; pass generate= or rows='all'")
     plan = Plan(
-        sites=resolve_sites(sites), layers=resolve_layers(layers, model.n_layers), metrics=resolve_metrics(metrics), norm=resolve_norm(norm),
-        rows=rows, temperature=temperature, kl_from_layer=kl_from_layer, top_k=top_k,
-    )  # fmt: skip
+        sites=resolve_sites(sites),
+        layers=resolve_layers(layers, model.n_layers),
+        metrics=resolve_metrics(metrics),
+        norm=resolve_norm(norm),
+        rows=rows,
+        temperature=temperature,
+        kl_from_layer=kl_from_layer,
+        top_k=top_k,
+    )
     job = _Job(model, chosen, plan, generate, batch_tokens)
     if out is None:
         with progress_bar(f"analysing {model.name}", len(chosen), "tokens", progress) as advance:
@@ -167,23 +173,31 @@ class _Job:
             yield sample_dataset(self._result(index, sample, rows, values), self._attrs())
 
     def manifest(self) -> dict[str, Any]:
-        model, config = self.model, getattr(self.model.parts.model, "config", None)
+        model, config = self.model, self.model.parts.model.config
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}\n".encode())
         return make_manifest(
             model={
-                "name": model.name, "revision": model.revision, "fingerprint": model.fingerprint, "architecture": config.model_type,
-                "dtype": str(model.parts.dtype).removeprefix("torch."), "n_layers": model.n_layers,
-                "d_model": model.parts.unembedding.shape[1], "vocabulary": model.parts.unembedding.shape[0],
+                "name": model.name,
+                "revision": model.revision,
+                "fingerprint": model.fingerprint,
+                "architecture": config.model_type,
+                "dtype": str(model.parts.dtype).removeprefix("torch."),
+                "n_layers": model.n_layers,
+                "d_model": model.parts.unembedding.shape[1],
+                "vocabulary": model.parts.unembedding.shape[0],
             },
             config={
-                **asdict(self.plan), "sites": list(self.plan.sites), "layers": list(self.plan.layers), "metrics": list(self.plan.metrics),
+                **asdict(self.plan),
+                "sites": list(self.plan.sites),
+                "layers": list(self.plan.layers),
+                "metrics": list(self.plan.metrics),
                 "generate": asdict(self.generate) if self.generate else None,
             },
             samples={"count": len(self.samples), "digest": digest.hexdigest()[:16]},
             batch_tokens=self.batch_tokens,
-        )  # fmt: skip
+        )
 
     def _attrs(self) -> Mapping[str, Any]:
         attrs = {"model": self.model.name, "norm": self.plan.norm, "temperature": self.plan.temperature, "rows": self.plan.rows}
@@ -198,10 +212,19 @@ class _Job:
         tokenizer = self.model.tokenizer
         text = [str(i) for i in ids] if tokenizer is None else [tokenizer.decode([i]) for i in ids.tolist()]
         return SampleResult(
-            index=index, id=_name(index, sample), position=rows.numpy(), token_id=ids, token_text=text,
-            in_response=_in_response(sample)[rows].numpy(), layers=self.plan.layers, sites=self.plan.sites, modules=self.plan.modules,
-            text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids)), ground_truth=sample.ground_truth or "", values=values,
-        )  # fmt: skip
+            index=index,
+            id=_name(index, sample),
+            position=rows.numpy(),
+            token_id=ids,
+            token_text=text,
+            in_response=_in_response(sample)[rows].numpy(),
+            layers=self.plan.layers,
+            sites=self.plan.sites,
+            modules=self.plan.modules,
+            text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids)),
+            ground_truth=sample.ground_truth or "",
+            values=values,
+        )
 
 
 def _name(index: int, sample: Sample) -> str:

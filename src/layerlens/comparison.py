@@ -68,8 +68,12 @@ def _row(run: Run, rule: Rule, zero: PhaseRule, level: float, settings: dict[str
         measures["exploration_end"] = np.where(explored > 0, explored, np.nan)
         measures["integration_end"] = np.where(integrated > explored, integrated, np.nan)
     row: dict[str, Any] = {
-        "model": run.model, "architecture": run.manifest["model"].get("architecture"), "norm": run.norm, "samples": run.n_samples, "layers": depth,
-    }  # fmt: skip
+        "model": run.model,
+        "architecture": run.manifest["model"].get("architecture"),
+        "norm": run.norm,
+        "samples": run.n_samples,
+        "layers": depth,
+    }
     for name, values in measures.items():
         low, high = interval(values[1:, None], level)
         row |= {name: values[0], f"{name}_low": low[0], f"{name}_high": high[0]}

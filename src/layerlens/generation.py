@@ -55,9 +55,7 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]
         return scores.float().log_softmax(-1) - noise.log()
 
 
-def generate_responses(
-    model: LensModel, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]
-) -> list[Sample]:
+def generate_responses(model: LensModel, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[Sample]:
     """Samples with a response each, drawn in one batch; a sample that has one is left as it is.
 
     The response keeps its end-of-sequence token. `numbers` tell the samples' random streams apart, so that a prompt that
@@ -99,7 +97,7 @@ def generate_responses(
 
 def require_room(model: LensModel, samples: Sequence[Sample], new_tokens: int = 0) -> None:
     """Raises PromptError for the first sample that, with `new_tokens` more, outgrows the model's context or vocabulary."""
-    context, vocab = model.parts.context, model.parts.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    context, vocab = model.parts.context, model.parts.model.get_input_embeddings().weight.shape[0]
     for index, sample in enumerate(samples):
         where = f"prompt {sample.id or index}"
         if context is not None and len(sample.token_ids) + new_tokens > context:

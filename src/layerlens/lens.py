@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +78,7 @@ class LensModel:
         """N(h) of DEFINITIONS: the states themselves for "none", the model's final norm of them for "final"."""
         return states if norm == "none" else self.parts.normed(states)
 
-    def forward(
-        self, ids: Int[Tensor, "batch seq"], places: Sequence[Place], on_state: OnState, cache: Any = None
-    ) -> None:
+    def forward(self, ids: Int[Tensor, "batch seq"], places: Sequence[Place], on_state: OnState, cache: Any = None) -> None:
         """Runs the blocks on token ids, calling `on_state(layer, site, states)` at each place, in the order the data flows.
 
         Stops after the last place: later blocks and the unembedding do not run. Attention is causal and without a mask, so
@@ -93,11 +91,8 @@ class LensModel:
             if (layer, site) == last:
                 raise EnoughSeen
 
-        with self.evaluating(), capture(self.parts.blocks, self.parts.layout, places, seen):
-            try:
-                self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
-            except EnoughSeen:
-                pass
+        with self.evaluating(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(EnoughSeen):
+            self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
 
     def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
         """The internal policy at a layer (1...L) and site; at the last layer's `resid_post` with `norm="final"` the model's own."""
@@ -148,7 +143,11 @@ def load(
     """
     model, tokenizer = load_pretrained(
         bundled_model(str(name)) or name,
-        revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
     shown = str(name) if not Path(name).is_dir() else Path(name).resolve().name
     return LensModel.wrap(model, tokenizer, name=shown, check=check)

@@ -95,7 +95,11 @@ def measure_batch(
     parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
     if "similarity" in plan.metrics:
         for number, part in enumerate(parts):
-            windows = [held[:, batch.cuts[number] : batch.cuts[number + 1]]] if held is not None else _windows(model, ids[number], keep[number], plan)
+            windows = (
+                [held[:, batch.cuts[number] : batch.cuts[number + 1]]]
+                if held is not None
+                else _windows(model, ids[number], keep[number], plan)
+            )
             part |= _similarity(windows, len(keep[number]))
     return parts
 
@@ -130,7 +134,9 @@ def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tens
     asked: set[Place] = {(layer, site) for layer in plan.layers for site in plan.sites} if decoding else set()
     # H^(l-1) leaves one block and enters the next: it is decoded once
     twins: dict[Place, Place] = {
-        (layer, "resid_pre"): (layer - 1, "resid_post") for layer, site in asked if site == "resid_pre" and (layer - 1, "resid_post") in asked
+        (layer, "resid_pre"): (layer - 1, "resid_post")
+        for layer, site in asked
+        if site == "resid_pre" and (layer - 1, "resid_post") in asked
     }
     decode = asked - twins.keys()
     streams = {(layer, site) for layer in plan.layers for module in plan.modules for site in STREAM_SITES[module]}
@@ -203,14 +209,16 @@ class _Sink:
             raise ReadoutError(
                 f"layer {layer}, {site}: NaN or infinite logits at {self.batch.whose(error.row)}, so the state has no policy; "
                 "try another dtype (bfloat16 or float32 in place of float16), or check the weights",
-                error.stack, error.row,
-            ) from error  # fmt: skip
+                error.stack,
+                error.row,
+            ) from error
         for stack, ((layer, site), _) in enumerate(self.waiting):
             at = self._place(layer, site)
             for name in self.plan.decoded:
                 self.values[name][at] = getattr(read, FIELDS[name])[stack].cpu().numpy()
             if self.plan.top_k:
-                assert read.top_ids is not None and read.top_probs is not None
+                assert read.top_ids is not None
+                assert read.top_probs is not None
                 self.values["top_ids"][at] = read.top_ids[stack].cpu().numpy()
                 self.values["top_probs"][at] = read.top_probs[stack].cpu().numpy()
         self.waiting.clear()
@@ -246,7 +254,11 @@ def _windows(model: LensModel, ids: Tensor, keep: Tensor, plan: Plan) -> Iterato
     """The residual states of a text too long to hold, one forward pass per window of its rows."""
     device = model.parts.unembedding.device
     places: list[Place] = [(layer, "resid_post") for layer in plan.layers]
-    for rows in keep.split(_window(model, plan)):
+    for rows in torch.split(keep, _window(model, plan)):
         kept: list[Tensor] = []
-        model.forward(ids[None], places, lambda _layer, _site, states: kept.append(states[0, rows.to(states.device)].to(device, torch.float32)))  # noqa: B023
+
+        def keep_rows(_layer: int, _site: Site, states: Tensor, rows: Tensor = rows, kept: list[Tensor] = kept) -> None:
+            kept.append(states[0, rows.to(states.device)].to(device, torch.float32))
+
+        model.forward(ids[None], places, keep_rows)
         yield torch.stack(kept)

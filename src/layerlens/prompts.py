@@ -34,9 +34,7 @@ class Sample:
         if not self.token_ids:
             raise PromptError(f"sample {self.id or ''}: no tokens; a sample needs at least one")
         if not 0 <= self.response_start <= len(self.token_ids):
-            raise PromptError(
-                f"sample {self.id or ''}: response_start must be in 0..{len(self.token_ids)}, got {self.response_start}"
-            )
+            raise PromptError(f"sample {self.id or ''}: response_start must be in 0..{len(self.token_ids)}, got {self.response_start}")
 
     @property
     def has_response(self) -> bool:
@@ -102,9 +100,7 @@ def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterato
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in READERS or path.is_absolute() or str(source).count("/") != 1 or path.exists():
-            raise PromptError(
-                f"{source}: no such prompt file (known are {', '.join(READERS)}; a hub dataset is named owner/name)"
-            )
+            raise PromptError(f"{source}: no such prompt file (known are {', '.join(READERS)}; a hub dataset is named owner/name)")
         yield from _hub_records(str(source), split)
         return
     if path.suffix not in READERS:

@@ -52,9 +52,17 @@ class LayerChoice:
         """Plain values, ready for JSON; NaN becomes None."""
         rows = self.candidates.astype(object).where(self.candidates.notna(), None).to_dict("records")
         return {
-            "model": self.model, "norm": self.norm, "samples": self.samples, "layer": self.layer, "rule": self.rule, "reason": self.reason,
-            "frequency": None if np.isnan(self.frequency) else self.frequency, "phases": self.phases, "candidates": rows, "settings": self.settings,
-        }  # fmt: skip
+            "model": self.model,
+            "norm": self.norm,
+            "samples": self.samples,
+            "layer": self.layer,
+            "rule": self.rule,
+            "reason": self.reason,
+            "frequency": None if np.isnan(self.frequency) else self.frequency,
+            "phases": self.phases,
+            "candidates": rows,
+            "settings": self.settings,
+        }
 
 
 @dataclass(frozen=True)
@@ -129,13 +137,26 @@ def select_layer(
     chosen = int(layers[0]) or None
     spans = {} if ends is None else phase_spans(int(ends[0][0]), int(ends[1][0]), run.n_layers)
     return LayerChoice(
-        layer=chosen, rule=rule, reason=_sentence(chosen, reason, frequency, run.n_samples, answers), frequency=frequency,
-        candidates=_candidates(answers, rule, run.n_samples), phases=spans, norm=run.norm, model=run.model, samples=run.n_samples,
+        layer=chosen,
+        rule=rule,
+        reason=_sentence(chosen, reason, frequency, run.n_samples, answers),
+        frequency=frequency,
+        candidates=_candidates(answers, rule, run.n_samples),
+        phases=spans,
+        norm=run.norm,
+        model=run.model,
+        samples=run.n_samples,
         settings={
-            "tolerance": zero.tolerance, "z": zero.z, "share": share, "over": over, "rows": rows, "drop_first": drop_first,
-            "resamples": resamples, "seed": seed,
+            "tolerance": zero.tolerance,
+            "z": zero.z,
+            "share": share,
+            "over": over,
+            "rows": rows,
+            "drop_first": drop_first,
+            "resamples": resamples,
+            "seed": seed,
         },
-    )  # fmt: skip
+    )
 
 
 Ends = tuple[Int[Array, " curves"], Int[Array, " curves"]] | None
@@ -185,7 +206,8 @@ _ANSWERS: dict[Rule, tuple[str, Callable[[_Curves, Ends, float], Answer]]] = {
 
 
 def _standard_error(curves: Float[Array, "curves layers"]) -> Float[Array, " layers"]:
-    return curves[1:].std(axis=0)
+    error: Array = curves[1:].std(axis=0)
+    return error
 
 
 def _sentence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Literal, TypeVar, get_args
 
 from layerlens.errors import SelectionError
@@ -70,11 +71,11 @@ def resolve_layers(layers: str | Iterable[int] | int, n_layers: int) -> tuple[in
     """`"all"`, one layer or several (1...L), sorted. Raises SelectionError on a layer that the model lacks."""
     if layers == "all":
         return tuple(range(1, n_layers + 1))
-    wanted = {layers} if isinstance(layers, int) else set(layers)  # type: ignore[arg-type]
-    wrong = sorted(layer for layer in wanted if not isinstance(layer, int) or not 1 <= layer <= n_layers)
-    if wrong or not wanted:
-        raise SelectionError(f"layers must be in 1..{n_layers} (counted from 1), got {wrong or 'none'}")
-    return tuple(sorted(wanted))  # type: ignore[arg-type]
+    wanted = {layers} if isinstance(layers, str | int) else set(layers)
+    numbers = sorted(int(layer) for layer in wanted if isinstance(layer, Integral) and 1 <= layer <= n_layers)
+    if not wanted or len(numbers) < len(wanted):
+        raise SelectionError(f"layers must be in 1..{n_layers} (counted from 1), got {', '.join(map(str, wanted)) or 'none'}")
+    return tuple(numbers)
 
 
 _Name = TypeVar("_Name", bound=str)

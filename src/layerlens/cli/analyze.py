@@ -8,9 +8,20 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.options import (
-    AsJson, Device, DeviceMap, Dtype, ModelName, NormName, Revision, RowsName, TrustRemoteCode,
-    parse_layers, parse_names, pick_device, print_json,
-)  # fmt: skip
+    AsJson,
+    Device,
+    DeviceMap,
+    Dtype,
+    ModelName,
+    NormName,
+    Revision,
+    RowsName,
+    TrustRemoteCode,
+    parse_layers,
+    parse_names,
+    pick_device,
+    print_json,
+)
 
 
 def analyze_command(
@@ -26,40 +37,64 @@ def analyze_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. One that was stopped goes on where it was.")],
     limit: Annotated[int | None, typer.Option(help="Read only so many prompts.", min=1, rich_help_panel="Prompts")] = None,
     split: Annotated[str, typer.Option(help="Split of a hub dataset.", rich_help_panel="Prompts")] = "test",
-    column: Annotated[str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.", rich_help_panel="Prompts")] = None,
-    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.", rich_help_panel="Prompts")] = True,
+    column: Annotated[
+        str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.", rich_help_panel="Prompts")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.", rich_help_panel="Prompts")
+    ] = True,
     system: Annotated[str | None, typer.Option(help="A system message to put in front.", rich_help_panel="Prompts")] = None,
     thinking: Annotated[
         bool | None,
-        typer.Option("--thinking/--no-thinking", help="Pass enable_thinking to the chat template (Qwen3's switch).", rich_help_panel="Prompts", show_default=False),
+        typer.Option(
+            "--thinking/--no-thinking",
+            help="Pass enable_thinking to the chat template (Qwen3's switch).",
+            rich_help_panel="Prompts",
+            show_default=False,
+        ),
     ] = None,
     generate: Annotated[
         bool,
-        typer.Option("--generate/--no-generate", help="Sample a response to prompts that have none; or analyse the prompts alone.", rich_help_panel="Responses"),
+        typer.Option(
+            "--generate/--no-generate",
+            help="Sample a response to prompts that have none; or analyse the prompts alone.",
+            rich_help_panel="Responses",
+        ),
     ] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0, rich_help_panel="Responses")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.", rich_help_panel="Responses")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.", rich_help_panel="Responses")] = 0,
     norm: Annotated[
-        NormName, typer.Option(help="none: states as they are (the BuPO paper); final: through the final norm (logit lens).", rich_help_panel="Measurement")
+        NormName,
+        typer.Option(
+            help="none: states as they are (the BuPO paper); final: through the final norm (logit lens).", rich_help_panel="Measurement"
+        ),
     ] = NormName.none,
     sites: Annotated[
-        str, typer.Option(help="all, or some of resid_pre,attn_in,attn_out,resid_mid,ffn_in,ffn_out,resid_post.", rich_help_panel="Measurement")
+        str,
+        typer.Option(help="all, or some of resid_pre,attn_in,attn_out,resid_mid,ffn_in,ffn_out,resid_post.", rich_help_panel="Measurement"),
     ] = "all",
     layers: Annotated[str, typer.Option(help="all, or like 1-6,12 (counted from 1).", rich_help_panel="Measurement")] = "all",
     metrics: Annotated[
-        str, typer.Option(help="all, or some of entropy,logp_next,kl_to_final,agrees,similarity,stream_cosine.", rich_help_panel="Measurement")
+        str,
+        typer.Option(help="all, or some of entropy,logp_next,kl_to_final,agrees,similarity,stream_cosine.", rich_help_panel="Measurement"),
     ] = "all",
-    rows: Annotated[RowsName, typer.Option(help="Decode all tokens, or those that predict a response token.", rich_help_panel="Measurement")] = RowsName.all,
+    rows: Annotated[
+        RowsName, typer.Option(help="Decode all tokens, or those that predict a response token.", rich_help_panel="Measurement")
+    ] = RowsName.all,
     top_k: Annotated[int, typer.Option(help="Also keep the k most likely tokens.", min=0, rich_help_panel="Measurement")] = 0,
-    kl_from_layer: Annotated[int | None, typer.Option(help="Also measure KL from this layer's policy.", rich_help_panel="Measurement")] = None,
+    kl_from_layer: Annotated[
+        int | None, typer.Option(help="Also measure KL from this layer's policy.", rich_help_panel="Measurement")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
     device_map: DeviceMap = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")] = 8192,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
+    ] = 8192,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's internal policies at every layer and module, into a run folder.
@@ -70,18 +105,35 @@ def analyze_command(
     from layerlens.bundled import bundled_prompts
 
     lens = ll.load(
-        model, revision=revision, dtype=dtype, device=pick_device(device, device_map), device_map=device_map, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        dtype=dtype,
+        device=pick_device(device, device_map),
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     source = bundled_prompts() if prompts == "arithmetic" else prompts
     samples = ll.read_prompts(source, lens, limit=limit, split=split, column=column, chat=chat, system=system, enable_thinking=thinking)
     run = ll.analyze(
-        lens, samples, sites=parse_names(sites), layers=parse_layers(layers), metrics=parse_names(metrics), norm=norm.value, rows=rows.value,
-        top_k=top_k, kl_from_layer=kl_from_layer, out=out, batch_tokens=batch_tokens,
+        lens,
+        samples,
+        sites=parse_names(sites),
+        layers=parse_layers(layers),
+        metrics=parse_names(metrics),
+        norm=norm.value,
+        rows=rows.value,
+        top_k=top_k,
+        kl_from_layer=kl_from_layer,
+        out=out,
+        batch_tokens=batch_tokens,
         generate=ll.Generation(max_new_tokens, temperature, top_p, seed) if generate else None,
-    )  # fmt: skip
-    tokens = int(run.data.sizes["token"])
+    )
+    tokens = run.data.sizes["token"]
+    what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm}"
     if as_json:
-        print_json({"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm})
+        print_json(
+            {"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm}
+        )
     else:
-        print(f"{run.model}: {run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm} -> {out}")
+        print(f"{run.model}: {what} -> {out}")
         print(f"next: layerlens plot {out}   layerlens select {out}")

@@ -24,9 +24,14 @@ def check(
     from layerlens.models import check_identities
 
     lens = ll.load(
-        model, revision=revision, dtype=dtype, device=pick_device(device, device_map), device_map=device_map, trust_remote_code=trust_remote_code,
+        model,
+        revision=revision,
+        dtype=dtype,
+        device=pick_device(device, device_map),
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
         check=False,
-    )  # fmt: skip
+    )
     parts, config = lens.parts, lens.parts.model.config
     report = check_identities(parts)
     vocabulary, width = parts.unembedding.shape
@@ -47,14 +52,18 @@ def check(
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
         plain = {name: gap if gap == gap else None for name, gap in gaps.items()}
-        print_json({**facts, "sites": sites, **plain, "additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok})
+        print_json(
+            {**facts, "sites": sites, **plain, "additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok}
+        )
     else:
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):13} {value}")
         for site, place in sites.items():
             print(f"  {site:11} {place}")
         print(f"readout       final norm and unembedding of the last resid_post miss the logits by {report.readout_gap:.2g} of their size")
-        print(f"additivity    the sites miss the stream by {report.additivity_gap:.2g} of its size (worst in layer {report.additivity_layer})")
+        print(
+            f"additivity    the sites miss the stream by {report.additivity_gap:.2g} of its size (worst in layer {report.additivity_layer})"
+        )
         print(f"tolerance     {report.tolerance:.2g} -> {'ok' if report.ok else 'REFUSED'}")
     if not report.ok:
         raise typer.Exit(2)

@@ -17,14 +17,24 @@ ModelName = Annotated[
 ]
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as `layerlens analyze --out` made them.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel="Model")]
-Dtype = Annotated[
-    str, typer.Option(help="auto (as stored), bfloat16, float16, float32 or float64.", rich_help_panel="Model")
+Dtype = Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16, float32 or float64.", rich_help_panel="Model")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model goes: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="Where the model goes: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]", rich_help_panel="Model", show_default=False)]
 DeviceMap = Annotated[
-    str | None, typer.Option(help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens[accelerate].", rich_help_panel="Model")
+    str | None,
+    typer.Option(
+        help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens[accelerate].", rich_help_panel="Model"
+    ),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel="Model")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel="Model")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
@@ -59,7 +69,10 @@ class WeightingName(StrEnum):
 
 Rule = Annotated[
     RuleName,
-    typer.Option(help="boundary: end of the FFN's exploration phase; entropy_drop: after the largest fall of entropy; agreement: first to agree with the final policy."),
+    typer.Option(
+        help="boundary: end of the FFN's exploration phase; entropy_drop: after the largest fall of entropy; "
+        "agreement: first to agree with the final policy."
+    ),
 ]
 Rows = Annotated[RowsName, typer.Option(help="Average over response tokens, or all.")]
 Over = Annotated[WeightingName, typer.Option(help="Weigh samples alike, or tokens alike.")]

@@ -46,7 +46,9 @@ def show_choice(choice: LayerChoice) -> None:
     table = Table("rule", "layer", "of resamples", "", box=None, pad_edge=False)
     for row in choice.candidates.itertuples():
         layer = "none" if pd.isna(row.layer) else str(row.layer)
-        table.add_row(str(row.rule), layer, "-" if pd.isna(row.frequency) else f"{row.frequency:.0%}", "on all samples" if row.chosen else "")
+        table.add_row(
+            str(row.rule), layer, "-" if pd.isna(row.frequency) else f"{row.frequency:.0%}", "on all samples" if row.chosen else ""
+        )
     console.print(table)
 
 

@@ -54,7 +54,8 @@ class InternalPolicy:
         """The k most likely next tokens after the text: one row each with `token_id`, `token_text` and `prob`."""
         last = self._vectors(self._tokens(ids))[-1:]
         read = readout(last, self.logits, want=(), top_k=k)
-        assert read.top_ids is not None and read.top_probs is not None
+        assert read.top_ids is not None
+        assert read.top_probs is not None
         token_ids = read.top_ids[0].tolist()
         texts = [self.tokenizer.decode([i]) if self.tokenizer else str(i) for i in token_ids]
         return pd.DataFrame({"token_id": token_ids, "token_text": texts, "prob": read.top_probs[0].tolist()})
@@ -86,10 +87,8 @@ class InternalPolicy:
         for _ in range(max_new_tokens):
             last = self.states(feed, cache)[:, -1]
             scores = warp(tokens, self.logits.chunk(last.to(generator.device, torch.float32), 0, self.logits.weight.shape[0]))
-            if temperature == 0.0:
-                feed = scores.argmax(-1, keepdim=True)
-            else:
-                feed = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+            greedy = temperature == 0.0
+            feed = scores.argmax(-1, keepdim=True) if greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
             for row, token in enumerate(feed[:, 0].tolist()):
                 if open_rows[row]:
                     out[row].append(token)

@@ -181,12 +181,14 @@ def readout(
     stack = hidden.reshape(-1, rows, d)
     # one chunk of the vocabulary serves all states of a stack, so rows are cut, not stacks
     step = max(1, ROWS_AT_ONCE // max(1, stack.shape[0]))
+
+    def cut(values: Tensor | None, start: int) -> Tensor | None:
+        return None if values is None else values[start : start + step]
+
     parts = [
-        _read_block(logits, stack[:, a : a + step], want, top_k, *(None if t is None else t[a : a + step] for t in (targets, final, reference)), a)
-        for a in range(0, rows, step)
+        _read_block(logits, stack[:, a : a + step], want, top_k, cut(targets, a), cut(final, a), cut(reference, a), a)
+        for a in range(0, max(1, rows), step)
     ]
-    if not parts:
-        parts = [{name: torch.zeros(stack.shape[0], 0, device=hidden.device) for name in want}]
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     return Readout(**{name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items()})
 

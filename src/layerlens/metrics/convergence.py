@@ -31,10 +31,12 @@ def abruptness(entropy: Float[Array, "*curves layers"], last: int = LAST_LAYERS)
         return np.full(entropy.shape[:-1], np.nan)
     total = entropy.max(-1) - entropy[..., -1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, (entropy[..., -1 - last] - entropy[..., -1]) / total, np.nan)
+        share: Array = np.where(total > 0, (entropy[..., -1 - last] - entropy[..., -1]) / total, np.nan)
+    return share
 
 
 def effective_depth(entropy: Float[Array, "*curves layers"]) -> Float[Array, "*curves"]:
     """Area under the entropy curve over its maximum, as a share of L: 1 for a model undecided to the end."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return entropy.mean(-1) / entropy.max(-1)
+        depth: Array = entropy.mean(-1) / entropy.max(-1)
+    return depth

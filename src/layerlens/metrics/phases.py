@@ -31,14 +31,13 @@ class PhaseRule:
     tolerance: float = 0.1
     z: float = 1.96
 
-    def zero_band(
-        self, change: Float[Array, "*curves layers"], standard_error: Float[Array, " layers"]
-    ) -> Float[Array, "*curves layers"]:
+    def zero_band(self, change: Float[Array, "*curves layers"], standard_error: Float[Array, " layers"]) -> Float[Array, "*curves layers"]:
         """The tolerance of every layer, nats. NaN standard errors (one sample) leave the share of the rise alone."""
         lower_half = change[..., : (change.shape[-1] + 1) // 2]
         rise = lower_half.max(-1, keepdims=True)
         rise = np.where(rise > 0, rise, np.abs(change).max(-1, keepdims=True))
-        return np.maximum(self.tolerance * rise, np.nan_to_num(self.z * standard_error))
+        band: Array = np.maximum(self.tolerance * rise, np.nan_to_num(self.z * standard_error))
+        return band
 
 
 def find_phases(

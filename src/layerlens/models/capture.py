@@ -24,9 +24,7 @@ class EnoughSeen(Exception):
 
 
 @contextmanager
-def capture(
-    blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_state: OnState
-) -> Iterator[None]:
+def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_state: OnState) -> Iterator[None]:
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone

@@ -54,7 +54,7 @@ class LayoutReport:
 @torch.inference_mode()
 def check_identities(parts: Parts, seed: int = 0) -> LayoutReport:
     """Measures readout identity and additivity on random tokens; the model is put in evaluation mode meanwhile."""
-    vocab = parts.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocab = parts.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(0, vocab, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(seed)).to(parts.device)
     n_layers = len(parts.blocks)
     seen: dict[Place, Tensor] = {}

@@ -61,7 +61,9 @@ def load_pretrained(
         raise ModelLoadError(f"{source}: could not be loaded ({type(error).__name__}: {reason[:300]})") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
-        raise ModelLoadError(f"{source}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}; the checkpoint is incomplete")
+        raise ModelLoadError(
+            f"{source}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}; the checkpoint is incomplete"
+        )
     if device is not None:
         model = model.to(device)
     return model.eval(), tokenizer

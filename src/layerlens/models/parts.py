@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from layerlens.errors import ModelLayoutError
 from layerlens.models.layout import Layout, find_part, layout_for
@@ -17,7 +18,7 @@ from layerlens.models.layout import Layout, find_part, layout_for
 class Parts:
     """A causal language model taken apart: nothing is copied, every module stays the model's own."""
 
-    model: nn.Module
+    model: PreTrainedModel
     layout: Layout
     decoder: nn.Module
     blocks: nn.ModuleList
@@ -28,7 +29,7 @@ class Parts:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr, no-any-return]
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,7 +43,7 @@ class Parts:
     @property
     def tied(self) -> bool:
         """Whether the unembedding is the embedding itself."""
-        return self.unembedding is self.model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+        return self.unembedding is self.model.get_input_embeddings().weight
 
     def normed(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The model's final norm of any states, computed where and in what dtype the model computes it."""
@@ -69,14 +70,14 @@ class Parts:
         return digest.hexdigest()[:16]
 
 
-def find_parts(model: nn.Module) -> Parts:
+def find_parts(model: PreTrainedModel) -> Parts:
     """Takes a Hugging Face causal language model apart. Raises ModelLayoutError where a part is not where it should be."""
     layout = layout_for(model.config)
     decoder = find_part(model, layout.decoder, "the decoder")
     blocks = find_part(decoder, layout.blocks, "the blocks")
     if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
         raise ModelLayoutError(f"{layout.decoder}.{layout.blocks} of {type(model).__name__} is not a list of blocks")
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     if head is None:
         raise ModelLayoutError(f"{type(model).__name__} has no unembedding: load it as a causal language model")
     return Parts(

@@ -43,7 +43,12 @@ class RunFolder:
         """
         folder = cls(path)
         with _told_plainly(folder.path):
-            if folder.path.is_dir() and any(folder.path.iterdir()) and not (folder.path / MANIFEST).exists() and not (folder.path / LOCKS).exists():
+            if (
+                folder.path.is_dir()
+                and any(folder.path.iterdir())
+                and not (folder.path / MANIFEST).exists()
+                and not (folder.path / LOCKS).exists()
+            ):
                 raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
             (folder.path / SAMPLES).mkdir(parents=True, exist_ok=True)
             (folder.path / LOCKS).mkdir(exist_ok=True)
@@ -64,7 +69,9 @@ class RunFolder:
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} holds no run ({MANIFEST} is missing); make one with `layerlens analyze --out {self.path}`") from error
+            raise RunError(
+                f"{self.path} holds no run ({MANIFEST} is missing); make one with `layerlens analyze --out {self.path}`"
+            ) from error
         except (OSError, ValueError) as error:
             raise RunError(f"{file} can not be read ({error})") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -134,5 +141,7 @@ def _told_plainly(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"no space left on the disk of {path}; what is done is kept: free some and run the same command again") from error
+            raise RunError(
+                f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
+            ) from error
         raise RunError(f"{path} can not be written ({error.strerror or error})") from error

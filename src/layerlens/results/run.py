@@ -80,7 +80,9 @@ class Run:
         entropy = self._variable("entropy")
         lacking = [site for site in (before, after) if site not in self.sites]
         if lacking:
-            raise SelectionError(f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them")
+            raise SelectionError(
+                f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them"
+            )
         change = entropy.sel(site=after, drop=True) - entropy.sel(site=before, drop=True)
         change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
         return change.rename("entropy_change")
@@ -94,7 +96,9 @@ class Run:
             modules = [m for m, sites in MODULE_SITES.items() if set(sites) <= set(self.sites)]
             if not modules:
                 return self.entropy_change("ffn")  # raises, saying what is missing
-            return xr.concat([self.entropy_change(m) for m in modules], pd.Index(modules, name="module")).transpose("token", "layer", "module")
+            return xr.concat([self.entropy_change(m) for m in modules], pd.Index(modules, name="module")).transpose(
+                "token", "layer", "module"
+            )
         return self._variable(name)
 
     def bootstrap(
@@ -142,7 +146,14 @@ class Run:
             point, means = np.exp(-point), np.exp(-means)
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
-        attrs = {"long_name": f"mean {long_name}", "units": units, "over": over, "rows": rows, "drop_first": drop_first, "samples": self.n_samples}
+        attrs = {
+            "long_name": f"mean {long_name}",
+            "units": units,
+            "over": over,
+            "rows": rows,
+            "drop_first": drop_first,
+            "samples": self.n_samples,
+        }
         return (
             xr.DataArray(point, coords, dims, name=name, attrs=attrs),
             xr.DataArray(means, coords, ("resample", *dims), name=name, attrs=attrs),
@@ -165,9 +176,7 @@ class Run:
         """
         point, means = self.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
         low, high = interval(means.values, level)
-        return xr.Dataset(
-            {"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level}
-        )
+        return xr.Dataset({"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level})
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table: one row per token, layer and site, one column per metric that has them."""
