@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
-import click
 import typer
 
 from layerlens.cli import analyze, check, compare, demo, plot, select
@@ -40,15 +41,20 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
 
 def main() -> None:
     """Runs the command line. Exits with 2 and one line for what the user can mend, 130 on Ctrl-C."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' progress bars would fill a log
     try:
-        code = app(standalone_mode=False)
+        app()
     except LayerLensError as error:
-        print(f"layerlens: {' '.join(str(error).split())}", file=sys.stderr)
-        code = MENDABLE
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
-        code = INTERRUPTED
-    sys.exit(code or 0)
+        _leave(str(error))
+    except OSError as error:
+        _leave(f"{error.filename or 'file'}: {error.strerror or error}")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        raise
+
+
+def _leave(message: str) -> NoReturn:
+    print(f"layerlens: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(MENDABLE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import typer
 
 from layerlens.cli.options import AsJson, Device, DeviceMap, Dtype, ModelName, Revision, TrustRemoteCode, pick_device, print_json
@@ -51,7 +53,7 @@ def check(
     sites = {site: f"{tap.side} of {tap.module or 'the block'}" for site, tap in parts.layout.taps.items()}
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
-        plain = {name: gap if gap == gap else None for name, gap in gaps.items()}
+        plain = {name: gap if math.isfinite(gap) else None for name, gap in gaps.items()}
         print_json(
             {**facts, "sites": sites, **plain, "additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok}
         )

@@ -1,1 +1,59 @@
-def demo() -> None: ...
+"""`layerlens demo`: the whole path on the two bundled models, offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerlens.bundled import MODELS, bundled_prompts
+from layerlens.cli.figures import Look, draw_figures
+from layerlens.cli.options import AsJson, print_json
+from layerlens.cli.tables import records, show_choice, show_comparison
+from layerlens.files import write_text
+
+SEED = 0
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, figures, table and choice.")] = Path("layerlens-demo"),
+    samples: Annotated[int, typer.Option(help="How many of the bundled problems to answer and analyse.", min=1)] = 48,
+    as_json: AsJson = False,
+) -> None:
+    """Analyse the two bundled models on held-out problems, draw every figure, compare them and choose a layer. Minutes, offline.
+
+    Both models answer the same problems (sampled at temperature 1, seed 0) and are measured at every layer and site, with
+    norm none and norm final.
+    """
+    import torch
+
+    import layerlens as ll
+
+    torch.set_num_threads(1)  # these models are so small that more threads only wait for each other
+    runs, normed = [], []
+    for name in MODELS:
+        lens = ll.load(name, dtype="float32")
+        prompts = ll.read_prompts(bundled_prompts(), lens, limit=samples)
+        generation = ll.Generation(max_new_tokens=256, seed=SEED)
+        runs.append(ll.analyze(lens, prompts, generate=generation, out=out / "runs" / name))
+        normed.append(ll.analyze(lens, prompts, generate=generation, norm="final", out=out / "runs" / f"{name}-final"))
+    figures, _ = draw_figures(runs, out / "figures", "all", Look())
+    figures += draw_figures(normed, out / "figures" / "norm-final", "all", Look())[0]
+    table = ll.compare(runs)
+    write_text(out / "comparison.csv", table.to_csv(index=False))
+    choices = {run.model: ll.select_layer(run) for run in runs}
+    plain = {name: choice.to_dict() for name, choice in choices.items()}
+    write_text(out / "choice.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    if as_json:
+        print_json({"figures": [str(path) for path in figures], "comparison": records(table), "choice": plain})
+        return
+    show_comparison(table)
+    for choice in choices.values():
+        print()
+        show_choice(choice)
+    print(f"\n{len(figures)} figures  {out / 'figures'}")
+    print(f"comparison  {out / 'comparison.csv'}")
+    print(f"choice      {out / 'choice.json'}")
+    print(f"runs        {out / 'runs'}   (open one with layerlens.open_run)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -94,10 +95,10 @@ def parse_layers(text: str) -> str | list[int]:
         return text
     layers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip())
+        if span is None:
             raise SelectionError(f"layers must be 'all' or like 1-6,12, got {text!r}")
-        layers.extend(range(int(first), int(last or first) + 1))
+        layers.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
     return layers
 
 

@@ -1,1 +1,40 @@
-def plot() -> None: ...
+"""`layerlens plot`: runs to figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, Look, draw_figures
+from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
+
+
+def plot(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
+    kind: Annotated[str, typer.Option(help=f"all, or some of {','.join(ONE_RUN)}; for several runs {','.join(ALL_RUNS)}.")] = "all",
+    sample: Annotated[str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)] = None,
+    site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
+    form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "png",
+    rows: Rows = RowsName.response,
+    over: Over = WeightingName.sample,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs."""
+    import layerlens as ll
+
+    opened = [ll.open_run(run) for run in runs]
+    which: int | str | None = sample
+    if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
+        which = int(sample)
+    written, skipped = draw_figures(opened, out, parse_names(kind), Look(which, site, rows.value, over.value), form)
+    if as_json:
+        print_json({"figures": [str(path) for path in written], "skipped": skipped})
+        return
+    for path in written:
+        print(path)
+    for reason in skipped:
+        print(f"not drawn: {reason}", file=sys.stderr)

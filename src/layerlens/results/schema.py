@@ -51,12 +51,12 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "sample": ("token", np.full(n, result.index, np.int32)),
         "position": ("token", np.asarray(result.position, np.int32)),
         "token_id": ("token", np.asarray(result.token_id, np.int32)),
-        "token_text": ("token", np.asarray(result.token_text, dtype=object)),
+        "token_text": ("token", np.array([storable(text) for text in result.token_text], dtype=object)),
         "in_response": ("token", np.asarray(result.in_response, np.int8)),
         "sample_index": ("sample", np.array([result.index], np.int32)),
-        "sample_id": ("sample", np.array([result.id], dtype=object)),
-        "sample_text": ("sample", np.array([result.text], dtype=object)),
-        "ground_truth": ("sample", np.array([result.ground_truth], dtype=object)),
+        "sample_id": ("sample", np.array([storable(result.id)], dtype=object)),
+        "sample_text": ("sample", np.array([storable(result.text)], dtype=object)),
+        "ground_truth": ("sample", np.array([storable(result.ground_truth)], dtype=object)),
         "layer": np.asarray(result.layers, np.int32),
         "site": np.asarray(result.sites, dtype=object),
     }
@@ -69,6 +69,11 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         long_name, unit = METRIC_INFO[name]
         variables[name] = (DIMS[name], values, {"long_name": long_name, "units": unit})
     return xr.Dataset(variables, coords, dict(attrs))
+
+
+def storable(text: str) -> str:
+    """A text that a netCDF file can hold: NUL becomes its visible sign, half a surrogate pair a question mark."""
+    return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
 
 
 def join_samples(samples: Sequence[xr.Dataset]) -> xr.Dataset:
