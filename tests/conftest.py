@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -17,7 +18,13 @@ os.environ.update(
 
 from jaxtyping import install_import_hook
 
-install_import_hook("layerlens", "beartype.beartype")
+ROOMS = Path(__file__).parents[1] / "src" / "layerlens"
+# all but the settings: their parent class, TRL's, does not keep to its own annotations
+CHECKED = [name for name in (path.stem for path in ROOMS.iterdir()) if name not in ("__init__", "__main__", "__pycache__", "train")]
+CHECKED_IN_TRAIN = [path.stem for path in (ROOMS / "train").glob("*.py") if path.stem not in ("__init__", "config")]
+install_import_hook(
+    [f"layerlens.{name}" for name in CHECKED] + [f"layerlens.train.{name}" for name in CHECKED_IN_TRAIN], "beartype.beartype"
+)
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from layerlens.errors import SelectionError
-from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth, find_phases
+from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth
 from layerlens.resample import LEVEL, RESAMPLES, interval
 from layerlens.results import Run
 from layerlens.selection import Rule, select_layer
@@ -39,6 +39,7 @@ def compare(
 
     Raises SelectionError where there is no run, where runs mix norm conventions, or where one lacks what a measure reads.
     """
+    runs = list(runs)
     if not runs:
         raise SelectionError("there is no run to compare")
     norms = {run.norm for run in runs}
@@ -64,14 +65,14 @@ def _row(run: Run, rule: Rule, zero: PhaseRule, level: float, settings: dict[str
     if {"ffn_in", "ffn_out"} <= set(run.sites):
         point, means = run.bootstrap("entropy_change", **settings)
         change = np.concatenate([point.sel(module="ffn").values[None], means.sel(module="ffn").values])
-        explored, integrated = find_phases(change, zero.zero_band(change, change[1:].std(axis=0)))
+        _, explored, integrated = zero.find(change)
         measures["exploration_end"] = np.where(explored > 0, explored, np.nan)
         measures["integration_end"] = np.where(integrated > explored, integrated, np.nan)
     row: dict[str, Any] = {
         "model": run.model,
         "architecture": run.manifest["model"].get("architecture"),
         "norm": run.norm,
-        "samples": run.n_samples,
+        "samples": choice.samples,
         "layers": depth,
     }
     for name, values in measures.items():

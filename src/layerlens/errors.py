@@ -36,3 +36,7 @@ class RunError(LayerLensError):
 
 class SelectionError(LayerLensError):
     """A request names a site, layer, metric or rule that the data do not hold."""
+
+
+class TrainingError(LayerLensError):
+    """A training configuration contradicts itself, or asks for what the model, the data or the engine can not give."""

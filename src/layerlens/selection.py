@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from layerlens.errors import SelectionError
-from layerlens.metrics import PhaseRule, find_phases, phase_spans
+from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
 from layerlens.resample import RESAMPLES
 from layerlens.results import Run
 from layerlens.types import Norm, Rows, Weighting
@@ -110,9 +110,12 @@ def select_layer(
     if run.layers != list(range(1, run.n_layers + 1)):
         raise SelectionError(f"choosing a layer needs all {run.n_layers} layers; the run of {run.model} has {len(run.layers)}")
     zero = phases or PhaseRule()
+    samples = 0
 
     def curves(name: str, **where: str) -> Float[Array, "curves layers"]:
+        nonlocal samples
         point, means = run.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
+        samples = point.attrs["samples"]  # those that have a row to average
         return np.concatenate([point.sel(where).values[None], means.sel(where).values])
 
     def readable(name: str, *sites: str) -> bool:
@@ -126,28 +129,29 @@ def select_layer(
         entropy_after=curves("entropy", site="resid_post") if drop else None,
         agreement=curves("agrees", site="resid_post") if readable("agrees", "resid_post") else None,
     )
-    ends = None if ffn is None else find_phases(ffn, zero.zero_band(ffn, _standard_error(ffn)))
+    ends = None if ffn is None else zero.find(ffn)
     found = {name: answer(data, ends, share) for name, (_, answer) in _ANSWERS.items()}
     answers = {name: answer for name, answer in found.items() if answer is not None}
     if rule not in answers:
         held = f"{', '.join(map(str, run.data))} at {', '.join(run.sites)}"
         raise SelectionError(f"rule {rule!r} needs {_ANSWERS[rule][0]}; the run of {run.model} has {held}")
     layers, reason = answers[rule]
-    frequency = float((layers[1:] == layers[0]).mean()) if run.n_samples > 1 else float("nan")
+    frequency = float((layers[1:] == layers[0]).mean()) if samples > 1 else float("nan")
     chosen = int(layers[0]) or None
-    spans = {} if ends is None else phase_spans(int(ends[0][0]), int(ends[1][0]), run.n_layers)
+    spans = {} if ends is None else phase_spans(ends, run.n_layers)
     return LayerChoice(
         layer=chosen,
         rule=rule,
-        reason=_sentence(chosen, reason, frequency, run.n_samples, answers),
+        reason=_sentence(chosen, reason, frequency, samples, answers),
         frequency=frequency,
-        candidates=_candidates(answers, rule, run.n_samples),
+        candidates=_candidates(answers, rule, samples),
         phases=spans,
         norm=run.norm,
         model=run.model,
-        samples=run.n_samples,
+        samples=samples,
         settings={
             "tolerance": zero.tolerance,
+            "entry": zero.entry,
             "z": zero.z,
             "share": share,
             "over": over,
@@ -159,14 +163,14 @@ def select_layer(
     )
 
 
-Ends = tuple[Int[Array, " curves"], Int[Array, " curves"]] | None
+Ends = PhaseEnds | None
 Answer = tuple[Int[Array, " curves"], str] | None
 
 
 def _boundary(data: _Curves, ends: Ends, share: float) -> Answer:
     if data.ffn_change is None or ends is None:
         return None
-    n_layers, exploration = data.ffn_change.shape[-1], ends[0]
+    n_layers, exploration = data.ffn_change.shape[-1], ends.exploration_end
     last, rise = int(exploration[0]), data.ffn_change[0]
     if last == 0:
         reason = f"no exploration phase: mean FFN ΔS does not rise above zero in the lower layers (layer 1: {rise[0]:+.2g} nats)"
@@ -203,11 +207,6 @@ _ANSWERS: dict[Rule, tuple[str, Callable[[_Curves, Ends, float], Answer]]] = {
     "agreement": ("agrees at resid_post", _agreement),
 }
 """What each rule reads, and the rule."""
-
-
-def _standard_error(curves: Float[Array, "curves layers"]) -> Float[Array, " layers"]:
-    error: Array = curves[1:].std(axis=0)
-    return error
 
 
 def _sentence(

@@ -1,13 +1,16 @@
 """Exploration, integration, convergence: the phases of a module's entropy change over layers.
 
 A mean ΔS counts as zero within a tolerance, the larger of a share of the early rise and the half-width of the bootstrap
-interval, so near-zero layers of either sign are integration. The phases are the cut of the layers into three runs (any of
-which may be empty) that fits best: a layer costs what its ΔS lies outside the range of its phase.
+interval, so near-zero layers of either sign are integration. Exploration begins at the first layer that rises, which must be
+among the lower ones; from there on, the phases are the cut of the layers into three runs (any of which may be empty) that
+fits best: a layer costs what its ΔS lies outside the range of its phase.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,24 +18,39 @@ from jaxtyping import Float, Int
 Array = np.ndarray
 Span = tuple[int, int]
 
-PHASES = ("exploration", "integration", "convergence")
+
+class PhaseEnds(NamedTuple):
+    """Where the phases of each curve lie, in layers counted from 1; an empty phase ends where the one before it does."""
+
+    exploration_start: Int[Array, "*curves"]
+    """0 where nothing rises in the lower layers."""
+    exploration_end: Int[Array, "*curves"]
+    integration_end: Int[Array, "*curves"]
 
 
 @dataclass(frozen=True)
 class PhaseRule:
-    """What counts as zero.
+    """What counts as zero, and how low exploration must begin.
 
     Attributes:
         tolerance: share of the early rise (the largest mean ΔS in the lower half of the layers; the largest |ΔS| where
             nothing rises there) under which a mean ΔS counts as zero.
-        z: half-widths of the bootstrap interval, in standard errors, under which it counts as zero as well.
+        z: half-width of the bootstrap interval, in standard errors, under which it counts as zero as well.
+        entry: share of the layers, from the bottom, among which exploration must begin. A layer before its begin (the first
+            one of a small model may lower entropy) belongs to no phase.
     """
 
     tolerance: float = 0.1
     z: float = 1.96
+    entry: float = 0.25
+
+    def find(self, change: Float[Array, "curves layers"]) -> PhaseEnds:
+        """The phases of mean ΔS over layers: row 0 is the mean of all samples, the rows below it bootstrap resamples of it."""
+        error = change[1:].std(axis=0) if len(change) > 1 else np.zeros(change.shape[-1])
+        return find_phases(change, self.zero_band(change, error), math.ceil(self.entry * change.shape[-1]))
 
     def zero_band(self, change: Float[Array, "*curves layers"], standard_error: Float[Array, " layers"]) -> Float[Array, "*curves layers"]:
-        """The tolerance of every layer, nats. NaN standard errors (one sample) leave the share of the rise alone."""
+        """Up to which |ΔS| each layer counts as zero, nats. NaN standard errors (one sample) leave the share of the rise alone."""
         lower_half = change[..., : (change.shape[-1] + 1) // 2]
         rise = lower_half.max(-1, keepdims=True)
         rise = np.where(rise > 0, rise, np.abs(change).max(-1, keepdims=True))
@@ -40,29 +58,34 @@ class PhaseRule:
         return band
 
 
-def find_phases(
-    change: Float[Array, "*curves layers"], zero: Float[Array, "*curves layers"]
-) -> tuple[Int[Array, "*curves"], Int[Array, "*curves"]]:
-    """The last layer of exploration and the last of integration (counted from 1; 0, or equal to the former, if empty).
+def find_phases(change: Float[Array, "*curves layers"], zero: Float[Array, "*curves layers"], entry: int) -> PhaseEnds:
+    """The best-fitting cut of each curve.
 
     Args:
         change: mean ΔS of the FFN at layers 1...L.
-        zero: how far from 0 a mean counts as zero, at each.
+        zero: up to which |ΔS| counts as zero, at each.
+        entry: the last layer at which exploration may begin.
     """
     n_layers = change.shape[-1]
+    layer = np.arange(1, n_layers + 1)
+    rises = (change > zero) & (layer <= entry)
+    start = np.where(rises.any(-1), rises.argmax(-1) + 1, 0)
     costs = np.stack([np.maximum(0, zero - change), np.maximum(0, np.abs(change) - zero), np.maximum(0, change + zero)])
+    costs = np.where(layer < start[..., None], 0.0, costs)
+    costs[0] += np.where(start[..., None] == 0, 1 + costs.sum(), 0.0)  # dearer than any cut: no exploration there
     before = np.concatenate([np.zeros((3, *change.shape[:-1], 1)), costs.cumsum(-1)], axis=-1)
     explore, integrate, converge = before
     # cost of ending exploration after b1 layers and integration after b2 >= b1
     total = (explore - integrate)[..., :, None] + (integrate - converge)[..., None, :] + converge[..., -1][..., None, None]
-    allowed = np.arange(n_layers + 1)[:, None] <= np.arange(n_layers + 1)[None, :]
+    cut = np.arange(n_layers + 1)
     # rounding of the sums must not decide between equal cuts: the earliest wins
-    flat = np.where(allowed, np.round(total, 9), np.inf).reshape(*change.shape[:-1], -1)
+    flat = np.where(cut[:, None] <= cut[None, :], np.round(total, 9), np.inf).reshape(*change.shape[:-1], -1)
     best = flat.argmin(-1)
-    return best // (n_layers + 1), best % (n_layers + 1)
+    return PhaseEnds(start, best // (n_layers + 1), best % (n_layers + 1))
 
 
-def phase_spans(exploration_end: int, integration_end: int, n_layers: int) -> dict[str, Span | None]:
-    """First and last layer of each phase, None for an empty one."""
-    ends = (0, int(exploration_end), int(integration_end), n_layers)
-    return {name: (a + 1, b) if b > a else None for name, a, b in zip(PHASES, ends, ends[1:], strict=False)}
+def phase_spans(ends: PhaseEnds, n_layers: int) -> dict[str, Span | None]:
+    """First and last layer of each phase of the first curve, None for an empty one."""
+    start, explored, integrated = (int(end.flat[0]) for end in ends)
+    spans = {"exploration": (start, explored), "integration": (explored + 1, integrated), "convergence": (integrated + 1, n_layers)}
+    return {name: span if 0 < span[0] <= span[1] else None for name, span in spans.items()}

@@ -1,0 +1,20 @@
+"""Training with internal policies. TRL is imported when a trainer or its configuration is first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerlens.train.config import BuPOConfig
+    from layerlens.train.trainer import BuPOTrainer
+
+_WHERE = {"BuPOConfig": "layerlens.train.config", "BuPOTrainer": "layerlens.train.trainer"}
+
+__all__ = ["BuPOConfig", "BuPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'layerlens.train' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
