@@ -75,17 +75,22 @@ def analyze(
     chosen = list(samples)
     if not chosen:
         raise PromptError("there are no samples to analyse")
+    stranger = next((item for item in chosen if not isinstance(item, Sample)), None)
+    if stranger is not None:
+        raise PromptError(f"samples must be Samples, got {type(stranger).__name__}: read_prompts makes them of files and texts")
     if rows not in ("all", "response"):
         raise SelectionError(f"rows must be 'all' or 'response', got {rows!r}")
     if not temperature > 0:
         raise SelectionError(f"temperature must be above 0, got {temperature}")
     if kl_from_layer is not None:
         resolve_layers(kl_from_layer, model.n_layers)
-    require_room(model, chosen)
-    if generate is not None:
-        require_room(model, [sample for sample in chosen if not sample.has_response], generate.max_new_tokens)
-    elif rows == "response":
-        silent = next((index for index, sample in enumerate(chosen) if not _in_response(sample).any()), None)
+    if top_k < 0:
+        raise SelectionError(f"top_k must be 0 or more, got {top_k}")
+    require_room(model, chosen, 0 if generate is None else generate.max_new_tokens)
+    if rows == "response":
+        silent = next(
+            (i for i, sample in enumerate(chosen) if not _in_response(sample).any() and (sample.has_response or generate is None)), None
+        )
         if silent is not None:
             raise PromptError(f"prompt {_name(silent, chosen[silent])} has no response token to decode; pass generate= or rows='all'")
     plan = Plan(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ class Generation:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise PromptError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise PromptError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -67,9 +68,9 @@ def generate_responses(model: LensModel, samples: Sequence[Sample], generation: 
     if not waiting:
         return list(samples)
     streams = [_stream(generation.seed, number) for number, sample in zip(numbers, samples, strict=True) if not sample.has_response]
-    require_room(model, waiting, generation.max_new_tokens)
+    require_room(model, samples, generation.max_new_tokens)
     network: Any = model.parts.model
-    ends = _end_tokens(model)
+    ends = list(model.end_tokens)
     pad = ends[0] if ends else 0
     width = max(len(sample.token_ids) for sample in waiting)
     ids = torch.full((len(waiting), width), pad)
@@ -87,7 +88,7 @@ def generate_responses(model: LensModel, samples: Sequence[Sample], generation: 
     config = GenerationConfig(
         do_sample=False, max_new_tokens=generation.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad, repetition_penalty=1.0
     )
-    with model.evaluating(), torch.inference_mode():
+    with model.evaluating(), _plain_defaults(network), torch.inference_mode():
         out = network.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config, logits_processor=processors
         )
@@ -95,27 +96,31 @@ def generate_responses(model: LensModel, samples: Sequence[Sample], generation: 
     return [sample if sample.has_response else _answered(sample, next(answers), ends) for sample in samples]
 
 
+@contextmanager
+def _plain_defaults(network: Any) -> Iterator[None]:
+    """Inside, the generation settings that come with a model (penalties, beams, banned tokens) do not fill in what we leave open."""
+    shipped = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = shipped
+
+
 def require_room(model: LensModel, samples: Sequence[Sample], new_tokens: int = 0) -> None:
-    """Raises PromptError for the first sample that, with `new_tokens` more, outgrows the model's context or vocabulary."""
+    """Raises PromptError for the first sample that, with the response it still waits for, outgrows the model's context or vocabulary."""
     context, vocab = model.parts.context, model.parts.model.get_input_embeddings().weight.shape[0]
     for index, sample in enumerate(samples):
         where = f"prompt {sample.id or index}"
-        if context is not None and len(sample.token_ids) + new_tokens > context:
-            more = f" and {new_tokens} new tokens" if new_tokens else ""
+        new = 0 if sample.has_response else new_tokens
+        if context is not None and len(sample.token_ids) + new > context:
+            more = f" and {new} new tokens" if new else ""
             raise PromptError(
                 f"{where}: {len(sample.token_ids)} tokens{more} exceed the context of {model.name} ({context}); shorten it"
-                f"{' or ask for fewer new tokens' if new_tokens else ''}"
+                f"{' or ask for fewer new tokens' if new else ''}"
             )
         if max(sample.token_ids) >= vocab or min(sample.token_ids) < 0:
             raise PromptError(f"{where}: a token id lies outside the vocabulary of {model.name} ({vocab} tokens); wrong tokenizer?")
-
-
-def _end_tokens(model: LensModel) -> list[int]:
-    config = getattr(model.parts.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    if ends is None and model.tokenizer is not None:
-        ends = model.tokenizer.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _answered(sample: Sample, tokens: list[int], ends: list[int]) -> Sample:

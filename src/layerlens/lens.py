@@ -70,6 +70,14 @@ class LensModel:
         """A digest of the weights as they were when it was first asked for."""
         return self.parts.fingerprint()
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a response: those of the model's generation settings, else the tokenizer's."""
+        ends = getattr(getattr(self.parts.model, "generation_config", None), "eos_token_id", None)
+        if ends is None and self.tokenizer is not None:
+            ends = self.tokenizer.eos_token_id
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
     def logits(self, temperature: float = 1.0) -> Logits:
         """How this model turns a (normed) vector into logits."""
         return Logits(self.parts.unembedding, self.parts.bias, temperature=temperature)
@@ -103,7 +111,7 @@ class LensModel:
             self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
             return self.normalise(kept[0], norm)
 
-        return InternalPolicy(layer, site, norm, states, self.logits(temperature), self.tokenizer, self.device)
+        return InternalPolicy(layer, site, norm, states, self.logits(temperature), self.tokenizer, self.device, self.end_tokens)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

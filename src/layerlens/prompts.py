@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +31,12 @@ class Sample:
     ground_truth: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token_ids", tuple(int(token) for token in self.token_ids))
+        try:
+            object.__setattr__(self, "token_ids", tuple(operator.index(token) for token in self.token_ids))
+        except TypeError as error:
+            raise PromptError(f"sample {self.id or ''}: token_ids must be whole numbers ({error})") from error
+        if self.id is not None:
+            object.__setattr__(self, "id", str(self.id))
         if not self.token_ids:
             raise PromptError(f"sample {self.id or ''}: no tokens; a sample needs at least one")
         if not 0 <= self.response_start <= len(self.token_ids):
@@ -81,12 +87,12 @@ def read_prompts(
     template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     samples = []
     for index, record in enumerate(islice(_records(source, split), limit)):
-        where = str(record.get("id", index))
+        where = str(index if record.get("id") is None else record["id"])
         messages, response = _conversation(record, column, where)
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
-        prompt_ids = _prompt_ids(tokenizer, messages, chat, template)
-        response_ids = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
+        prompt_ids = _prompt_ids(tokenizer, messages, chat, template, where)
+        response_ids = _token_ids(tokenizer, response, where, add_special_tokens=False) if response else []
         samples.append(Sample([*prompt_ids, *response_ids], len(prompt_ids), where, _ground_truth(record)))
     if not samples:
         raise PromptError(f"{source if isinstance(source, str | Path) else 'the prompt list'} holds no prompts")
@@ -95,7 +101,8 @@ def read_prompts(
 
 def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
     if not isinstance(source, str | Path):
-        yield from ({"prompt": item} if isinstance(item, str) else item for item in source)
+        items = [source] if isinstance(source, Mapping) else source
+        yield from (item if isinstance(item, Mapping) else {"prompt": item} for item in items)
         return
     path = Path(source).expanduser()
     if not path.is_file():
@@ -164,12 +171,16 @@ def _conversation(record: Record, column: str | None, where: str) -> tuple[list[
     names = (column,) if column else PROMPT_COLUMNS
     found = next((name for name in names if record.get(name) is not None), None)
     if found is None:
-        raise PromptError(f"prompt {where} has none of the fields {', '.join(names)}; it has {', '.join(record) or 'none'}")
+        raise PromptError(f"prompt {where} has none of the fields {', '.join(names)}; it has {', '.join(map(str, record)) or 'none'}")
     prompt = record[found]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages: list[Any] = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
     if not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) and "role" in m for m in messages):
         raise PromptError(f"prompt {where}: {found!r} must be a text or a list of messages with role and content")
     response = record.get("response") or ""
+    if not isinstance(response, str):
+        raise PromptError(f"prompt {where}: 'response' must be a text, got {type(response).__name__}")
     if not response and messages and messages[-1]["role"] == "assistant":
         *messages, last = messages
         response = last["content"]
@@ -178,11 +189,22 @@ def _conversation(record: Record, column: str | None, where: str) -> tuple[list[
     return messages, response
 
 
-def _prompt_ids(tokenizer: Any, messages: list[Mapping[str, str]], chat: bool, template: Mapping[str, Any]) -> list[int]:
-    if chat and tokenizer.chat_template:
+def _prompt_ids(tokenizer: Any, messages: list[Mapping[str, str]], chat: bool, template: Mapping[str, Any], where: str) -> list[int]:
+    if not (chat and tokenizer.chat_template):
+        return _token_ids(tokenizer, "\n\n".join(message["content"] for message in messages), where)
+    try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
-    return tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]  # type: ignore[no-any-return]
+    except Exception as error:  # a template is a program, and many refuse roles or orders by raising
+        raise PromptError(f"prompt {where}: the chat template refuses it ({error}); pass chat=False (--no-chat) to do without") from error
+    return _token_ids(tokenizer, text, where, add_special_tokens=False)
+
+
+def _token_ids(tokenizer: Any, text: str, where: str, **options: bool) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"prompt {where}: not valid Unicode ({error.reason} at character {error.start})") from error
+    return tokenizer(text, **options)["input_ids"]  # type: ignore[no-any-return]
 
 
 def _ground_truth(record: Record) -> str | None:

@@ -22,6 +22,9 @@ def bootstrap_means(
     A mean per sample first has `counts` 0 or 1, a mean per token the number of tokens. Where nothing is counted the mean is
     NaN. With fewer than two samples the resamples are NaN: one sample says nothing about its own spread.
     """
+    counted = counts.reshape(len(counts), -1).any(axis=1)
+    if not counted.all():  # a sample without response rows says nothing: drawing it would only thin the resamples
+        sums, counts = sums[counted], counts[counted]
     n = len(sums)
     with np.errstate(invalid="ignore", divide="ignore"):
         point = sums.sum(0) / counts.sum(0)

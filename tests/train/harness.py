@@ -25,7 +25,8 @@ def prompts(n: int = 16) -> Dataset:
 def make_trainer(out: Path, model: nn.Module | None = None, **settings: Any) -> BuPOTrainer:
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6, "max_steps": 2, "learning_rate": 1e-2,
-        "weight_decay": 0.1, "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
+        "weight_decay": 0.1, "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True,
         "gradient_checkpointing": False, "lr_scheduler_type": "constant", "seed": 0,
     }  # fmt: skip
     peft_config = settings.pop("peft_config", None)

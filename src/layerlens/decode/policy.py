@@ -35,6 +35,7 @@ class InternalPolicy:
     logits: Logits
     tokenizer: Any
     device: torch.device
+    end_tokens: tuple[int, ...] = ()
 
     def log_probs(self, ids: Sequence[int] | Tensor | str) -> Float[Tensor, " seq_minus_1"]:
         """log π(token t+1 | tokens ..t) of a text of `seq` tokens, nats."""
@@ -52,6 +53,8 @@ class InternalPolicy:
 
     def top(self, ids: Sequence[int] | Tensor | str, k: int = 10) -> pd.DataFrame:
         """The k most likely next tokens after the text: one row each with `token_id`, `token_text` and `prob`."""
+        if k < 1:
+            raise PromptError(f"k must be at least 1, got {k}")
         last = self._vectors(self._tokens(ids))[-1:]
         read = readout(last, self.logits, want=(), top_k=k)
         assert read.top_ids is not None
@@ -74,6 +77,8 @@ class InternalPolicy:
 
         Temperature 0 takes the most likely token. The end-of-sequence token is kept as a continuation's last.
         """
+        if n < 1 or not temperature >= 0 or not 0 < top_p <= 1:
+            raise PromptError(f"n must be at least 1, temperature 0 or more and top_p in (0, 1], got {n}, {temperature} and {top_p}")
         tokens = self._tokens(ids).expand(n, -1)
         warp = LogitsProcessorList()
         if temperature not in (0.0, 1.0):
@@ -81,7 +86,6 @@ class InternalPolicy:
         if top_p < 1.0:
             warp.append(TopPLogitsWarper(top_p))
         generator = torch.Generator(self.logits.weight.device).manual_seed(seed)
-        end = self.tokenizer.eos_token_id if self.tokenizer else None
         cache, feed, out = DynamicCache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
         open_rows = [True] * n
         for _ in range(max_new_tokens):
@@ -92,7 +96,7 @@ class InternalPolicy:
             for row, token in enumerate(feed[:, 0].tolist()):
                 if open_rows[row]:
                     out[row].append(token)
-                    open_rows[row] = token != end
+                    open_rows[row] = token not in self.end_tokens
             if not any(open_rows):
                 break
             feed = feed.to(self.device)
@@ -110,4 +114,7 @@ class InternalPolicy:
         tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
         if len(tokens) < at_least:
             raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")
+        vocab = self.logits.weight.shape[0]
+        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
+            raise PromptError(f"a token id lies outside the vocabulary ({vocab} tokens); wrong tokenizer?")
         return tokens

@@ -20,7 +20,7 @@ OnState = Callable[[int, Site, Float[Tensor, "batch seq d"]], None]
 
 
 class EnoughSeen(Exception):
-    """Raised inside a forward pass, and caught by `run_until`, once the last wanted place has been seen."""
+    """Raised inside a forward pass, and caught by `LensModel.forward`, once the last wanted place has been seen."""
 
 
 @contextmanager

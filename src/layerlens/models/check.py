@@ -56,24 +56,25 @@ def check_identities(parts: Parts, seed: int = 0) -> LayoutReport:
     """Measures readout identity and additivity on random tokens; the model is put in evaluation mode meanwhile."""
     vocab = parts.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(0, vocab, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(seed)).to(parts.device)
-    n_layers = len(parts.blocks)
+    n_layers, wide = len(parts.blocks), torch.promote_types(parts.dtype, torch.float32)
     seen: dict[Place, Tensor] = {}
 
     def keep(layer: int, site: str, states: Tensor) -> None:
-        seen[layer, site] = states.float().cpu()  # type: ignore[index]
+        seen[layer, site] = states.to(wide).cpu()  # type: ignore[index]
 
-    training = parts.model.training
+    training = [module for module in parts.model.modules() if module.training]
     parts.model.eval()
     try:
         places = [(layer, site) for layer in range(1, n_layers + 1) for site in parts.layout.taps]
         with capture(parts.blocks, parts.layout, places, keep):
-            logits = parts.model(input_ids=ids, use_cache=False).logits.float().cpu()
+            logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
         last = parts.normed(seen[n_layers, "resid_post"].to(parts.dtype))
     finally:
-        parts.model.train(training)
-    ours = last.float().cpu() @ parts.unembedding.float().cpu().T
+        for module in training:  # one by one: a frozen block may be in another mode than its model
+            module.training = True
+    ours = last.to(wide).cpu() @ parts.unembedding.to(wide).cpu().T
     if parts.bias is not None:
-        ours = ours + parts.bias.float().cpu()
+        ours = ours + parts.bias.to(wide).cpu()
     gaps = [_block_gap(seen, layer) for layer in range(1, n_layers + 1)]
     worst = max(range(n_layers), key=lambda i: math.inf if math.isnan(gaps[i]) else gaps[i])
     return LayoutReport(_gap(ours, logits), gaps[worst], worst + 1, TOLERANCE.get(parts.dtype, 1e-4))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +45,49 @@ def load_pretrained(
         raise ModelLoadError(f"{source}: no such folder")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **common)
-        layout_for(config)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            output_loading_info=True,
-            **common,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, **common)
+            layout_for(config)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+                device_map=device_map,
+                use_safetensors=True,
+                output_loading_info=True,
+                **common,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ModelLayoutError:
         raise
     except Exception as error:  # every way a checkpoint can be broken, told as one line
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelLoadError(f"{source}: could not be loaded ({type(error).__name__}: {reason[:300]})") from error
+        hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in reason else ""
+        raise ModelLoadError(f"{source}: could not be loaded ({type(error).__name__}: {reason[:300]}){hint}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelLoadError(
             f"{source}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}; the checkpoint is incomplete"
         )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        warnings.warn(f"{source}: {len(unused)} weights in the files have no place in the model, e.g. {unused[0]}", stacklevel=3)
     if device is not None:
-        model = model.to(device)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+            raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, transformers keeps its tables of missing weights to itself: what they say is raised or warned of in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

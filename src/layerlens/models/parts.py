@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from layerlens.errors import ModelLayoutError
+from layerlens.errors import ModelLayoutError, ModelLoadError
 from layerlens.models.layout import Layout, find_part, layout_for
 
 
@@ -71,7 +71,10 @@ class Parts:
 
 
 def find_parts(model: PreTrainedModel) -> Parts:
-    """Takes a Hugging Face causal language model apart. Raises ModelLayoutError where a part is not where it should be."""
+    """Takes a Hugging Face causal language model apart. Raises ModelLayoutError where a part is not where it should be.
+
+    Raises ModelLoadError where its weights are not there.
+    """
     layout = layout_for(model.config)
     decoder = find_part(model, layout.decoder, "the decoder")
     blocks = find_part(decoder, layout.blocks, "the blocks")
@@ -80,6 +83,8 @@ def find_parts(model: PreTrainedModel) -> Parts:
     head = model.get_output_embeddings()
     if head is None:
         raise ModelLayoutError(f"{type(model).__name__} has no unembedding: load it as a causal language model")
+    if head.weight.is_meta or model.get_input_embeddings().weight.is_meta:
+        raise ModelLoadError(f"the weights of {type(model).__name__} are not in memory (meta device, or offloaded); load it where it fits")
     return Parts(
         model=model,
         layout=layout,

@@ -59,7 +59,7 @@ class RunFolder:
                 if (folder.path / MANIFEST).exists():
                     require_same(manifest, folder.manifest(), str(folder.path))
                 else:
-                    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+                    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
                     _write_whole(folder.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
         return folder
 

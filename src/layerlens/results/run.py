@@ -123,6 +123,8 @@ class Run:
         Raises:
             SelectionError: an unknown variable, or no row to average.
         """
+        if drop_first < 0:
+            raise SelectionError(f"drop_first must be 0 or more, got {drop_first}")
         if over not in ("sample", "token"):
             raise SelectionError(f"over must be 'sample' or 'token', got {over!r}")
         if rows not in ("response", "all"):
@@ -146,13 +148,14 @@ class Run:
             point, means = np.exp(-point), np.exp(-means)
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
+        counted = counts.reshape(len(counts), -1).any(axis=1)
         attrs = {
             "long_name": f"mean {long_name}",
             "units": units,
             "over": over,
             "rows": rows,
             "drop_first": drop_first,
-            "samples": self.n_samples,
+            "samples": int(counted.sum()),
         }
         return (
             xr.DataArray(point, coords, dims, name=name, attrs=attrs),
