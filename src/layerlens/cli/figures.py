@@ -78,7 +78,9 @@ ALL_RUNS: dict[str, Callable[[Sequence[Run], Look], Any]] = {
 """Figures of several runs together."""
 
 
-def draw_figures(runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], look: Look, form: str = "png") -> tuple[list[Path], list[str]]:
+def draw_figures(
+    runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], look: Look, form: str = "png"
+) -> tuple[list[Path], list[str]]:
     """Writes figures as `<model>-<kind>.<form>`, and those of all runs as `<kind>.<form>`.
 
     Returns their paths, and why each figure that was not asked for by name could not be drawn.
@@ -91,7 +93,9 @@ def draw_figures(runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], 
     unknown = [name for name in names if name not in ONE_RUN and name not in ALL_RUNS]
     if unknown:
         raise SelectionError(f"unknown figure {', '.join(unknown)}: choose from {', '.join([*ONE_RUN, *ALL_RUNS])}")
-    jobs = [(f"{label}-{name}", ONE_RUN[name], run) for label, run in zip(labels(runs), runs, strict=True) for name in names if name in ONE_RUN]
+    jobs = [
+        (f"{label}-{name}", ONE_RUN[name], run) for label, run in zip(labels(runs), runs, strict=True) for name in names if name in ONE_RUN
+    ]
     if len(runs) > 1 or kinds != "all":
         jobs += [(name, ALL_RUNS[name], runs) for name in names if name in ALL_RUNS]  # type: ignore[misc]
     written, skipped = [], []

@@ -16,7 +16,9 @@ def plot(
     runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
     kind: Annotated[str, typer.Option(help=f"all, or some of {','.join(ONE_RUN)}; for several runs {','.join(ALL_RUNS)}.")] = "all",
-    sample: Annotated[str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
+    ] = None,
     site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
     form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "png",
     rows: Rows = RowsName.response,

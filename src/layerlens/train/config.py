@@ -57,6 +57,13 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
     layer_lr_above: int | None = field(default=None, metadata={"help": "Layer above which `layer_lr_decay` acts; default: internal_layer."})
     freeze_layers: int = field(default=0, metadata={"help": "Freeze the embedding (unless tied) and blocks 1...n for the whole run."})
 
+    monitor_steps: int = field(
+        default=0,
+        metadata={"help": "Look into the model every so many optimizer steps (and before the first and after the last); 0: never."},
+    )
+    monitor_problems: int = field(default=16, metadata={"help": "Problems of the fixed probe set that the monitor looks at."})
+    monitor_repeats: int = field(default=4, metadata={"help": "Fresh answers per probe problem, for length and stability."})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seam()
@@ -82,6 +89,12 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             raise TrainingError("layer_lr_above needs layer_lr_decay: the factor of the blocks above it")
         if self.layer_lr_decay is not None and self.layer_lr_above is None and not isinstance(self.internal_layer, int):
             raise TrainingError("layer_lr_decay needs layer_lr_above: the layer above which it acts")
+        if self.monitor_steps and (self.fsdp or self.deepspeed):
+            raise TrainingError(
+                "the monitor reads whole weights, which FSDP and DeepSpeed shard: set monitor_steps=0 and analyse checkpoints instead"
+            )
+        if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
+            raise TrainingError("monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1")
         if self.trains_internally and self.deepspeed and self.weight_decay > 0 and not self.decay_above:
             raise TrainingError(
                 "DeepSpeed steps every weight, so blocks above the layer would decay: set weight_decay=0, or decay_above=True"

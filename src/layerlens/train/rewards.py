@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -210,6 +211,8 @@ def load_reward(spec: str, *, timeout: float = TIMEOUT, workers: int | None = No
 
     Raises RewardError where there is no such reward.
     """
+    if spec == "math" and find_spec("math_verify") is None:
+        raise RewardError("the reward math needs math-verify: `pip install layerlens[train]`, or choose boxed or arithmetic")
     if spec in REWARDS:
         return REWARDS[spec]
     module, colon, _ = spec.partition(":")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from layerlens.analysis import analyze
+from layerlens.arithmetic.verifier import last_boxed
 from layerlens.errors import TrainingError
 from layerlens.generation import Generation
 from layerlens.lens import LensModel
-from layerlens.prompts import read_prompts
+from layerlens.prompts import Sample, read_prompts
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.internal import causal_lm, count_blocks, internal_policy
+from layerlens.train.monitor import Monitor
 from layerlens.train.rates import blocks_path, describe, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.schedule import WHOLE_RUN, Schedule
 
@@ -81,6 +84,8 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         freeze_up_to(self.model, args.freeze_layers)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
             self.add_callback(_DecayUntouched())
+        if args.monitor_steps:
+            self.add_callback(self._monitor(n_layers))
 
     # ---- which policy a batch is for
 
@@ -192,11 +197,37 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         log.info("internal_layer='auto': %s", choice.reason)
         return choice  # type: ignore[no-any-return]
 
+    def _monitor(self, n_layers: int) -> Monitor:
+        layer = self.schedule.phases[0][0] if self.schedule.phases else n_layers
+        return Monitor(
+            Path(self.args.output_dir),
+            self._prompts(self.args.monitor_problems),
+            self.processing_class,
+            every=self.args.monitor_steps,
+            layer=layer,
+            norm=self.args.internal_norm,
+            repeats=self.args.monitor_repeats,
+            generation=self._generation(),
+            answer=last_boxed,
+            report=self._report,
+        )
+
+    def _report(self, row: dict[str, float]) -> None:
+        """Into the next log, beside TRL's own numbers."""
+        for name, value in row.items():
+            self._metrics["train"][name].append(value)
+
+    def _prompts(self, n: int) -> list[Sample]:
+        rows = [{"prompt": row["prompt"]} for row in islice(self.train_dataset, n)]
+        return read_prompts(rows, self.processing_class)
+
+    def _generation(self) -> Generation:
+        return Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
+
     def _analyse_and_choose(self) -> LayerChoice:
         lens = LensModel.wrap(causal_lm(self.model), self.processing_class)
-        rows = [{"prompt": row["prompt"]} for row in islice(self.train_dataset, self.args.internal_samples)]
-        generation = Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
-        run = analyze(lens, read_prompts(rows, lens), generate=generation, metrics=("entropy", "agrees"), norm=self.args.internal_norm)
+        prompts = self._prompts(self.args.internal_samples)
+        run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
         return select_layer(run, self.args.internal_rule)
 
 

@@ -1,0 +1,123 @@
+"""`layerlens train`: BuPO from a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from layerlens.bundled import bundled_model
+from layerlens.errors import TrainingError
+
+CONFIGS = Path(__file__).parents[1] / "train" / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with layerlens."""
+    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+
+
+@dataclass
+class TrainScript:
+    """What is trained on what, beside BuPOConfig's settings."""
+
+    model: str = field(default="", metadata={"help": "A hub name, a folder, or a bundled model."})
+    problems: str = field(
+        default="arithmetic", metadata={"help": "Training problems: a prompts file with ground truths, a hub dataset, or arithmetic."}
+    )
+    problems_limit: int | None = field(default=None, metadata={"help": "Read only so many."})
+    problems_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
+    problems_seed: int = field(default=0, metadata={"help": "Seed of generated arithmetic problems."})
+    system: str | None = field(default=None, metadata={"help": "A system message to put in front of every problem."})
+    chat_template_file: str | None = field(
+        default=None, metadata={"help": "A Jinja chat template (a file, or octothinker) in place of the model's own."}
+    )
+    reward: str = field(default="math", metadata={"help": "math, boxed, arithmetic, or module:function."})
+    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, bfloat16, float16 or float32."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; small models are fastest with 1."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir."})
+    lora_rank: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank instead of all weights; 0: all weights."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA's alpha."})
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Option("--config", "-c", help=f"A YAML file, or a shipped one by name: {', '.join(shipped_configs())}.")],
+) -> None:
+    """Train a model with BuPO: the chosen layer's policy for some rollout steps, then the whole policy.
+
+    Every field can also be given on the command line and then wins: --internal_layer 6 --max_steps 20. To go on after a
+    stop: the same command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ...
+    """
+    script, args = read_config(config, context.args)
+    run_training(script, args)
+
+
+def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
+    """The two halves of a configuration file, with what the command line changes. Raises TrainingError on a field that neither has."""
+    from trl import TrlParser
+
+    from layerlens.train import BuPOConfig
+
+    file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
+    if not file.is_file():
+        raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
+    parser = TrlParser((TrainScript, BuPOConfig))
+    try:
+        script, args = parser.parse_args_and_config(["--config", str(file), *overrides])
+    except ValueError as error:
+        raise TrainingError(f"{file}: {error}") from error
+    if not script.model:
+        raise TrainingError(f"{file}: which model? give model: in the file or --model")
+    return script, args
+
+
+def run_training(script: TrainScript, args: Any) -> None:
+    """Loads, trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
+    import torch
+    from datasets import Dataset
+
+    from layerlens.models import load_pretrained
+    from layerlens.train import BuPOTrainer
+    from layerlens.train.rewards import load_reward
+
+    if script.threads:
+        torch.set_num_threads(script.threads)
+    model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)
+    if script.chat_template_file:
+        shipped = CONFIGS / "templates" / f"{script.chat_template_file}.jinja"
+        tokenizer.chat_template = (shipped if shipped.exists() else Path(script.chat_template_file)).read_text(encoding="utf-8")
+    trainer = BuPOTrainer(
+        model,
+        load_reward(script.reward),
+        args,
+        train_dataset=Dataset.from_list(_problems(script)),
+        processing_class=tokenizer,
+        peft_config=_lora(script),
+    )
+    trainer.train(resume_from_checkpoint=script.resume or None)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.accelerator.is_main_process:
+        print(f"trained model  {args.output_dir}")
+
+
+def _problems(script: TrainScript) -> list[dict[str, Any]]:
+    from layerlens.prompts import read_problems
+
+    if script.problems != "arithmetic":
+        return read_problems(script.problems, limit=script.problems_limit, split=script.problems_split, system=script.system)
+    from layerlens.arithmetic import problems
+
+    drawn = problems("train", script.problems_limit or 2048, script.problems_seed)
+    return read_problems([{"prompt": list(problem.prompt), "ground_truth": problem.answer} for problem in drawn], system=script.system)
+
+
+def _lora(script: TrainScript) -> Any:
+    if not script.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=script.lora_rank, lora_alpha=script.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -1,0 +1,96 @@
+"""Where plots are drawn and how they are kept: figures that leak nothing, and files that come out the same every time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from layerlens.errors import LayerLensError, SelectionError
+
+SUFFIXES: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""Formats that `save` writes, with the metadata that would differ from one run to the next."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches.
+
+    In a notebook, or with matplotlib interactive, it belongs to pyplot, which shows and closes it. Elsewhere pyplot does
+    not know it: no window opens, nothing needs closing, and it goes when its last reference goes.
+    """
+    size = (width, height)
+    if matplotlib.is_interactive() or "ipykernel" in sys.modules:
+        import matplotlib.pyplot as plt
+
+        return plt.figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout="constrained")
+
+
+def settle(ax: Axes) -> None:
+    """Lays the figure out as it stands, so that sizes can be asked for."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a figure too small for its layout tells so again when it is drawn for good
+            engine.execute(figure)
+
+
+def axes_size(ax: Axes) -> tuple[float, float]:
+    """Width and height of an axes in inches, as last laid out."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    box = ax.get_window_extent()
+    return float(box.width / figure.dpi), float(box.height / figure.dpi)
+
+
+def save(drawn: Figure | Axes | np.ndarray, path: str | Path, *, dpi: int = 200) -> Path:
+    """Writes a figure, by the suffix of `path`: .png, .svg or .pdf.
+
+    The file appears whole or not at all, its directory is made, and the same figure gives the same bytes. Text stays text
+    in SVG and PDF.
+
+    Args:
+        drawn: what a plot returned (axes, an array of axes) or a figure.
+        dpi: pixels per inch of a PNG, and of the dense heat maps inside SVG and PDF.
+
+    Raises:
+        SelectionError: another suffix, or nothing was drawn.
+        LayerLensError: the file can not be written.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SelectionError(f"can not write {path.name!r}: choose a name that ends in {', '.join(SUFFIXES)}")
+    figure = _figure(drawn)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fixed: Any = {"svg.hashsalt": "layerlens", "svg.fonttype": "none", "pdf.fonttype": 42, "savefig.facecolor": "white"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(fixed):
+            figure.savefig(part, format=suffix[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=SUFFIXES[suffix])
+        os.replace(part, path)
+    except OSError as error:
+        raise LayerLensError(f"{path} can not be written ({error.strerror or error})") from error
+    finally:
+        if part.exists():
+            part.unlink()
+    return path
+
+
+def _figure(drawn: Figure | Axes | np.ndarray) -> Figure:
+    if isinstance(drawn, Figure):
+        return drawn
+    axes = [ax for ax in np.ravel(np.asarray(drawn, dtype=object)) if isinstance(ax, Axes)]
+    figure = axes[0].get_figure(root=True) if axes else None
+    if figure is None:
+        raise SelectionError(f"expected a figure or the axes that a plot returned, got {type(drawn).__name__}")
+    return figure

@@ -1,0 +1,109 @@
+"""Foreign text on a figure: token texts and model names, whatever characters they hold."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import unicodedata
+from functools import lru_cache
+
+from matplotlib import font_manager, rcParams
+
+from layerlens.types import METRIC_INFO
+
+FALLBACK_FONTS = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS", "Noto Sans", "Noto Sans Symbols2", "Noto Emoji", "Symbola",
+)  # fmt: skip
+"""Fonts that are asked for characters which the chosen font lacks, where they are installed."""
+
+VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u00a0": "⍽"}
+LONGEST = 14
+
+
+def families() -> list[str]:
+    """The caller's font, then the installed ones of FALLBACK_FONTS."""
+    chosen = list(rcParams["font.family"])
+    return chosen + [name for name in _installed() if name not in chosen]
+
+
+def plain(text: str) -> str:
+    """Text as matplotlib shows it letter by letter: `$` starts no formula, and what no font can draw is a hex escape."""
+    return "".join(_pieces(text))
+
+
+def token_label(text: str, longest: int = LONGEST) -> str:
+    """A token with its blanks visible, about `longest` characters at most: the middle of a longer one is left out."""
+    if text == "":
+        return "∅"
+    if len(text) > 3 and len(set(text)) == 1:
+        return plain(f"{VISIBLE.get(text[0], text[0])}×{len(text)}")
+    pieces = _pieces("".join(VISIBLE.get(char, char) for char in text))
+    if sum(map(len, pieces)) <= longest:
+        return "".join(pieces)
+    head, tail = _fitting(pieces, longest // 2), _fitting(pieces[::-1], (longest - 1) // 2)[::-1]
+    return "".join([*head, "…", *tail]) if len(head) + len(tail) < len(pieces) else "".join(pieces)
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """Text of this size in as many lines as it takes to fit, beside those that it has."""
+    width = max(12, int(inches * 72 / (0.53 * size)))
+    lines = [textwrap.wrap(line, width, break_on_hyphens=False, break_long_words=False) for line in text.splitlines()]
+    return "\n".join(part for line in lines for part in line)
+
+
+def power(value: float) -> str:
+    """A number on a logarithmic axis, without a formula: large powers of ten as 10⁶."""
+    exponent = round(math.log10(value))
+    if abs(exponent) >= 4 and math.isclose(value, 10.0**exponent):
+        return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{value:g}"
+
+
+def metric_label(name: str, mean: bool = True) -> str:
+    """Long name and unit, for an axis or a colour bar."""
+    long_name, unit = METRIC_INFO[name]
+    text = f"mean {long_name}" if mean and name != "perplexity" else long_name
+    return text if unit == "1" else f"{text} [{unit}]"
+
+
+def _pieces(text: str) -> list[str]:
+    """What stands for each character."""
+    pieces: list[str] = []
+    for char in text:
+        hidden = not char.isprintable() or (unicodedata.combining(char) and not pieces)
+        pieces.append(_escape(char) if hidden or not _drawable(char) else r"\$" if char == "$" else char)
+    return pieces
+
+
+def _fitting(pieces: list[str], longest: int) -> list[str]:
+    """The first pieces, one at least, that together are not longer."""
+    count = 1
+    while count < len(pieces) and sum(map(len, pieces[: count + 1])) <= longest:
+        count += 1
+    return pieces[:count]
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:x}"
+
+
+def _drawable(char: str) -> bool:
+    return char.isascii() or any(ord(char) in _charmap(path) for path in _files())
+
+
+def _files() -> list[str]:
+    # findfont keeps what it found; a font that is nowhere becomes matplotlib's default
+    return [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in families()]
+
+
+@lru_cache(maxsize=1)
+def _installed() -> tuple[str, ...]:
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in FALLBACK_FONTS if name in there)
+
+
+@lru_cache(maxsize=64)
+def _charmap(path: str) -> frozenset[int]:
+    return frozenset(font_manager.get_font(path).get_charmap())

@@ -1,0 +1,127 @@
+"""Pass@k: the chance that at least one of k sampled answers is right, for any number of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from layerlens.errors import SelectionError
+from layerlens.plots.axis import head, open_frame
+from layerlens.plots.canvas import axes_size, new_figure, settle
+from layerlens.plots.caption import finish
+from layerlens.plots.labels import plain
+from layerlens.plots.style import look, styled
+
+COLUMNS = ("model", "task", "k", "mean", "low", "high")
+"""What a table of Pass@k must have; `problems`, `samples`, `temperature` and `level` go into the caption where they are there."""
+
+
+@styled
+def pass_curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None = None, *, ax: Axes | None = None) -> Axes:
+    """Pass@k over k on a logarithmic axis, one line per model with its interval over problems.
+
+    Args:
+        tables: tidy tables with COLUMNS, one row per model, task and k; as `Evaluation.pass_at` makes them. A model that comes
+            in several tables is drawn once for each.
+        task: which task to draw; it may be left out where the tables hold one.
+        ax: axes to draw into; a new figure by default.
+
+    Raises:
+        SelectionError: a column is missing, there is no such task, or several and none is named.
+    """
+    curves = _curves(tables, task)
+    names = _names([str(curve["model"].iloc[0]) for curve in curves])
+    target = ax or new_figure(4.6, 3.2 + 0.1 * len(curves)).subplots()
+    for number, (curve, name) in enumerate(zip(curves, names, strict=True)):
+        _line(target, curve, number, name if len(curves) > 1 else "")
+    open_frame(target)
+    target.set_xscale("log", base=2)
+    settle(target)
+    _number_samples(target, sorted({int(k) for curve in curves for k in curve["k"]}))
+    target.set_ylim(0, 1.03)
+    target.set_xlabel("samples k")
+    target.set_ylabel("Pass@k [share of problems]")
+    shown = str(curves[0]["task"].iloc[0])
+    head(target, shown if len(curves) > 1 else f"{names[0]} · {shown}")
+    return finish(target, ax, _caption(curves, names))
+
+
+def _curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None) -> list[pd.DataFrame]:
+    """One table per line, sorted by k."""
+    listed = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    for table in listed:
+        lacking = [name for name in COLUMNS if name not in table.columns]
+        if lacking:
+            raise SelectionError(f"a Pass@k table needs the columns {', '.join(COLUMNS)}; {', '.join(lacking)} missing")
+    tasks = list(dict.fromkeys(str(name) for table in listed for name in table["task"]))
+    if not tasks:
+        raise SelectionError("no Pass@k to draw: pass at least one table with rows")
+    if task is None and len(tasks) > 1:
+        raise SelectionError(f"the tables hold the tasks {', '.join(tasks)}: name one with task=")
+    wanted = task or tasks[0]
+    if wanted not in tasks:
+        raise SelectionError(f"no task {wanted!r} in the tables; they hold {', '.join(tasks)}")
+    chosen = [table[table["task"] == wanted] for table in listed]
+    return [curve.sort_values("k") for table in chosen for _, curve in table.groupby("model", sort=False)]
+
+
+def _line(ax: Axes, curve: pd.DataFrame, number: int, label: str) -> None:
+    style = look(number)
+    k, mean, low, high = (curve[name].to_numpy(np.float64) for name in ("k", "mean", "low", "high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        ax.fill_between(k, low, high, where=known.tolist(), color=style.color, alpha=0.2, linewidth=0)
+    ax.plot(k, mean, color=style.color, linestyle=style.linestyle, marker=style.marker, markeredgewidth=0.9, label=label)
+
+
+def _number_samples(ax: Axes, ks: list[int]) -> None:
+    """Ticks at the ks that fit, written as whole numbers."""
+    ax.set_xlim(ks[0] / 2**0.25, ks[-1] * 2**0.25)
+    apart = 0.3 * np.log2(ks[-1] / ks[0] * 2**0.5) / axes_size(ax)[0]
+    kept = [ks[0]]
+    for k in ks[1:]:
+        if np.log2(k / kept[-1]) >= apart:
+            kept.append(k)
+    ax.xaxis.set_major_locator(FixedLocator(kept))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _names(models: list[str]) -> list[str]:
+    names = [plain(model) for model in models]
+    return [f"{name} #{number}" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+
+
+def _caption(curves: list[pd.DataFrame], names: list[str]) -> str:
+    counts = [int(curve["problems"].iloc[0]) if "problems" in curve else 0 for curve in curves]
+    parts = [
+        f"Pass@k of {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else ""),
+        _each(counts, "problem", "problems"),
+        _each([int(curve["samples"].iloc[0]) if "samples" in curve else 0 for curve in curves], "sample each", "samples each, unbiased"),
+        _temperature(curves),
+        _interval(curves, counts),
+    ]
+    return "\u00a0· ".join(part for part in parts if part)
+
+
+def _each(counts: list[int], one: str, many: str) -> str:
+    if not all(counts):
+        return ""
+    return f"{' / '.join(map(str, dict.fromkeys(counts)))} {one if set(counts) == {1} else many}"
+
+
+def _temperature(curves: list[pd.DataFrame]) -> str:
+    if not all("temperature" in curve for curve in curves):
+        return ""
+    return "T = " + " / ".join(dict.fromkeys(f"{float(curve['temperature'].iloc[0]):g}" for curve in curves))
+
+
+def _interval(curves: list[pd.DataFrame], counts: list[int]) -> str:
+    if not any(curve["low"].notna().any() for curve in curves):
+        return "1 problem: no interval" if set(counts) == {1} else "no interval"
+    levels = {float(curve["level"].iloc[0]) for curve in curves if "level" in curve}
+    return f"{100 * levels.pop():g}% bootstrap interval over problems" if len(levels) == 1 else "bootstrap interval over problems"
