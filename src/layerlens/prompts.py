@@ -99,6 +99,34 @@ def read_prompts(
     return samples
 
 
+def read_problems(
+    source: str | Path | Iterable[str | Record],
+    *,
+    limit: int | None = None,
+    split: str = "train",
+    column: str | None = None,
+    system: str | None = None,
+) -> list[dict[str, Any]]:
+    """Problems as trainers take them: one `{"prompt": messages, "ground_truth": text}` each, not tokenised.
+
+    Sources as in `read_prompts`; a response that a record holds is left out.
+
+    Raises PromptError as `read_prompts` does, and where a problem has no ground truth to check an answer against.
+    """
+    problems = []
+    for index, record in enumerate(islice(_records(source, split), limit)):
+        where = str(index if record.get("id") is None else record["id"])
+        messages, _ = _conversation(record, column, where)
+        truth = _ground_truth(record)
+        if truth is None:
+            raise PromptError(f"prompt {where} has no ground truth (reward_model.ground_truth, ground_truth or answer); training needs one")
+        front = [] if system is None else [{"role": "system", "content": system}]
+        problems.append({"prompt": [*front, *map(dict, messages)], "ground_truth": truth})
+    if not problems:
+        raise PromptError(f"{source if isinstance(source, str | Path) else 'the prompt list'} holds no prompts")
+    return problems
+
+
 def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
     if not isinstance(source, str | Path):
         items = [source] if isinstance(source, Mapping) else source

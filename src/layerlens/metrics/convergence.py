@@ -38,5 +38,5 @@ def abruptness(entropy: Float[Array, "*curves layers"], last: int = LAST_LAYERS)
 def effective_depth(entropy: Float[Array, "*curves layers"]) -> Float[Array, "*curves"]:
     """Area under the entropy curve over its maximum, as a share of L: 1 for a model undecided to the end."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        depth: Array = entropy.mean(-1) / entropy.max(-1)
+        depth: Array = np.asarray(entropy.mean(-1) / entropy.max(-1))
     return depth

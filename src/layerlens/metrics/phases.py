@@ -72,7 +72,7 @@ def find_phases(change: Float[Array, "*curves layers"], zero: Float[Array, "*cur
     start = np.where(rises.any(-1), rises.argmax(-1) + 1, 0)
     costs = np.stack([np.maximum(0, zero - change), np.maximum(0, np.abs(change) - zero), np.maximum(0, change + zero)])
     costs = np.where(layer < start[..., None], 0.0, costs)
-    costs[0] += np.where(start[..., None] == 0, 1 + costs.sum(), 0.0)  # dearer than any cut: no exploration there
+    costs[0] += np.where(start[..., None] == 0, 1 + np.nansum(costs), 0.0)  # dearer than any cut: no exploration there
     before = np.concatenate([np.zeros((3, *change.shape[:-1], 1)), costs.cumsum(-1)], axis=-1)
     explore, integrate, converge = before
     # cost of ending exploration after b1 layers and integration after b2 >= b1

@@ -130,7 +130,7 @@ class Run:
         if rows not in ("response", "all"):
             raise SelectionError(f"rows must be 'response' or 'all', got {rows!r}")
         values = self.values("logp_next" if name == "perplexity" else name)
-        keep = self._rows(rows, drop_first)
+        keep = self.row_mask(rows, drop_first)
         if "token" in values.dims:
             sums, counts = self._sums(values, keep)
             if over == "sample":
@@ -145,7 +145,8 @@ class Run:
             sums, dims = np.where(known, data, 0.0) * counts, values.dims[1:]
         point, means = bootstrap_means(sums, counts.astype(np.float64), resamples, seed)
         if name == "perplexity":
-            point, means = np.exp(-point), np.exp(-means)
+            with np.errstate(over="ignore"):  # hundreds of nats are possible where states are decoded without a norm
+                point, means = np.exp(-point), np.exp(-means)
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
@@ -193,7 +194,8 @@ class Run:
             raise SelectionError(f"the run of {self.model} has no {name!r}; it has {', '.join(map(str, self.data.data_vars))}")
         return self.data[name]
 
-    def _rows(self, rows: Rows, drop_first: int) -> np.ndarray:
+    def row_mask(self, rows: Rows = "response", drop_first: int = 0) -> np.ndarray:
+        """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError where there is none."""
         response = self.data["in_response"].values.astype(bool)
         keep = np.ones_like(response) if rows == "all" else response.copy()
         if drop_first:

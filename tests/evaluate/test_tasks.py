@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from layerlens.cli.eval import eval_command
+from layerlens.errors import LayerLensError, PromptError
+from layerlens.evaluate import TASKS, find_task
+from layerlens.evaluate.tasks import DATA_VARIABLE
+
+app = typer.Typer()
+app.command()(eval_command)
+
+
+def evaluation(out: Path, *options: object, tasks: str = "arithmetic") -> list[str]:
+    common = ["tiny-qwen3", "--tasks", tasks, "--limit", 3, "--max-new-tokens", 24, "--device", "cpu", "--out", out]
+    return [str(word) for word in [*common, *options]]
+
+
+def test_public_sets_come_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    for file, _ in TASKS.values():
+        (tmp_path / file).touch()
+    assert {name: find_task(name, tmp_path).samples for name in TASKS} == {"math500": 16, "amc23": 16, "aime24": 32, "aime25": 32}
+    with pytest.raises(PromptError, match=r"math500 needs the file math500.parquet: .*--data DIR or LAYERLENS_DATA"):
+        find_task("math500")
+    with pytest.raises(PromptError, match=r"aime24: expected .*aime_2024.parquet, which is not there"):
+        find_task("aime24", tmp_path / "elsewhere")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert find_task("amc23").source == tmp_path / "amc2023.parquet"
+
+
+def test_other_problems(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.touch()
+    assert find_task(str(mine)).name == "mine"
+    assert find_task("owner/name").source == "owner/name"
+    assert find_task("arithmetic").reward == "arithmetic"
+    fresh = find_task("arithmetic:12:3")
+    assert len({str(row["prompt"]) for row in fresh.source}) == 12  # type: ignore[union-attr, index]
+    assert fresh.name == "arithmetic-12-3"
+    assert find_task("arithmetic:12:3") == fresh != find_task("arithmetic:12:4")
+    for wrong, told in (("gsm9k", "unknown task 'gsm9k'"), ("gone.parquet", "no such prompt file"), ("arithmetic:0", "at least 1")):
+        with pytest.raises(PromptError, match=told):
+            find_task(wrong)
+
+
+def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
+    first = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 2, "--json"))
+    assert first.exit_code == 0, first.output
+    [task] = json.loads(first.stdout)["tasks"]
+    assert (task["problems"], task["samples"], task["reward"]) == (3, 2, "arithmetic_reward")
+    assert json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text()) == task
+    assert (tmp_path / "a" / "arithmetic-pass.png").stat().st_size > 5000
+    options = ["--samples", 2, "--layer", 12, "--norm", "final", "--compare", tmp_path / "a", "--no-figure"]
+    second = CliRunner().invoke(app, evaluation(tmp_path / "b", *options))
+    assert second.exit_code == 0, second.output
+    assert "tiny-qwen3 layer 12 (norm: final)" in second.stdout
+    assert "Pass@2" in second.stdout
+    # the last layer through the final norm is the model: same streams, same answers
+    for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
+        assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
+            tmp_path / "b" / "arithmetic" / "answers" / name
+        ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--tasks", "math500"], "math500 needs the file"),
+        (["--tasks", "arithmetic,arithmetic"], "each once"),
+        (["--reward", "guess"], "unknown reward 'guess'"),
+        (["--engine", "vllm"], "vllm is not installed"),
+        (["--layer", "13"], r"1\.\.12"),
+        (["--compare", "nowhere"], "holds no evaluation"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path, options: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(LayerLensError, match=told):
+        CliRunner().invoke(app, evaluation(tmp_path / "out", *options), catch_exceptions=False)
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,45 @@
+"""One training step on a fixed batch, alone or as one of several processes; leaves the weights after it in a file.
+
+With plain gradient descent at rate 1 the change of the weights is the gradient, so equal weights are equal gradients.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.tiny import tiny_model
+from tests.train.harness import fixed_batch, make_trainer
+
+torch.set_num_threads(1)
+
+
+def scored(self: GRPOTrainer, inputs: Any) -> dict[str, torch.Tensor]:
+    """This process's share of a fixed batch, in place of sampling."""
+    batch, rank, world = fixed_batch(), self.accelerator.process_index, self.accelerator.num_processes
+    share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    return {name: values[share] if values.ndim else values for name, values in batch.items()}
+
+
+def main(out: str, tied: str, layer: str, loss_type: str) -> None:
+    GRPOTrainer._generate_and_score_completions = scored
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else int(__import__("os").environ.get("WORLD_SIZE", 1))
+    trainer = make_trainer(
+        Path(out).parent / "trainer", tiny_model("qwen3", tied=tied == "tied"), internal_layer=int(layer), internal_steps=-1, max_steps=1,
+        loss_type=loss_type, optim="sgd", learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0, num_generations=2,
+        per_device_train_batch_size=4 // world,
+    )  # fmt: skip
+    trainer.train()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        torch.save({name.removeprefix("module."): weight.clone() for name, weight in weights.items()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

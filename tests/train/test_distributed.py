@@ -1,0 +1,49 @@
+"""Two processes, data parallel or sharded, take the very step that one takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+}  # fmt: skip
+
+
+def step(out: Path, tied: str, layer: int, loss_type: str, processes: int, env: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable] if processes == 1 else [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*launch, str(WORKER), str(out), tied, str(layer), loss_type],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize(("tied", "loss_type"), [("tied", "grpo"), ("untied", "dapo")])
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_take_the_step_of_one(how: str, tied: str, loss_type: str, tmp_path: Path) -> None:
+    alone = step(tmp_path / "one.pt", tied, 2, loss_type, 1)
+    together = step(tmp_path / "two.pt", tied, 2, loss_type, 2, FSDP2 if how == "fsdp2" else None)
+    start = tiny_model("qwen3", tied=tied == "tied").state_dict()
+    moved = 0
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+        moved += not torch.equal(weight, start[name])
+    assert moved > 10
+    assert torch.equal(alone["model.layers.3.mlp.up_proj.weight"], start["model.layers.3.mlp.up_proj.weight"])
