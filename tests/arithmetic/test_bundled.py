@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from layerlens.arithmetic import problems
 from layerlens.arithmetic.batches import encode
 from layerlens.arithmetic.card import card
 from layerlens.arithmetic.evaluate import EvaluationSettings, evaluate
 from layerlens.arithmetic.models import MODELS
-from layerlens.arithmetic.tokenizer import build_tokenizer
 from layerlens.arithmetic.training import TrainingSettings
 
 ROOT = Path(__file__).parents[2] / "data/models"
@@ -33,8 +32,8 @@ def test_folder_is_small_and_the_model_is_what_it_says(folder: Path) -> None:
 
 
 @bundled
-def test_tokenizer_is_the_one_the_code_builds(folder: Path) -> None:
-    tokenizer, built = AutoTokenizer.from_pretrained(folder), build_tokenizer()
+def test_tokenizer_is_the_one_the_code_builds(folder: Path, built_tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer, built = AutoTokenizer.from_pretrained(folder), built_tokenizer
     assert tokenizer.get_vocab() == built.get_vocab()
     for problem in problems("test", 40, 0):
         assert encode(problem, tokenizer) == encode(problem, built)

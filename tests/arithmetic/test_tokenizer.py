@@ -15,8 +15,8 @@ SPECIAL = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assista
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return build_tokenizer()
+def tokenizer(built_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    return built_tokenizer
 
 
 def test_round_trip_on_the_task(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.arithmetic import problems
 from layerlens.arithmetic.batches import IGNORE, POOL, Batch, encode, pool
+from layerlens.arithmetic.kinds import DIFFICULTIES
 from layerlens.arithmetic.models import MODELS, new_model
 from layerlens.arithmetic.sampling import answers
 from layerlens.arithmetic.tokenizer import build_tokenizer
@@ -63,6 +65,17 @@ def test_checkpoint_of_other_settings_is_refused(tokenizer: PreTrainedTokenizerB
     with pytest.raises(TrainingError, match="seed"):
         train(_micro(tokenizer), tokenizer, replace(SETTINGS, seed=1), tmp_path / "c.pt")
     train(_micro(tokenizer), tokenizer, replace(SETTINGS, seed=1), tmp_path / "c.pt", resume=False)
+
+
+def test_learning_rate_peaks_as_set_and_never_stops_and_difficulties_only_grow() -> None:
+    settings = TrainingSettings("tiny-qwen3")
+    rates = [settings.rate(step) for step in range(settings.steps)]
+    assert max(rates) == pytest.approx(settings.learning_rate)
+    assert min(rates) > 0
+    assert rates[-1] < settings.learning_rate / 1000
+    drawn = [settings.difficulties(step) for step in range(settings.steps)]
+    assert (drawn[0], drawn[-1]) == (DIFFICULTIES[:1], DIFFICULTIES)
+    assert all(len(a) <= len(b) for a, b in itertools.pairwise(drawn))
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -126,10 +139,16 @@ def test_samples_follow_the_policy_and_the_seed(tokenizer: PreTrainedTokenizerBa
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_writes_a_folder_that_loads_with_the_trained_weights(tmp_path: Path, name: str) -> None:
+def test_training_writes_a_folder_that_loads_with_the_trained_weights(
+    tmp_path: Path, name: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerlens.arithmetic.train.build_tokenizer", lambda: tokenizer)
     settings = TrainingSettings(name, steps=2, batch_size=2, warmup=1, shape=MICRO)
     train_folder(settings, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
-    saved = torch.load(tmp_path / f"{name}.checkpoint.pt", weights_only=True)["model"]
+    assert AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() == tokenizer.get_vocab()
+    trained = new_model(name, tokenizer, settings.seed, **MICRO)
+    train(trained, tokenizer, settings, tmp_path / "again.pt")
     assert loaded.dtype == torch.bfloat16
-    assert all(torch.equal(tensor, saved[key].bfloat16()) for key, tensor in loaded.state_dict().items())
+    assert all(torch.equal(tensor, trained.state_dict()[key].bfloat16()) for key, tensor in loaded.state_dict().items())

@@ -33,10 +33,11 @@ def train_folder(
 ) -> None:
     """Train one model and write it to `folder`: bfloat16 weights, configuration, tokenizer and `training.json`.
 
-    While it trains, `<folder>.checkpoint.pt` beside the folder holds what is needed to resume.
+    While it trains, `<folder>.checkpoint.pt` beside the folder holds what is needed to resume; it is deleted once the folder is written.
     """
     tokenizer = build_tokenizer()
     model = new_model(settings.model, tokenizer, settings.seed, **settings.shape).to(device)
+    checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
     columns = ("{task.description}", "loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} tokens/s")
     bar = Progress(*map(TextColumn, columns), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     with bar:
@@ -45,7 +46,7 @@ def train_folder(
         def on_step(now: training.Progress) -> None:
             bar.update(task, completed=now.step, loss=now.loss, rate=now.tokens / now.seconds)
 
-        curve = training.train(model, tokenizer, settings, folder.with_name(f"{folder.name}.checkpoint.pt"), resume, on_step=on_step)
+        curve = training.train(model, tokenizer, settings, checkpoint, resume, on_step=on_step)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record = {
@@ -62,6 +63,7 @@ def train_folder(
         "curve": [asdict(point) for point in curve],
     }
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    checkpoint.unlink()
 
 
 def main(

@@ -34,7 +34,7 @@ class TrainingSettings:
     model: str
     """`tiny-qwen3` or `tiny-llama`."""
     steps: int = 5400
-    """Optimizer steps."""
+    """Optimizer steps; with fewer than `restart`, training ends before the learning rate has fallen."""
     seed: int = 0
     """Seed of the first weights and of the training problems."""
     batch_size: int = 16
