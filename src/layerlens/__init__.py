@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from layerlens.lens import LensModel, load
     from layerlens.prompts import Sample, read_prompts
     from layerlens.results.run import Run, open_run
+    from layerlens.results.training import TrainingLog, open_training
     from layerlens.selection import LayerChoice, select_layer
 
 _WHERE = {
@@ -32,13 +33,15 @@ _WHERE = {
     "read_prompts": "layerlens.prompts",
     "Run": "layerlens.results.run",
     "open_run": "layerlens.results.run",
+    "TrainingLog": "layerlens.results.training",
+    "open_training": "layerlens.results.training",
     "LayerChoice": "layerlens.selection",
     "select_layer": "layerlens.selection",
 }
 
 __all__ = [
-    "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample",
-    "analyze", "compare", "load", "open_run", "plots", "read_prompts", "select_layer",
+    "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
+    "analyze", "compare", "load", "open_run", "open_training", "plots", "read_prompts", "select_layer",
 ]  # fmt: skip
 
 

@@ -12,11 +12,11 @@ Array = np.ndarray
 
 
 def bootstrap_means(
-    sums: Float[Array, samples * rest],
-    counts: Float[Array, samples * rest],
+    sums: Float[Array, "samples *rest"],
+    counts: Float[Array, "samples *rest"],
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> tuple[Float[Array, "*rest"], Float[Array, resamples * rest]]:
+) -> tuple[Float[Array, "*rest"], Float[Array, "resamples *rest"]]:
     """Σ sums / Σ counts over all samples, and over `resamples` draws of as many samples with replacement.
 
     A mean per sample first has `counts` 0 or 1, a mean per token the number of tokens. Where nothing is counted the mean is
@@ -35,7 +35,7 @@ def bootstrap_means(
     return point, means.reshape(resamples, *point.shape)
 
 
-def interval(values: Float[Array, resamples * rest], level: float = LEVEL) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
+def interval(values: Float[Array, "resamples *rest"], level: float = LEVEL) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
     """The percentile interval of resampled values; NaN resamples (a quantity that does not exist there) are left out."""
     tail = (1 - level) / 2
     missing = np.isnan(values)

@@ -69,6 +69,14 @@ def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
         ).read_text()
 
 
+def test_a_check_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_broken_checker.py").write_text("def check(completions, ground_truth):\n    raise KeyError('oh')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 1, "--no-figure", "--reward", "my_broken_checker:check"))
+    assert done.exit_code == 0, done.output
+    assert "check hung on 0 and raised on 3 of 3 answers (KeyError: 'oh')" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -74,7 +74,7 @@ def checkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Reward]:
     """The mathematics reward with all the time that a busy machine may need."""
-    reward = Reward(math_reward.target, quick=quick_math, timeout=300)
+    reward = Reward(math_reward.target, quick=quick_math, timeout=300.0, columns=False)
     yield reward
     reward.close()
 
@@ -115,7 +115,7 @@ def test_the_strict_rewards() -> None:
 
 
 def test_a_check_that_hangs_raises_or_dies_scores_0_and_is_counted(checkers: Any, caplog: pytest.LogCaptureFixture) -> None:
-    reward = checkers("bad_mannered", timeout=4, workers=1)
+    reward = checkers("bad_mannered", timeout=4.0, workers=1)
     texts = ["7", "boom", "7", "exit", "die", "7", "words", "two", "hang", "7", "8"]
     with caplog.at_level(logging.WARNING):
         assert reward(texts, ["7"] * len(texts)) == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
@@ -129,7 +129,7 @@ def test_a_check_that_hangs_raises_or_dies_scores_0_and_is_counted(checkers: Any
 
 
 def test_hung_checks_do_not_wait_for_each_other(checkers: Any) -> None:
-    reward = checkers("bad_mannered", timeout=4, workers=3)
+    reward = checkers("bad_mannered", timeout=4.0, workers=3)
     assert reward(["7"] * 3, ["7"] * 3) == [1, 1, 1]
     start = time.perf_counter()
     assert reward(["sleep"] * 3, ["7"] * 3) == [0, 0, 0]
@@ -146,7 +146,7 @@ def test_it_works_in_threads(patient: Reward) -> None:
 
 
 def test_the_trainers_columns_arrive(checkers: Any) -> None:
-    reward = checkers("columns", timeout=60)
+    reward = checkers("columns", timeout=60.0)
     given = {"difficulty": [1, 2], "prompts": ["a", "b"], "trainer_state": object(), "environments": [object(), object()]}
     assert reward(["x", "y"], **given) == [2.0, 3.0]
 
@@ -154,7 +154,7 @@ def test_the_trainers_columns_arrive(checkers: Any) -> None:
 def test_any_function_by_name(checkers: Any) -> None:
     assert load_reward("math") is math_reward
     assert load_reward("boxed") is boxed_reward
-    reward = load_reward("my_checkers:good", timeout=60)
+    reward = load_reward("my_checkers:good", timeout=60.0)
     assert isinstance(reward, Reward)
     assert reward(["a", "b"], ["a", "c"]) == [1, 0]
     assert reward.__name__ == "good"
@@ -234,7 +234,7 @@ def test_gold_answers_score_1_and_the_next_problems_0(
     truths = golds(name)
     shifted = truths[1:] + truths[:1]
     assert len(truths) == count
-    alone = Reward(math_reward.target, timeout=300)  # math-verify without our shortcut for equal texts
+    alone = Reward(math_reward.target, timeout=300.0)  # math-verify without our shortcut for equal texts
     assert sum(patient([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
     assert sum(alone([rf"so \boxed{{{truth}}}" for truth in truths[:60]], truths[:60])) == min(60, count)
     alone.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2_000
+from layerlens.resample import bootstrap_means, interval
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ def bootstrap(scores: Sequence[float], seed: int = 0) -> Estimate:
     if not scores:
         raise ValueError("expected at least one problem, got none")
     values = np.asarray(scores, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    mean, means = bootstrap_means(values, np.ones_like(values), seed=seed)
+    low, high = interval(means)
+    return Estimate(float(mean), float(low), float(high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -191,6 +192,9 @@ def eval_command(
         _write_summary(found)
         if figure:
             figures.append(_draw([*beside[task.name], found], task.name, out))
+    failed = _failed_checks(checks)
+    if failed:
+        print(f"not checked, scored 0: {failed}", file=sys.stderr)
     if as_json:
         print_json({"tasks": [found.summary() for found in done], "figures": [str(path) for path in figures]})
         return
@@ -216,6 +220,16 @@ def _room(engine: Engine, problems: Sequence[Sample]) -> int:
     if engine.context is None:
         return LONGEST_ANSWER
     return max(1, min(LONGEST_ANSWER, engine.context - max(sample.response_start for sample in problems)))
+
+
+def _failed_checks(checks: Sequence[Any]) -> str:
+    """How many answers no reward could judge in this run, in words; empty where all were."""
+    counts = {check.__name__: check.counts for check in checks if hasattr(check, "counts")}
+    return "; ".join(
+        f"{name} hung on {count.hung} and raised on {count.raised} of {count.answers} answers ({count.last_error})"
+        for name, count in counts.items()
+        if count.hung or count.raised
+    )
 
 
 def _write_summary(found: Evaluation) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layerlens.errors import SelectionError
 
 if TYPE_CHECKING:
-    from layerlens.results import Run
+    from layerlens.results import Run, TrainingLog
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -107,6 +107,20 @@ def draw_figures(
                 raise
             skipped.append(f"{stem}: {error}")
     return written, skipped
+
+
+def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> list[Path]:
+    """Writes the figures of training runs: dynamics of all overlaid, and entropy, refinement and drift of each."""
+    plots = _plots()
+    drawn = [("training", plots.training_dynamics(logs)), ("stability", plots.stability(logs))]
+    for log in logs:
+        drawn += [
+            (f"{log.name}-layer-entropy", plots.layer_entropy_over_steps(log)),
+            (f"{log.name}-layer-entropy-change", plots.layer_entropy_over_steps(log, change=True)),
+            (f"{log.name}-refinement", plots.refinement(log)),
+            (f"{log.name}-drift", plots.drift(log)),
+        ]
+    return [plots.save(figure, folder / f"{stem}.{form}") for stem, figure in drawn]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, Look, draw_figures
+from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, Look, draw_figures, draw_training
 from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
+from layerlens.errors import SelectionError
 
 
 def plot(
@@ -25,14 +26,27 @@ def plot(
     over: Over = WeightingName.sample,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs."""
+    """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
+
+    Given the output folders of `layerlens train`, draws how training went inside the model.
+    """
     import layerlens as ll
 
+    trained = [run for run in runs if (run / "monitor").is_dir()]
+    if trained:
+        if len(trained) < len(runs):
+            raise SelectionError("training folders and run folders do not go into one figure; plot them apart")
+        _tell(draw_training([ll.open_training(folder) for folder in trained], out, form), [], as_json)
+        return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
     written, skipped = draw_figures(opened, out, parse_names(kind), Look(which, site, rows.value, over.value), form)
+    _tell(written, skipped, as_json)
+
+
+def _tell(written: list[Path], skipped: list[str], as_json: bool) -> None:
     if as_json:
         print_json({"figures": [str(path) for path in written], "skipped": skipped})
         return

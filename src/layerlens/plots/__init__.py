@@ -17,12 +17,30 @@ from layerlens.plots.canvas import save
 from layerlens.plots.changes import entropy_change
 from layerlens.plots.cosines import stream_cosine
 from layerlens.plots.curves import compare_families, entropy_curves, metric_by_layer
+from layerlens.plots.differences import difference_heatmap
+from layerlens.plots.dynamics import drift, layer_entropy_over_steps, refinement, stability, training_dynamics
 from layerlens.plots.flow import entropy_flow
 from layerlens.plots.grid import family_grid
 from layerlens.plots.heatmaps import entropy_heatmap
 from layerlens.plots.matrices import similarity
+from layerlens.plots.passes import pass_curves
 
 __all__ = [
-    "compare_families", "entropy_change", "entropy_curves", "entropy_flow", "entropy_heatmap", "family_grid", "metric_by_layer",
-    "save", "similarity", "stream_cosine",
-]  # fmt: skip
+    "compare_families",
+    "difference_heatmap",
+    "drift",
+    "entropy_change",
+    "entropy_curves",
+    "entropy_flow",
+    "entropy_heatmap",
+    "family_grid",
+    "layer_entropy_over_steps",
+    "metric_by_layer",
+    "pass_curves",
+    "refinement",
+    "save",
+    "similarity",
+    "stability",
+    "stream_cosine",
+    "training_dynamics",
+]

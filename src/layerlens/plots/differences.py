@@ -97,6 +97,7 @@ def _of_means(before: Run, after: Run, metric: str, site: str | None, limits: Li
     if len(rows):
         target.plot(columns, rows, linestyle="", marker=".", markersize=2.5, color="0.2", gid=UNSURE)
     head(target, _title(before, after), [])
+    settle(target)
     color_bar(target, mesh, values, f"difference of {metric_label(metric)}")
     settle(target)
     number_layers(target.yaxis, before.layers, axes_size(target)[1], apart=0.12, rows=True)

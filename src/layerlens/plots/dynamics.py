@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from layerlens.errors import SelectionError
-from layerlens.plots.axis import dress, head, number_layers, open_frame, set_title
+from layerlens.plots.axis import dress, number_layers, open_frame, set_title
 from layerlens.plots.canvas import axes_size, new_figure, settle
 from layerlens.plots.caption import add_caption, finish
 from layerlens.plots.curves import _log_axis
-from layerlens.plots.labels import metric_label, plain
+from layerlens.plots.labels import families, metric_label, plain
 from layerlens.plots.mesh import color_bar, draw_mesh, hatched, normalize
 from layerlens.plots.passes import _names
-from layerlens.plots.style import PHASE_TINTS, SCALES, Look, Scale, look, styled
+from layerlens.plots.style import PHASE_TINTS, SCALES, STYLE, Look, Scale, look, styled
 from layerlens.results.training import Phase, TrainingLog
 
 LABELS = {
@@ -42,6 +44,9 @@ LABELS = {
 TINTS = (PHASE_TINTS["exploration"], PHASE_TINTS["convergence"])
 SMOOTHED_SHARE = 20
 """Smoothing runs over a run's log divided by this, at least 5 entries where there are 20."""
+
+MEAN = "mean of per-sample means, response rows"
+"""How the monitor averages over its probe."""
 
 SWITCH = "switch"
 """The gid of a line where a phase ends."""
@@ -112,10 +117,10 @@ def layer_entropy_over_steps(log: TrainingLog, *, change: bool = False, ax: Axes
         SelectionError: the run has no monitor.
     """
     steps, layers, values = _by_layer(log, "entropy/layer_")
-    scale, label, shows = SCALES["entropy"], metric_label("entropy"), ""
+    scale, label, shows = SCALES["entropy"], metric_label("entropy"), "resid_post"
     if change:
         values = values - values[:, :1]
-        scale, label = Scale("RdBu_r", centred=True), f"mean entropy, change since step {steps[0]} [nats]"
+        scale, label = Scale("RdBu_r", centred=True), f"mean entropy of the internal policy, change since step {steps[0]} [nats]"
     return _heatmap(log, steps, layers, values, scale, label, shows, ax)
 
 
@@ -164,7 +169,7 @@ def refinement(log: TrainingLog) -> np.ndarray:
     Raises:
         SelectionError: the run has no monitor, or it watched the last layer, which has none above.
     """
-    figure = new_figure(8.4, 5.2)
+    figure = new_figure(8.4, 5.0)
     axes: np.ndarray = figure.subplots(2, 2, width_ratios=(1, 1.05), squeeze=False)
     parts = (
         ("similarity/", metric_label("similarity", mean=False), SCALES["similarity"]),
@@ -172,24 +177,25 @@ def refinement(log: TrainingLog) -> np.ndarray:
     )
     for (left, right), (prefix, label, scale) in zip(axes, parts, strict=True):
         steps, above, values = _by_layer(log, f"{prefix}to_")
-        names = [f"mean of layers {above[0]} to {above[-1]}", f"layer {above[0]}, the next", f"layer {above[-1]}, the last"]
-        curves = [log.monitor[f"{prefix}above"].to_numpy(np.float64), values[0], values[-1]]
-        for number, (name, curve) in enumerate(list(zip(names, curves, strict=True))[: 3 if len(above) > 1 else 1]):
-            _line(left, Series(steps, curve, dense=False), look(number), name, 1)
+        curves = {f"mean of layers {above[0]} to {above[-1]}": log.monitor[f"{prefix}above"].to_numpy(np.float64)}
+        curves |= {f"layer {above[0]}, the next": values[0], f"layer {above[-1]}, the last": values[-1]}
+        for number, (name, curve) in enumerate(curves.items()):
+            if number == 0 or len(above) > 1:
+                _line(left, Series(steps, curve, dense=False), look(number), name, 1)
         _mark_phases(left, [log])
         open_frame(left)
-        left.set_xlabel("optimizer step")
-        left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _step_axis(left)
         left.set_ylabel(label)
-        if prefix == "kl/":
-            left.set_ylim(bottom=min(0.0, left.get_ylim()[0]))
         _cells(right, log, steps, above, values, scale, label)
+    axes[1, 0].set_ylim(bottom=min(0.0, axes[1, 0].get_ylim()[0]))
+    handles = [*axes[0, 0].get_legend_handles_labels()[0], *_phase_patches(log.internal)]
+    _figure_legend(figure, handles)
     shows = f"layer {log.watched} against the layers above it"
-    add_caption(figure, _caption([log], shows, hatched(values), "mean of per-sample means, response rows", "no interval"))
+    add_caption(figure, _caption([log], shows, hatched(values), MEAN, "no interval"))
     settle(axes[0, 0])
-    for row, title in enumerate(("similarity of the residual stream (resid_post)", "KL to the policies above")):
+    for row, title in enumerate(("similarity of the residual stream (resid_post)", "KL to the policies above (resid_post)")):
+        set_title(axes[row, 0], log.name if row == 0 else "", pad=5.0)
         set_title(axes[row, 1], title, pad=16.0 if log.internal else 5.0)
-    head(axes[0, 0], plain(log.name), [*axes[0, 0].lines[: 3 if len(above) > 1 else 1], *_phase_patches(log.internal)])
     for ax in axes.flat:
         dress(ax)
     return axes
@@ -227,17 +233,20 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
         ax.set_ylabel(LABELS.get(metric, plain(metric)))
         if metric == "perplexity" and _spread(series[metric]) > 10:
             _log_axis(ax)
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if place + columns >= len(metrics):
-            ax.set_xlabel("optimizer step")
-            ax.tick_params(labelbottom=True)
+        _step_axis(ax)
+        if place + columns < len(metrics):
+            ax.set_xlabel("")
+        ax.tick_params(labelbottom=place + columns >= len(metrics))
     _legend_above(axes[0], logs)
     dense = [one for metric in metrics for one in series[metric] if one.dense]
     looked = any(not one.dense for metric in metrics for one in series[metric])
-    full = "full policy: the model's own (norm: final)" if {"policy_entropy", "perplexity"} & set(metrics) else ""
-    add_caption(
-        figure, _caption(logs, full, _smoothing(windows) if dense else "", "points: looks of the monitor" if looked else "", "no interval")
-    )
+    shows = [
+        "full policy under its own final norm" if {"policy_entropy", "perplexity"} & set(metrics) else "",
+        _smoothing(windows) if dense else "",
+        "points: looks of the monitor" if looked else "",
+        "no interval",
+    ]
+    add_caption(figure, _caption(logs, *shows))
     settle(axes[0])
     for ax in axes:
         dress(ax)
@@ -269,14 +278,13 @@ def _window(log: TrainingLog, smooth: int | None) -> int:
 
 def _line(ax: Axes, one: Series, style: Look, label: str, window: int, phases: Sequence[Phase] = ()) -> None:
     values = np.where(np.isfinite(one.values), one.values, np.nan)
-    every = max(1, round(len(one.steps) / 8)) if one.dense else max(1, round(len(one.steps) / 24))
+    every = max(1, round(len(one.steps) / (8 if one.dense else 24)))
     if one.dense and window > 1:
         ax.plot(one.steps, values, color=style.color, linewidth=0.7, alpha=0.35, label="_as logged")
         values = smoothed(one.steps, values, window, phases)
-    ax.plot(
-        one.steps, values, color=style.color, linestyle=style.linestyle, linewidth=2.0 if one.dense else 1.4, marker=style.marker,
-        markevery=every, markersize=3.5, markeredgecolor="white" if one.dense else style.color, markeredgewidth=0.6, label=label,
-    )  # fmt: skip
+    width, size = (1.9, 4.5) if one.dense else (1.4, 3.5)
+    drawn: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
+    ax.plot(one.steps, values, linewidth=width, markersize=size, markevery=every, label=label, **drawn)
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray, window: int, phases: Sequence[Phase] = ()) -> np.ndarray:
@@ -301,6 +309,11 @@ def _spread(series: list[Series]) -> float:
     return float(values.max() / values.min()) if len(values) and values.min() > 0 else 1.0
 
 
+def _step_axis(ax: Axes) -> None:
+    ax.set_xlabel("optimizer step")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
 def _mark_phases(ax: Axes, logs: Sequence[TrainingLog]) -> None:
     """Internal phases shaded, each phase's end a line in its run's look; phases that several runs share are shaded once."""
     last = max(int(frame["step"].max()) for log in logs for frame in (log.monitor, log.log) if len(frame))
@@ -318,7 +331,7 @@ def _mark_phases(ax: Axes, logs: Sequence[TrainingLog]) -> None:
 
 def _spans(phases: Sequence[Phase]) -> list[tuple[float, float]]:
     """From the look before a phase's first step to half a step after its last, so that a look at the end lies inside."""
-    return [(first - 1 if first == 1 else first - 0.5, last + 0.5) for first, last, _ in phases]
+    return [(0.0 if first == 1 else first - 0.5, last + 0.5) for first, last, _ in phases]
 
 
 def _phase_text(phase: Phase) -> str:
@@ -334,7 +347,7 @@ def _phase_patches(phases: Sequence[Phase]) -> list[Artist]:
 
 def _legend_above(ax: Axes, logs: Sequence[TrainingLog]) -> None:
     """Over the whole figure: each run's line, with its internal phases."""
-    figure = ax.get_figure(root=False)
+    figure = ax.get_figure(root=True)
     assert figure is not None
     handles: list[Artist] = []
     names = _names([log.name for log in logs])
@@ -346,9 +359,17 @@ def _legend_above(ax: Axes, logs: Sequence[TrainingLog]) -> None:
             Line2D([], [], color=style.color, linestyle=style.linestyle, marker=style.marker, linewidth=2, markersize=3.5, label=label)
         )
     handles += _phase_patches(logs[0].internal) if len(logs) == 1 else []
-    widest = max(len(str(handle.get_label())) for handle in handles) * 0.55 * 7 + 40
-    columns = min(len(handles), max(1, int(figure.get_figwidth() * 72 // widest)))  # type: ignore[union-attr]
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=3)
+    _figure_legend(figure, handles)
+
+
+def _figure_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Above all axes, in as many columns as fit."""
+    size = STYLE["legend.fontsize"]
+    widths = [0.52 * size * len(str(handle.get_label())) + 6 * size for handle in handles]
+    room = figure.get_figwidth() * 72 - 10
+    columns = len(handles) if sum(widths) < room else max(1, int(room // max(widths)))
+    font = {"family": families(), "size": size}
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, handlelength=3, prop=font)
 
 
 # ---- heat maps over looks
@@ -375,8 +396,13 @@ def _heatmap(
     _cells(target, log, steps, rows, values, scale, label)
     set_title(target, log.name, pad=16.0 if log.internal else 5.0)
     outlined = "outlined: the layer in training" if any(isinstance(patch, Rectangle) for patch in target.patches) else ""
-    means = "mean of per-sample means, response rows" if mean else ""
-    return finish(target, ax, _caption([log], "a column per look", shows or hatched(values), outlined, means, "no interval"))
+    return finish(
+        target,
+        ax,
+        _caption(
+            [log], "a column per look", shows, "" if "hatched" in shows else hatched(values), outlined, MEAN if mean else "", "no interval"
+        ),
+    )
 
 
 def _cells(ax: Axes, log: TrainingLog, steps: np.ndarray, rows: list[int], values: np.ndarray, scale: Scale, label: str) -> None:
@@ -422,5 +448,11 @@ def _caption(logs: Sequence[TrainingLog], *shows: str) -> str:
     norms = " / ".join(dict.fromkeys(log.norm for log in logs if log.norm))
     counts = " / ".join(dict.fromkeys(str(log.problems) for log in logs if log.problems))
     unknown = "phases not known: no log yet" if any(log.log.empty for log in logs) else ""
-    parts = [models, f"norm: {norms}" if norms else "", f"probe of {counts} problems" if counts else "", *shows, unknown]
+    parts = [
+        models,
+        f"internal policies under norm: {norms}" if norms else "",
+        f"probe of {counts} problems" if counts else "",
+        *shows,
+        unknown,
+    ]
     return "\u00a0· ".join(part for part in parts if part)

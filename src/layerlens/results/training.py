@@ -92,7 +92,8 @@ def open_training(path: str | Path) -> TrainingLog:
 def internal_phases(log: pd.DataFrame, first_layer: int | None = None) -> list[Phase]:
     """Phases of the internal policy, read off a trainer's log; exact where every step is logged.
 
-    An entry is the mean over the steps it covers: one that spans a switch is divided by its mean.
+    An entry is the mean over the steps it covers. One that spans a switch is divided by its mean: that is one that is no whole
+    number, or falls short of the layer before, as phases go bottom-up.
 
     Args:
         log: with columns `step` and `bupo/internal_layer` (0: the whole policy); without the latter there are no phases.
@@ -107,10 +108,10 @@ def internal_phases(log: pd.DataFrame, first_layer: int | None = None) -> list[P
     layers: list[int] = []
     for place, (step, value) in enumerate(zip(steps, values, strict=True)):
         covered = step - len(layers)
-        if value == round(value):
+        before = layers[-1] if layers else first_layer
+        if value == round(value) and (covered == 1 or value == 0 or before is None or value >= before):
             layers += [round(value)] * covered
             continue
-        before = layers[-1] if layers else first_layer
         after = next((round(later) for later in values[place + 1 :] if later == round(later)), 0)
         share = None if before is None or before == after else (value - after) / (before - after)
         if before is None or share is None or not 0 < share < 1:

@@ -65,11 +65,12 @@ class Reward:
 
     Args:
         target: `"module:function"`, a function in TRL's signature that the process can import. It gets lists of length 1,
-            and of the trainer's columns those with plain values.
+            and of the trainer's columns those with plain values (texts, numbers, lists).
         name: what logs call it; by default the function's name.
         timeout: seconds that one answer may take.
         workers: processes at once; by default half of the cores, 4 at most. They start when first needed.
         quick: settles what needs no process; None leaves the answer to it.
+        columns: whether the function gets the trainer's other columns (prompts, ...) beside completions and ground truths.
     """
 
     def __init__(
@@ -80,16 +81,17 @@ class Reward:
         timeout: float = TIMEOUT,
         workers: int | None = None,
         quick: Callable[[str, str], float | None] | None = None,
+        columns: bool = True,
     ):
         self.__name__ = name or target.partition(":")[2]
-        self.target, self.timeout, self.quick = target, timeout, quick
+        self.target, self.timeout, self.quick, self.columns = target, timeout, quick, columns
         self.workers = workers or max(1, min(4, (os.cpu_count() or 2) // 2))
         self.counts = Counts()
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.target, self.__name__, self.timeout, self.workers, self.quick)
+        return _rebuilt, (self.target, self.__name__, self.timeout, self.workers, self.quick, self.columns)
 
     def __call__(
         self,
@@ -108,7 +110,7 @@ class Reward:
         if self.quick is not None:
             truths = _truths(ground_truth, len(texts), self.__name__)
             scores = [self.quick(text, truth) for text, truth in zip(texts, truths, strict=True)]
-        rows = {key: value for key, value in columns.items() if _is_column(value, len(texts))}
+        rows = {key: value for key, value in columns.items() if self.columns and _is_column(value, len(texts))}
         if ground_truth is not None:
             rows["ground_truth"] = list(ground_truth)
         rows["completions"] = list(completions)
@@ -198,7 +200,7 @@ def check_math(completions: Sequence[Any], ground_truth: Sequence[Any]) -> list[
     return scores
 
 
-math_reward = Reward(f"{__name__}:check_math", name="math_reward", quick=quick_math)
+math_reward = Reward(f"{__name__}:check_math", name="math_reward", quick=quick_math, columns=False)
 r"""1 where the last `\boxed{...}` (or, without a box, the result at the end of the text) equals the ground truth as mathematics."""
 
 REWARDS: Mapping[str, Callable[..., list[float]]] = {"math": math_reward, "boxed": boxed_reward, "arithmetic": arithmetic_reward}
@@ -281,8 +283,8 @@ def _function(spec: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _rebuilt(target: str, name: str, timeout: float, workers: int, quick: Any) -> Reward:
-    return Reward(target, name=name, timeout=timeout, workers=workers, quick=quick)
+def _rebuilt(target: str, name: str, timeout: float, workers: int, quick: Any, columns: bool) -> Reward:
+    return Reward(target, name=name, timeout=timeout, workers=workers, quick=quick, columns=columns)
 
 
 @dataclass(frozen=True)
