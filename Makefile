@@ -41,7 +41,7 @@ check: lint test  ## everything that must hold before a change lands
 figures: demo  ## refresh the figures of the README from the demo
 	for f in $(README_FIGURES); do cp demo/figures/$$f figures/$$f; done
 
-README_FIGURES = tiny-qwen3-tokens.png tiny-qwen3-flow.png tiny-qwen3-ffn-change.png families.png comparison.png
+README_FIGURES = tiny-qwen3-tokens.png tiny-qwen3-flow.png tiny-qwen3-ffn-change.png families.png
 
 models: $(VENV)/.base  ## train the two bundled models again, from scratch
 	$(BIN)/python -m layerlens.arithmetic.train

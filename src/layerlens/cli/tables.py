@@ -46,16 +46,20 @@ def show_choice(choice: LayerChoice) -> None:
     table = Table("rule", "layer", "of resamples", "", box=None, pad_edge=False)
     for row in choice.candidates.itertuples():
         layer = "none" if pd.isna(row.layer) else str(row.layer)
-        table.add_row(
-            str(row.rule), layer, "-" if pd.isna(row.frequency) else f"{row.frequency:.0%}", "on all samples" if row.chosen else ""
-        )
+        table.add_row(str(row.rule), layer, _share(row.frequency), "on all samples" if row.chosen else "")
     console.print(table)
 
 
 def _number(value: float, low: float, high: float) -> str:
     if pd.isna(value):
-        return "none" if pd.isna(low) else f"none (where there is one: {low:.3g} to {high:.3g})"
+        return "none" if pd.isna(low) else f"none  (else {low:.3g} to {high:.3g})"
     return f"{value:.3g}" if pd.isna(low) else f"{value:.3g}  [{low:.3g}, {high:.3g}]".replace("[", "(").replace("]", ")")
+
+
+def _share(share: float) -> str:
+    if pd.isna(share):
+        return "-"
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def _frequency(share: float) -> str:

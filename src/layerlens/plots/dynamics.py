@@ -259,7 +259,7 @@ def _series(log: TrainingLog, metric: str) -> Series:
         if metric in frame.columns and metric != "step" and frame[metric].notna().any():
             known = frame[["step", metric]].dropna()
             return Series(known["step"].to_numpy(np.int64), known[metric].to_numpy(np.float64), dense)
-    there = [name for frame in (log.monitor, log.log) for name in frame.columns if name != "step" and "layer_" not in name]
+    there = [name for frame in (log.monitor, log.log) for name in frame.columns if name != "step" and not name[-1].isdigit()]
     lacking = "" if len(log.monitor) else "; it has no monitor: train with monitor_steps"
     lacking = lacking if len(log.log) else "; it has no log yet: wait for its first checkpoint"
     if metric.startswith("stability/") and len(log.monitor):

@@ -302,7 +302,7 @@ class _Pool:
         self.alive: set[_Process] = set()
         for _ in range(size):
             self.slots.put(None)
-        self.finalizer = weakref.finalize(self, _end, self.alive)
+        self.finalizer = weakref.finalize(self, _end, self.alive, self.owner)
 
     def check(self, request: dict[str, Any]) -> tuple[float, _Failure | None]:
         process = self.slots.get()
@@ -368,8 +368,8 @@ class _Process:
         self.pipe.close()
 
 
-def _end(alive: set[_Process]) -> None:
-    while alive:
+def _end(alive: set[_Process], owner: int) -> None:
+    while alive and os.getpid() == owner:  # a forked child leaves its parent's processes alone
         alive.pop().end()
 
 
