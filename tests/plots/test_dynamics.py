@@ -136,7 +136,7 @@ def test_a_training_without_log_or_without_monitor(tmp_path):
     assert (logged.model, logged.norm) == ("a", None)
     with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_steps"):
         dynamics.drift(logged)
-    with pytest.raises(SelectionError, match="no 'perplexity'; it has no monitor"):
+    with pytest.raises(SelectionError, match="no 'policy_entropy'; it has no monitor"):
         dynamics.training_dynamics(logged)
     (write_training(tmp_path / "b") / "trainer_state.json").unlink()
     watched = open_training(tmp_path / "b")
@@ -226,7 +226,7 @@ def test_the_smoothed_reward_lies_over_the_raw_one_and_says_so(log):
     np.testing.assert_allclose(raw.get_ydata(), log.log["reward"])
     assert thick.get_linewidth() > 2 * raw.get_linewidth()
     np.testing.assert_allclose(thick.get_ydata()[20], log.log["reward"][18:23].mean())
-    assert "thick: centred mean of 5 log entries within a phase; faint: as logged" in caption_of(ax)
+    assert "thick: the trainer's log, centred mean of 5 entries within a phase (faint: as logged)" in caption_of(ax)
     with pytest.raises(SelectionError, match="smooth counts log entries"):
         dynamics.training_dynamics(log, smooth=0)
 
@@ -456,7 +456,7 @@ def test_the_difference_of_one_sample_is_layer_by_token(before):
 
 @pytest.mark.parametrize("metric", ["entropy_change", "logp_next", "kl_to_final", "agrees"])
 def test_differences_of_other_metrics(before, metric):
-    after = rise_and_fall(12, name="tiny-qwen3", start=2.5, attn_change=np.zeros(12)) if metric == "none" else shifted(before, 4, -0.8)
+    after = shifted(before, 4, -0.8)
     for sample in (None, 0):
         ax = difference_heatmap(before, after, metric, sample)
         assert ax.collections[0].norm.vmin < 0 < ax.collections[0].norm.vmax
@@ -490,3 +490,10 @@ def test_every_figure_is_saved_the_same_twice(log, before, tmp_path):
     for drawn in (dynamics.training_dynamics, dynamics.refinement, dynamics.drift):
         first, second = (save(drawn(log), tmp_path / f"{number}.svg").read_bytes() for number in (1, 2))
         assert first == second
+
+
+def test_before_the_first_step(log):
+    start = replace(log, monitor=log.monitor[:1], log=pd.DataFrame(), internal=[])
+    axes = dynamics.training_dynamics(start, ["policy_entropy", "perplexity"])
+    assert curves(axes[0])["bupo"].shape == (1, 2)
+    draw(axes)

@@ -145,6 +145,22 @@ def test_it_works_in_threads(patient: Reward) -> None:
     assert patient.counts.raised == 0
 
 
+def test_a_forked_child_uses_processes_of_its_own(checkers: Any) -> None:
+    reward = checkers("good", timeout=60.0)
+    assert reward(["a"], ["a"]) == [1]
+    child = os.fork()
+    if child == 0:
+        try:
+            right = reward(["b"], ["b"]) == [1]
+            reward.close()
+            os._exit(0 if right else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reward(["a", "b"], ["a", "c"]) == [1, 0]
+    assert reward.counts.raised == 0
+
+
 def test_the_trainers_columns_arrive(checkers: Any) -> None:
     reward = checkers("columns", timeout=60.0)
     given = {"difficulty": [1, 2], "prompts": ["a", "b"], "trainer_state": object(), "environments": [object(), object()]}

@@ -88,7 +88,7 @@ def _of_means(before: Run, after: Run, metric: str, site: str | None, limits: Li
     draws = (new_draws.sel(chosen) - old_draws.sel(chosen)).transpose("resample", "layer", dim).values
     low, high = interval(draws, level)
 
-    width, height = 1.9 + 0.5 * max(len(names), 3), float(np.clip(1.7 + 0.15 * values.shape[0], 3, 9.5))
+    width, height = 1.9 + 0.5 * max(len(names), 5), float(np.clip(1.7 + 0.15 * values.shape[0], 3, 9.5))
     target = ax or new_figure(width, height).subplots()
     mesh = draw_mesh(target, values, normalize(SCALE, values, limits), SCALE)
     target.set_xticks(range(len(names)), [MODULE_NAMES.get(name, name) for name in names], rotation=45, ha="right", rotation_mode="anchor")

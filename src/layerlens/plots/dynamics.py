@@ -72,7 +72,7 @@ def training_dynamics(
     """A panel per metric over the optimizer steps, any number of runs in each; internal phases shaded, their ends marked.
 
     What the trainer logs (`reward`, `entropy`, `completions/mean_length`, ...) is a thick smoothed line over the faint one as
-    logged; what the monitor sees (`policy_entropy`, `perplexity`, `response_length`, ...) is a marked point per look.
+    logged; what the monitor sees (`policy_entropy`, `perplexity`, `response_length`, ...) is a thin line from look to look.
 
     Args:
         logs: one, or several to compare.
@@ -147,9 +147,8 @@ def drift(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
         raise SelectionError(f"the monitor of {log.name} has looked at the start only: nothing can have moved yet")
     moved = np.where(values[:, later] > 0, values[:, later], np.nan)
     shows = "" if np.isfinite(moved).all() else "hatched: not moved at all"
-    target = _heatmap(
-        log, steps[later], layers, moved, Scale("viridis", low=0.0), "drift of weights  ‖W − W₀‖ / ‖W₀‖", shows, ax, mean=False
-    )
+    label = "drift of weights  ‖W − W₀‖ / ‖W₀‖"
+    target = _heatmap(log, steps[later], layers, moved, Scale("viridis", low=0.0), label, shows, ax, mean=False)
     named = {row: ends[row].split("/")[1] for row in layers if row in ends}
     numbered = [int(tick) for tick in target.get_yticks() if int(tick) not in named]
     ticks = sorted({*numbered, *named})
@@ -243,7 +242,7 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
     shows = [
         "full policy under its own final norm" if {"policy_entropy", "perplexity"} & set(metrics) else "",
         _smoothing(windows) if dense else "",
-        "points: looks of the monitor" if looked else "",
+        "thin: looks of the monitor" if looked else "",
         "no interval",
     ]
     add_caption(figure, _caption(logs, *shows))
@@ -299,9 +298,9 @@ def smoothed(steps: np.ndarray, values: np.ndarray, window: int, phases: Sequenc
 
 def _smoothing(windows: list[int]) -> str:
     if set(windows) == {1}:
-        return "reward and other logs as logged"
+        return "thick: the trainer's log, not smoothed"
     lengths = " / ".join(str(window) for window in dict.fromkeys(windows))
-    return f"thick: centred mean of {lengths} log entries within a phase; faint: as logged"
+    return f"thick: the trainer's log, centred mean of {lengths} entries within a phase (faint: as logged)"
 
 
 def _spread(series: list[Series]) -> float:
@@ -316,7 +315,7 @@ def _step_axis(ax: Axes) -> None:
 
 def _mark_phases(ax: Axes, logs: Sequence[TrainingLog]) -> None:
     """Internal phases shaded, each phase's end a line in its run's look; phases that several runs share are shaded once."""
-    last = max(int(frame["step"].max()) for log in logs for frame in (log.monitor, log.log) if len(frame))
+    last = max(1, *(int(frame["step"].max()) for log in logs for frame in (log.monitor, log.log) if len(frame)))
     spans = {span: number for log in logs for number, span in enumerate(_spans(log.internal))}
     alone = len(logs) == 1
     for (begin, end), number in spans.items():
@@ -376,15 +375,17 @@ def _figure_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def _by_layer(log: TrainingLog, prefix: str) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Steps of the looks, the layers that have such a column, and their values, layer × look."""
+    """Steps of the looks, the layers from the first to the last that have such a column, and their values, layer × look."""
     if log.monitor.empty:
         raise SelectionError(f"the training {log.name} has no monitor: train with monitor_steps")
     names = [name for name in log.monitor.columns if name.startswith(prefix) and name.removeprefix(prefix).isdigit()]
-    layers = sorted(int(name.removeprefix(prefix)) for name in names)
-    if not layers:
+    if not names:
         watched = f": it watched layer {log.watched}, which has none above" if prefix.endswith("to_") else ""
         raise SelectionError(f"the monitor of {log.name} holds no {prefix}*{watched}")
-    return log.monitor["step"].to_numpy(np.int64), layers, log.monitor[[f"{prefix}{layer}" for layer in layers]].to_numpy(np.float64).T
+    numbers = [int(name.removeprefix(prefix)) for name in names]
+    layers = list(range(min(numbers), max(numbers) + 1))
+    values = log.monitor.reindex(columns=[f"{prefix}{layer}" for layer in layers]).to_numpy(np.float64).T
+    return log.monitor["step"].to_numpy(np.int64), layers, values
 
 
 def _heatmap(
@@ -396,13 +397,8 @@ def _heatmap(
     _cells(target, log, steps, rows, values, scale, label)
     set_title(target, log.name, pad=16.0 if log.internal else 5.0)
     outlined = "outlined: the layer in training" if any(isinstance(patch, Rectangle) for patch in target.patches) else ""
-    return finish(
-        target,
-        ax,
-        _caption(
-            [log], "a column per look", shows, "" if "hatched" in shows else hatched(values), outlined, MEAN if mean else "", "no interval"
-        ),
-    )
+    missing = "" if "hatched" in shows else hatched(values)
+    return finish(target, ax, _caption([log], "a column per look", shows, missing, outlined, MEAN if mean else "", "no interval"))
 
 
 def _cells(ax: Axes, log: TrainingLog, steps: np.ndarray, rows: list[int], values: np.ndarray, scale: Scale, label: str) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,18 +43,15 @@ class RunFolder:
         """
         folder = cls(path)
         with _told_plainly(folder.path):
-            if (
-                folder.path.is_dir()
-                and any(folder.path.iterdir())
-                and not (folder.path / MANIFEST).exists()
-                and not (folder.path / LOCKS).exists()
-            ):
+            there = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
+            if there and not there & {MANIFEST, LOCKS}:
                 raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
-            (folder.path / SAMPLES).mkdir(parents=True, exist_ok=True)
-            (folder.path / LOCKS).mkdir(exist_ok=True)
+            (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
+            (folder.path / SAMPLES).mkdir(exist_ok=True)
             for tmp in folder.path.rglob("*.tmp"):
-                if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
-                    tmp.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another process has just put it in its place
+                    if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
+                        tmp.unlink()
             with FileLock(folder.path / LOCKS / "manifest"):
                 if (folder.path / MANIFEST).exists():
                     require_same(manifest, folder.manifest(), str(folder.path))
