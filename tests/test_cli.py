@@ -185,7 +185,7 @@ def test_a_full_disk_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: P
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("layerlens.results.folder.os.replace", full)
+    monkeypatch.setattr("layerlens.files.os.replace", full)
     ended = layerlens("analyze", folder / "model", folder / "prompts.txt", "--max-new-tokens", 2, "--out", tmp_path / "run")
     one_line(ended, "no space left", "run the same command again")
 

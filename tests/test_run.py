@@ -180,7 +180,7 @@ def test_a_full_disk_is_told_and_loses_nothing(qwen: ll.LensModel, tmp_path: Pat
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr("layerlens.results.folder.os.replace", full)
+    monkeypatch.setattr("layerlens.files.os.replace", full)
     with pytest.raises(RunError, match="no space left"):
         ll.analyze(qwen, samples, out=tmp_path / "run", batch_tokens=1)
     assert not list((tmp_path / "run").rglob("*.tmp"))

@@ -1,18 +1,60 @@
-"""Writing a file whole or not at all."""
+"""Files written whole or not at all, and work shared between processes by locks that end with the process."""
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
-from layerlens.errors import LayerLensError
+from filelock import FileLock, Timeout
+
+from layerlens.errors import RunError
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary file beside `path`, and puts it in place in one step; nothing is left of a failure."""
+    tmp = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        write(tmp)
+        with tmp.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` in one step, making the folder if need be. Raises LayerLensError where that can not be done."""
-    try:
+    """Writes `text` in one step, making the folder if need be. Raises RunError where that can not be done."""
+    with told_plainly(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.name}.tmp")
-        tmp.write_text(text, encoding="utf-8")
-        tmp.replace(path)
+        write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def claim(lock_file: Path) -> Iterator[bool]:
+    """Whether this process holds the lock; another living process may. A killed one holds nothing."""
+    lock = FileLock(lock_file)
+    with told_plainly(lock_file), suppress(Timeout):
+        lock.acquire(timeout=0)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+@contextmanager
+def told_plainly(path: Path) -> Iterator[None]:
+    """Inside, a full disk or a file that can not be written is a RunError of one line."""
+    try:
+        yield
     except OSError as error:
-        raise LayerLensError(f"{path} can not be written ({error.strerror or error})") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
+            ) from error
+        raise RunError(f"{path} can not be written ({error.strerror or error})") from error

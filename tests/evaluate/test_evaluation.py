@@ -32,19 +32,19 @@ def killed_at_write(model: ll.LensModel, out: Path, number: int, k: int) -> bool
     """Runs in a child that gets SIGKILL just before, or just after, its number-th file is put in place; whether it got so far."""
     child = os.fork()
     if child == 0:
-        replace, calls = Path.replace, 0
+        replace, calls = os.replace, 0
 
-        def deadly(self: Path, target: Path) -> Path:
+        def deadly(source: Path, target: Path) -> None:
             nonlocal calls
             calls += 1
             if calls > number // 2:
                 if number % 2:
-                    replace(self, target)
+                    replace(source, target)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return replace(self, target)
+            replace(source, target)
 
         try:
-            Path.replace = deadly  # type: ignore[method-assign, assignment]
+            os.replace = deadly  # type: ignore[assignment]
             run(model, out, k)
             os._exit(0)
         finally:

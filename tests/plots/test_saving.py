@@ -107,9 +107,12 @@ def test_public_names_are_there_and_documented():
         assert getattr(plots, name).__doc__
 
 
-def test_importing_plots_loads_no_pyplot():
-    code = "import sys, layerlens.plots; assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_plots_chooses_no_backend_and_opens_no_figure():
+    code = (
+        "import matplotlib, layerlens.plots, matplotlib.pyplot as plt\n"
+        "assert matplotlib.rcParams._get_backend_or_none() is None and not plt.get_fignums()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={key: value for key, value in os.environ.items() if key != "MPLBACKEND"})
 
 
 @pytest.mark.parametrize(

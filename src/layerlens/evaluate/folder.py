@@ -12,17 +12,17 @@ Processes that fill one folder claim groups of problems by file locks, which end
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from layerlens.errors import RunError
 from layerlens.evaluate.result import Answer
-from layerlens.files import write_text
+from layerlens.files import claim, write_text
 from layerlens.results.manifest import FORMAT, require_same
 
 MANIFEST, PROBLEMS, ROUNDS, ANSWERS, LOCKS = "eval.json", "problems.jsonl", "rounds.json", "answers", ".locks"
@@ -48,10 +48,9 @@ class MemoryStore:
         """The rounds to work through: how many samples each problem has after each of them."""
         return [samples]
 
-    @contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
+    def claim(self, name: str) -> AbstractContextManager[bool]:
         """Whether nobody else does this part."""
-        yield True
+        return nullcontext(True)
 
 
 class AnswerFolder(MemoryStore):
@@ -125,18 +124,8 @@ class AnswerFolder(MemoryStore):
                 write_text(self.path / ROUNDS, json.dumps([*rounds, samples]) + "\n")
             return [*rounds, samples]
 
-    @contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        lock = FileLock(self.path / LOCKS / name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+    def claim(self, name: str) -> AbstractContextManager[bool]:
+        return claim(self.path / LOCKS / name)
 
     def _answers_file(self, problem: int) -> Path:
         return self.path / ANSWERS / f"{problem:06d}.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layerlens.errors import LayerLensError, SelectionError
+from layerlens.errors import SelectionError
+from layerlens.files import told_plainly, write_whole
 
 SUFFIXES: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """Formats that `save` writes, with the metadata that would differ from one run to the next."""
@@ -64,25 +64,18 @@ def save(drawn: Figure | Axes | np.ndarray, path: str | Path, *, dpi: int = 200)
 
     Raises:
         SelectionError: another suffix, or nothing was drawn.
-        LayerLensError: the file can not be written.
+        RunError: the file can not be written.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise SelectionError(f"can not write {path.name!r}: choose a name that ends in {', '.join(SUFFIXES)}")
     figure = _figure(drawn)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fixed: Any = {"svg.hashsalt": "layerlens", "svg.fonttype": "none", "pdf.fonttype": 42, "savefig.facecolor": "white"}
-    try:
+    with told_plainly(path), matplotlib.rc_context(fixed):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(fixed):
-            figure.savefig(part, format=suffix[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=SUFFIXES[suffix])
-        os.replace(part, path)
-    except OSError as error:
-        raise LayerLensError(f"{path} can not be written ({error.strerror or error})") from error
-    finally:
-        if part.exists():
-            part.unlink()
+        options: Any = {"format": suffix[1:], "dpi": dpi, "bbox_inches": "tight", "pad_inches": 0.06, "metadata": SUFFIXES[suffix]}
+        write_whole(path, lambda part: figure.savefig(part, **options))
     return path
 
 

@@ -6,20 +6,18 @@ killed one leaves nothing behind but samples that are done.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import xarray as xr
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from layerlens.errors import RunError, SelectionError
+from layerlens.files import claim, told_plainly, write_whole
 from layerlens.results.manifest import FORMAT, require_same
 
 MANIFEST = "run.json"
@@ -42,7 +40,7 @@ class RunFolder:
         Raises RunError where the folder belongs to another configuration, holds something else, or can not be written.
         """
         folder = cls(path)
-        with _told_plainly(folder.path):
+        with told_plainly(folder.path):
             there = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
             if there and not there & {MANIFEST, LOCKS}:
                 raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
@@ -57,7 +55,7 @@ class RunFolder:
                     require_same(manifest, folder.manifest(), str(folder.path))
                 else:
                     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
-                    _write_whole(folder.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+                    write_whole(folder.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
         return folder
 
     def manifest(self) -> dict[str, Any]:
@@ -84,8 +82,8 @@ class RunFolder:
 
     def write(self, index: int, sample: xr.Dataset) -> None:
         """Keeps one sample, whole or not at all. Raises RunError where the disk is full or can not be written."""
-        with _told_plainly(self.path):
-            _write_whole(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
+        with told_plainly(self.path):
+            write_whole(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
 
     def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
         """One sample, in memory; only the named variables if any are named."""
@@ -101,44 +99,9 @@ class RunFolder:
         except Exception as error:  # a damaged HDF5 file fails in many ways
             raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
 
-    @contextmanager
-    def claim(self, batch: int) -> Iterator[bool]:
+    def claim(self, batch: int) -> AbstractContextManager[bool]:
         """Whether this process holds the batch; another living process may."""
-        with _told_plainly(self.path):
-            lock = FileLock(self.path / LOCKS / f"{batch:06d}")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            lock.release()
+        return claim(self.path / LOCKS / f"{batch:06d}")
 
     def _sample(self, index: int) -> Path:
         return self.path / SAMPLES / f"{index:06d}.nc"
-
-
-def _write_whole(file: Path, write: Any) -> None:
-    tmp = file.with_name(f".{file.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        write(tmp)
-        with tmp.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(tmp, file)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _told_plainly(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
-            ) from error
-        raise RunError(f"{path} can not be written ({error.strerror or error})") from error
