@@ -73,10 +73,10 @@ def test_near_zero_layers_after_exploration_are_integration(sign: int) -> None:
 
 
 def test_data_that_do_not_settle_it_say_so() -> None:
-    """Three samples of fourteen turn after layer 3, the others after layer 6: the mean of layers 4-6 is at the edge of its interval."""
+    """Six samples of fourteen turn after layer 3, the others after layer 6: layers 4-6 cancel, and resamples disagree about them."""
     early, late = make_run([1.0] * 3 + [-1.0] * 6, samples=14, start=9.0), make_run([1.0] * 6 + [-1.0] * 3, samples=14, start=9.0)
     data = early.data.copy(deep=True)
-    many = data["sample"].values >= 3
+    many = data["sample"].values >= 6
     data["entropy"].values[many] = late.data["entropy"].values[many]
     choice = ll.select_layer(replace(early, data=data), resamples=1000)
     assert choice.frequency < 0.9

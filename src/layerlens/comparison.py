@@ -37,11 +37,14 @@ def compare(
     layers of those phases (NaN: no such phase); `chosen_layer`, `chosen_depth` (l / L), `chosen_frequency` and `rule` as
     `select_layer` gives them. An interval is over the resamples in which the quantity exists; NaN where there are none.
 
-    Raises SelectionError where there is no run, where runs mix norm conventions, or where one lacks what a measure reads.
+    Raises SelectionError where there is no run, where runs mix norm conventions or temperatures, or where one lacks what a measure reads.
     """
     runs = list(runs)
     if not runs:
         raise SelectionError("there is no run to compare")
+    temperatures = {run.manifest["config"].get("temperature", 1.0) for run in runs}
+    if len(temperatures) > 1:
+        raise SelectionError(f"these runs mix the temperatures {', '.join(map(str, sorted(temperatures)))}, whose entropies do not compare")
     norms = {run.norm for run in runs}
     if len(norms) > 1:
         raise SelectionError(f"these runs mix the norm conventions {' and '.join(sorted(norms))}, whose entropies do not compare")

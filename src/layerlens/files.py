@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from layerlens.errors import RunError
+
+STALE_SECONDS = 3600
+"""A temporary file of this age was left by a process that was killed."""
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -45,6 +49,14 @@ def claim(lock_file: Path) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files that killed processes have left below a folder; those of living ones are younger."""
+    for tmp in folder.rglob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process has just put it in its place
+            if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
+                tmp.unlink()
 
 
 @contextmanager

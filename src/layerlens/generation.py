@@ -67,7 +67,7 @@ def generate_responses(model: LensModel, samples: Sequence[Sample], generation: 
     waiting = [sample for sample in samples if not sample.has_response]
     if not waiting:
         return list(samples)
-    streams = [_stream(generation.seed, number) for number, sample in zip(numbers, samples, strict=True) if not sample.has_response]
+    streams = [stream_seed(generation.seed, number) for number, sample in zip(numbers, samples, strict=True) if not sample.has_response]
     require_room(model, samples, generation.max_new_tokens)
     network: Any = model.parts.model
     ends = list(model.end_tokens)
@@ -128,5 +128,6 @@ def _answered(sample: Sample, tokens: list[int], ends: list[int]) -> Sample:
     return replace(sample, token_ids=(*sample.token_ids, *tokens[:stop]))
 
 
-def _stream(seed: int, number: int) -> int:
+def stream_seed(seed: int, number: int) -> int:
+    """The seed of one response's own random stream."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7], "little")

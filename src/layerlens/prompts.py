@@ -70,7 +70,7 @@ def read_prompts(
         column: where the prompt is; by default the first there is of prompt, messages, text, problem, question.
         chat: whether to use the model's chat template where it has one. Without one, and with `chat=False`, a prompt is
             tokenised as it stands (messages: their contents joined by blank lines).
-        system: a system message to put in front.
+        system: a system message to put in front, in place of one that a record brings.
         enable_thinking: passed to the chat template (Qwen3's switch) when not None.
 
     Returns:
@@ -90,7 +90,7 @@ def read_prompts(
         where = str(index if record.get("id") is None else record["id"])
         messages, response = _conversation(record, column, where)
         if system is not None:
-            messages = [{"role": "system", "content": system}, *messages]
+            messages = _with_system(messages, system)
         prompt_ids = _prompt_ids(tokenizer, messages, chat, template, where)
         response_ids = _token_ids(tokenizer, response, where, add_special_tokens=False) if response else []
         samples.append(Sample([*prompt_ids, *response_ids], len(prompt_ids), where, _ground_truth(record)))
@@ -120,8 +120,8 @@ def read_problems(
         truth = _ground_truth(record)
         if truth is None:
             raise PromptError(f"prompt {where} has no ground truth (reward_model.ground_truth, ground_truth or answer); training needs one")
-        front = [] if system is None else [{"role": "system", "content": system}]
-        problems.append({"prompt": [*front, *map(dict, messages)], "ground_truth": truth})
+        messages = messages if system is None else _with_system(messages, system)
+        problems.append({"prompt": [dict(message) for message in messages], "ground_truth": truth})
     if not problems:
         raise PromptError(f"{source if isinstance(source, str | Path) else 'the prompt list'} holds no prompts")
     return problems
@@ -215,6 +215,10 @@ def _conversation(record: Record, column: str | None, where: str) -> tuple[list[
     if not any(message["content"].strip() for message in messages):
         raise PromptError(f"prompt {where} is empty")
     return messages, response
+
+
+def _with_system(messages: list[Mapping[str, str]], system: str) -> list[Mapping[str, str]]:
+    return [{"role": "system", "content": system}, *(message for message in messages if message["role"] != "system")]
 
 
 def _prompt_ids(tokenizer: Any, messages: list[Mapping[str, str]], chat: bool, template: Mapping[str, Any], where: str) -> list[int]:

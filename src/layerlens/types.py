@@ -69,13 +69,14 @@ def resolve_norm(norm: str) -> Norm:
 
 def resolve_layers(layers: str | Iterable[int] | int, n_layers: int) -> tuple[int, ...]:
     """`"all"`, one layer or several (1...L), sorted. Raises SelectionError on a layer that the model lacks."""
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return tuple(range(1, n_layers + 1))
-    wanted = {layers} if isinstance(layers, str | int) else set(layers)
-    numbers = sorted(int(layer) for layer in wanted if isinstance(layer, Integral) and 1 <= layer <= n_layers)
-    if not wanted or len(numbers) < len(wanted):
+    wanted = [layers] if isinstance(layers, str | Integral) else list(layers)  # type: ignore[arg-type]
+    if not wanted or not all(
+        isinstance(layer, Integral) and not isinstance(layer, bool) and 1 <= int(layer) <= n_layers for layer in wanted
+    ):
         raise SelectionError(f"layers must be in 1..{n_layers} (counted from 1), got {', '.join(map(str, wanted)) or 'none'}")
-    return tuple(numbers)
+    return tuple(sorted({int(layer) for layer in wanted}))
 
 
 _Name = TypeVar("_Name", bound=str)

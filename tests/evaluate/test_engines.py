@@ -12,7 +12,7 @@ import torch
 import layerlens as ll
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
 from layerlens.evaluate import LensEngine, VLLMEngine, evaluate, open_engine
-from layerlens.evaluate.engines import stream_seed
+from layerlens.generation import stream_seed
 from tests.evaluate.kit import even_words, some_problems
 from tests.tiny import tiny_tokenizer
 

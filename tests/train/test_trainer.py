@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.errors import TrainingError
+from layerlens.errors import SelectionError, TrainingError
+from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.train import BuPOConfig
-from layerlens.train.internal import causal_lm, count_blocks, internal_policy
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
 from tests.train.harness import fixed_batch, make_trainer
@@ -206,7 +206,7 @@ def test_the_cut_leaves_the_model_whole_after_an_error() -> None:
         raise RuntimeError
     assert len(model.model.layers) == 4
     assert torch.equal(model(ids).logits, before)
-    with pytest.raises(TrainingError, match=r"1\.\.4"), internal_policy(model, 5):
+    with pytest.raises(SelectionError, match=r"1\.\.4"), internal_policy(model, 5):
         pass
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from torch import nn
 
 from layerlens.bundled import bundled_model
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
-from layerlens.generation import Generation, generate_responses, require_room
+from layerlens.generation import Generation, generate_responses, require_room, stream_seed
 from layerlens.lens import LensModel, load
+from layerlens.models.internal import internal_policy
 from layerlens.prompts import Sample
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
@@ -114,7 +113,7 @@ class LensEngine:
     def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
         if self.layer is not None and self.site != "resid_post":
             return [self._one(sample, generation, number) for sample, number in zip(samples, numbers, strict=True)]
-        with nullcontext() if self.layer is None else _cut(self.model, self.layer, self.norm):
+        with internal_policy(self.model.parts.model, self.layer, self.norm):
             answered = generate_responses(self.model, samples, generation, numbers)
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 
@@ -235,25 +234,6 @@ def open_engine(
         return VLLMEngine(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel)
     model = load(name, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     return LensEngine(model, layer, site, norm)
-
-
-def stream_seed(seed: int, number: int) -> int:
-    """The seed of one answer's own random stream."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7], "little")
-
-
-@contextmanager
-def _cut(model: LensModel, layer: int, norm: Norm) -> Iterator[None]:
-    """Inside, the model's own forward is softmax(E_u · N(H^layer)): only blocks 1...layer run."""
-    parts = model.parts
-    skip = None if norm == "final" else parts.final_norm.register_forward_hook(lambda module, args, output: args[0])
-    setattr(parts.decoder, parts.layout.blocks, nn.ModuleList(list(parts.blocks)[:layer]))
-    try:
-        yield
-    finally:
-        setattr(parts.decoder, parts.layout.blocks, parts.blocks)
-        if skip is not None:
-            skip.remove()
 
 
 def _shipped_ends(llm: Any) -> int | list[int] | None:

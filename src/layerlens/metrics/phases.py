@@ -35,7 +35,7 @@ class PhaseRule:
     Attributes:
         tolerance: share of the early rise (the largest mean ΔS in the lower half of the layers; the largest |ΔS| where
             nothing rises there) under which a mean ΔS counts as zero.
-        z: half-width of the bootstrap interval, in standard errors, under which it counts as zero as well.
+        z: half-width of the bootstrap interval, in standard errors, under which the mean of all samples counts as zero as well.
         entry: share of the layers, from the bottom, among which exploration must begin. A layer before its begin (the first
             one of a small model may lower entropy) belongs to no phase.
     """
@@ -47,7 +47,9 @@ class PhaseRule:
     def find(self, change: Float[Array, "curves layers"]) -> PhaseEnds:
         """The phases of mean ΔS over layers: row 0 is the mean of all samples, the rows below it bootstrap resamples of it."""
         error = change[1:].std(axis=0) if len(change) > 1 else np.zeros(change.shape[-1])
-        return find_phases(change, self.zero_band(change, error), math.ceil(self.entry * change.shape[-1]))
+        # a resample stands for one data set that might have come: it is not held to the interval of all of them
+        zero = np.concatenate([self.zero_band(change[:1], error), self.zero_band(change[1:], 0 * error)])
+        return find_phases(change, zero, math.ceil(self.entry * change.shape[-1]))
 
     def zero_band(self, change: Float[Array, "*curves layers"], standard_error: Float[Array, " layers"]) -> Float[Array, "*curves layers"]:
         """Up to which |ΔS| each layer counts as zero, nats. NaN standard errors (one sample) leave the share of the rise alone."""

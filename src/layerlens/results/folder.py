@@ -7,9 +7,8 @@ killed one leaves nothing behind but samples that are done.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,12 @@ import xarray as xr
 from filelock import FileLock
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.files import claim, told_plainly, write_whole
+from layerlens.files import claim, sweep, told_plainly, write_whole
 from layerlens.results.manifest import FORMAT, require_same
 
 MANIFEST = "run.json"
 SAMPLES = "samples"
 LOCKS = ".locks"
-STALE_SECONDS = 3600
-"""A temporary file of this age was left by a process that was killed."""
 
 
 class RunFolder:
@@ -46,10 +43,7 @@ class RunFolder:
                 raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
             (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
             (folder.path / SAMPLES).mkdir(exist_ok=True)
-            for tmp in folder.path.rglob("*.tmp"):
-                with suppress(FileNotFoundError):  # another process has just put it in its place
-                    if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
-                        tmp.unlink()
+            sweep(folder.path)
             with FileLock(folder.path / LOCKS / "manifest"):
                 if (folder.path / MANIFEST).exists():
                     require_same(manifest, folder.manifest(), str(folder.path))

@@ -24,9 +24,9 @@ from layerlens.analysis import analyze
 from layerlens.files import write_text
 from layerlens.generation import Generation, generate_responses
 from layerlens.lens import LensModel
+from layerlens.models.internal import causal_lm
 from layerlens.prompts import Sample
 from layerlens.results import Run
-from layerlens.train.internal import causal_lm
 from layerlens.types import Norm
 
 FOLDER = "monitor"

@@ -25,10 +25,10 @@ from layerlens.arithmetic.verifier import last_boxed
 from layerlens.errors import TrainingError
 from layerlens.generation import Generation
 from layerlens.lens import LensModel
+from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.prompts import Sample, read_prompts
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
-from layerlens.train.internal import causal_lm, count_blocks, internal_policy
 from layerlens.train.monitor import Monitor
 from layerlens.train.rates import blocks_path, describe, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.schedule import WHOLE_RUN, Schedule

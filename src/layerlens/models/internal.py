@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from layerlens.errors import TrainingError
-from layerlens.models import Layout, find_part, layout_for
+from layerlens.errors import SelectionError
+from layerlens.models.layout import Layout, find_part, layout_for
 from layerlens.types import Norm
 
 
@@ -49,7 +49,7 @@ def internal_policy(model: Any, layer: int | None, norm: Norm = "none") -> Itera
     decoder, layout = decoder_of(model)
     blocks: nn.ModuleList = getattr(decoder, layout.blocks)
     if not 1 <= layer <= len(blocks):
-        raise TrainingError(f"the internal layer must be in 1..{len(blocks)}, got {layer}")
+        raise SelectionError(f"the internal layer must be in 1..{len(blocks)}, got {layer}")
     final_norm = find_part(decoder, layout.final_norm, "the final norm")
     skip = None if norm == "final" else final_norm.register_forward_hook(lambda module, args, output: args[0])
     setattr(decoder, layout.blocks, nn.ModuleList(list(blocks)[:layer]))
