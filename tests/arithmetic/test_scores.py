@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -29,8 +30,12 @@ def test_impossible_counts_are_refused(nck: tuple[int, int, int]) -> None:
 @given(shares)
 def test_interval_holds_the_mean_and_is_reproducible(scores: list[float]) -> None:
     estimate = bootstrap(scores, seed=3)
-    assert min(scores) - 1e-9 <= estimate.low <= estimate.high <= max(scores) + 1e-9
     assert estimate.mean == pytest.approx(sum(scores) / len(scores))
+    if len(scores) == 1:
+        assert math.isnan(estimate.low), "one problem says nothing about its own spread"
+        assert math.isnan(estimate.high)
+        return
+    assert min(scores) - 1e-9 <= estimate.low <= estimate.high <= max(scores) + 1e-9
     assert bootstrap(scores, seed=3) == estimate
 
 

@@ -31,7 +31,7 @@ def bootstrap(scores: Sequence[float], seed: int = 0) -> Estimate:
     """Mean of one score per problem, and the 95% percentile interval over resampled problems."""
     if not scores:
         raise ValueError("expected at least one problem, got none")
-    values = np.asarray(scores, dtype=np.float64)
+    values = np.asarray(scores, dtype=np.float64)[:, None]
     mean, means = bootstrap_means(values, np.ones_like(values), seed=seed)
     low, high = interval(means)
-    return Estimate(float(mean), float(low), float(high))
+    return Estimate(float(mean[0]), float(low[0]), float(high[0]))
