@@ -29,7 +29,7 @@ app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
 app.command("check")(check.check)
 app.command("eval")(eval.eval_command)
-app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
 
 
 @app.callback(invoke_without_command=True)

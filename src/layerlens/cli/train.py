@@ -43,15 +43,15 @@ class TrainScript:
 
 
 def train(
-    context: typer.Context,
     config: Annotated[str, typer.Option("--config", "-c", help=f"A YAML file, or a shipped one by name: {', '.join(shipped_configs())}.")],
+    fields: Annotated[list[str] | None, typer.Argument(metavar="[--FIELD VALUE]...", help="Any field of the file, to change it.")] = None,
 ) -> None:
     """Train a model with BuPO: the chosen layer's policy for some rollout steps, then the whole policy.
 
     Every field can also be given on the command line and then wins: --internal_layer 6 --max_steps 20. To go on after a
     stop: the same command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ...
     """
-    script, args = read_config(config, context.args)
+    script, args = read_config(config, fields or [])
     run_training(script, args)
 
 

@@ -33,7 +33,7 @@ FOLDER = "monitor"
 PATH_POINTS = 32
 """Points along a response at which entropy paths of different lengths are compared."""
 
-Row = dict[str, float | None]
+Row = dict[str, int | float | None]
 Array = np.ndarray
 
 
