@@ -52,7 +52,7 @@ class LensModel:
             tokenizer = tokenizer if tokenizer is not None else model.tokenizer
             model = unwrap_bridge(model)
         parts = find_parts(model)
-        name = name or getattr(model.config, "name_or_path", None) or type(model).__name__
+        name = name or _shown(getattr(model.config, "name_or_path", None) or type(model).__name__)
         if check:
             check_identities(parts).require(name)
         return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None))
@@ -157,5 +157,9 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    shown = str(name) if not Path(name).is_dir() else Path(name).resolve().name
-    return LensModel.wrap(model, tokenizer, name=shown, check=check)
+    return LensModel.wrap(model, tokenizer, name=_shown(name), check=check)
+
+
+def _shown(name: str | Path) -> str:
+    """A hub name as it is; of a folder its own name."""
+    return Path(name).resolve().name if Path(name).is_dir() else str(name)
