@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlens.decode import readout, streamed
-from layerlens.decode.streamed import Logits
+from layerlens.decode import readout, stream, streamed
+from layerlens.decode.logits import Logits
 from layerlens.errors import ReadoutError, SelectionError
 
 
@@ -29,12 +29,9 @@ def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int,
     weight, final, reference = (torch.randn(n, d, generator=generator) for n in (vocab, rows, rows))
     targets = torch.randint(0, vocab, (rows,), generator=generator)
     k = min(3, vocab)
-    before = streamed.CHUNK_ELEMENTS["cpu"]
-    streamed.CHUNK_ELEMENTS["cpu"] = chunk
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CHUNK_ELEMENTS", chunk)
         got = readout(hidden, weight, want=streamed.WANTS, targets=targets, final=final, reference=reference, top_k=k)
-    finally:
-        streamed.CHUNK_ELEMENTS["cpu"] = before
     logp, final_logp, ref_logp = plain(hidden @ weight.T), plain(final @ weight.T), plain(reference @ weight.T)
     size = 1e-5 * max(1.0, float(logp.abs().max()))
     p = logp.exp()

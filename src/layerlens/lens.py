@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerlens.bundled import bundled_model
 from layerlens.decode import InternalPolicy
-from layerlens.decode.streamed import Logits
+from layerlens.decode.logits import Logits
 from layerlens.models import EnoughSeen, Parts, Place, capture, check_identities, find_parts, load_pretrained
 from layerlens.models.capture import OnState
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from layerlens.decode.streamed import Logits, readout
+from layerlens.decode.logits import Logits
+from layerlens.decode.streamed import readout
 from layerlens.errors import PromptError
 from layerlens.types import Norm, Site
 
@@ -90,7 +91,7 @@ class InternalPolicy:
         open_rows = [True] * n
         for _ in range(max_new_tokens):
             last = self.states(feed, cache)[:, -1]
-            scores = warp(tokens, self.logits.chunk(last.to(generator.device, torch.float32), 0, self.logits.weight.shape[0]))
+            scores = warp(tokens, self.logits.whole(last))
             greedy = temperature == 0.0
             feed = scores.argmax(-1, keepdim=True) if greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
             for row, token in enumerate(feed[:, 0].tolist()):

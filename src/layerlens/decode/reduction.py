@@ -1,0 +1,152 @@
+"""What a pass does with each chunk of logits: sums of every row (`sums.py` says which), and the tokens of the largest logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.decode.logits import Task
+from layerlens.decode.sums import Moments, Sums
+
+BLOCK_ELEMENTS = 1 << 16
+"""Logits that are worked on at a time on a CPU, so that all that is made of them stays in the cache."""
+
+
+def sum_block(
+    x: Float[Tensor, "stack rows chunk"],
+    final_y: Float[Tensor, "rows chunk"] | None = None,
+    reference_y: Float[Tensor, "rows chunk"] | None = None,
+) -> list[Float[Tensor, "stack rows"]]:
+    """m, S and A of each row; then D of KL(row ‖ final) and of KL(reference ‖ row), of shifted logits, where these are given."""
+    m = x.amax(-1)
+    y = x - m[..., None]
+    e = y.exp()
+    sums = [m, e.sum(-1), (e * y).sum(-1)]
+    if final_y is not None:
+        sums.append((e * (y - final_y)).sum(-1))
+    if reference_y is not None:
+        sums.append((reference_y.exp() * (reference_y - y)).sum(-1))
+    return sums
+
+
+class Reducer:
+    """In torch. One for each thread; it sees chunks in the order of the vocabulary, though not all of them."""
+
+    block_elements = BLOCK_ELEMENTS
+    sum_block = staticmethod(sum_block)
+
+    def __init__(self, task: Task):
+        self.task = task
+        device = task.hidden.device
+        lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
+        self.rows = min(lengths.values())
+        self.best = {name: _Best(length, device) for name, length in lengths.items()} if task.agrees else {}
+        self.top = _TopK(len(task.hidden), task.top_k, device) if task.top_k else None
+
+    def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> Sums:
+        """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors."""
+        anchors = {name: Moments(*self._sums(x[name])) for name in self.task.anchors}
+        kl = x["final"] - anchors["final"].m[:, None] if self.task.kl else None
+        kl_from = x["reference"] - anchors["reference"].m[:, None] if self.task.kl_from else None
+        m, S, A, *cross = self._sums(x["own"], kl, kl_from)
+        sums = Sums(Moments(m, S, A), anchors, self._target(x["own"], start))
+        sums = replace(sums, kl=cross[0] if kl is not None else None, kl_from=cross[-1] if kl_from is not None else None)
+        for name, best in self.best.items():
+            best.update(x[name], (anchors[name] if name in anchors else sums.own).m, start)
+        if self.top is not None:
+            self.top.update(x["own"], m, start)
+        return sums
+
+    def _sums(self, x: Float[Tensor, "_ chunk"], *cross: Float[Tensor, "rows chunk"] | None) -> list[Float[Tensor, " _"]]:
+        stacked = x.view(-1, self.rows, x.shape[1])
+        blocks = _blocks(*stacked.shape[:2], max(1, self.block_elements // x.shape[1]))
+        parts = [self.sum_block(stacked[states, rows], *(None if y is None else y[rows] for y in cross)) for states, rows in blocks]
+        return [torch.cat([value.flatten() for value in values]) for values in zip(*parts, strict=True)]
+
+    def _target(self, x: Float[Tensor, "n chunk"], start: int) -> Float[Tensor, " n"] | None:
+        """The logit of each row's target, -inf where the chunk does not hold it."""
+        if self.task.targets is None:
+            return None
+        where = self.task.targets - start
+        here = (where >= 0) & (where < x.shape[1])
+        return x.gather(1, where.clamp(0, x.shape[1] - 1)[:, None])[:, 0].masked_fill(~here, -torch.inf)
+
+
+def with_ids(sums: Sums, reducers: Sequence[Reducer]) -> Sums:
+    """The sums of the whole vocabulary, with the tokens that all threads together have found."""
+    if reducers[0].best:
+        argmax = {name: _first([reducer.best[name] for reducer in reducers]) for name in reducers[0].best}
+        anchors = {name: replace(moments, argmax=argmax[name]) for name, moments in sums.anchors.items()}
+        sums = replace(sums, own=replace(sums.own, argmax=argmax["own"]), anchors=anchors)
+    tops = [reducer.top for reducer in reducers if reducer.top is not None]
+    if tops:
+        values, order = torch.cat([top.values for top in tops], dim=-1).topk(tops[0].values.shape[1], dim=-1)
+        sums = replace(sums, top_values=values, top_ids=torch.cat([top.ids for top in tops], dim=-1).gather(-1, order))
+    return sums
+
+
+def _blocks(stack: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts stack × rows into blocks of about `size` rows, in order: several states, or a part of one."""
+    if size >= rows:
+        states = size // rows
+        yield from ((slice(first, first + states), slice(None)) for first in range(0, stack, states))
+    else:
+        yield from ((slice(state, state + 1), slice(first, first + size)) for state in range(stack) for first in range(0, rows, size))
+
+
+class _Best:
+    """The token of the largest logit of each row so far: looked for only in rows whose chunk holds a larger one than before."""
+
+    def __init__(self, n: int, device: torch.device):
+        self.m = torch.full((n,), -torch.inf, device=device)
+        self.ids = torch.zeros(n, dtype=torch.long, device=device)
+
+    def update(self, x: Float[Tensor, "n chunk"], m: Float[Tensor, " n"], start: int) -> None:
+        better = (m > self.m).nonzero()[:, 0]
+        if len(better):
+            self.ids[better] = x[better].argmax(-1) + start
+            self.m = torch.maximum(self.m, m)
+
+
+class _TopK:
+    """The k largest logits of each row so far, likewise."""
+
+    def __init__(self, n: int, k: int, device: torch.device):
+        self.values = torch.full((n, k), -torch.inf, device=device)
+        self.ids = torch.zeros((n, k), dtype=torch.long, device=device)
+
+    def update(self, x: Float[Tensor, "n chunk"], m: Float[Tensor, " n"], start: int) -> None:
+        better = (m > self.values[:, -1]).nonzero()[:, 0]
+        if not len(better):
+            return
+        k = self.values.shape[1]
+        values, ids = _largest(x[better], k)
+        values, ids = torch.cat([self.values[better], values], dim=-1), torch.cat([self.ids[better], ids + start], dim=-1)
+        self.values[better], order = values.topk(k, dim=-1)
+        self.ids[better] = ids.gather(-1, order)
+
+
+def _largest(x: Float[Tensor, "n chunk"], k: int, width: int = 32) -> tuple[Tensor, Tensor]:
+    """topk in two steps: the k largest logits of a row lie in the k cells of `width` logits whose largest ones are largest."""
+    n, chunk = x.shape
+    cells = chunk // width
+    if k * 4 > cells:
+        return x.topk(min(k, chunk), dim=-1)
+    left = cells * width
+    _, cell = x[:, :left].view(n, cells, width).amax(-1).topk(k, dim=-1)
+    ids = (cell[..., None] * width + torch.arange(width, device=x.device)).flatten(1)
+    if left < chunk:
+        ids = torch.cat([ids, torch.arange(left, chunk, device=x.device).expand(n, -1)], dim=1)
+    values, order = x.gather(1, ids).topk(k, dim=-1)
+    return values, ids.gather(1, order)
+
+
+def _first(found: Sequence[_Best]) -> Int[Tensor, " n"]:
+    """The token of the largest logit that any thread has seen; of equal ones the lowest, whoever saw it."""
+    m = torch.stack([best.m for best in found])
+    ids = torch.stack([best.ids for best in found])
+    return ids.masked_fill(m < m.amax(0), torch.iinfo(torch.long).max).amin(0)

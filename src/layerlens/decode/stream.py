@@ -1,0 +1,91 @@
+"""The pass over the vocabulary: chunks of logits that fit a cache, ranges of chunks that threads take, one join at the end.
+
+Ranges are the same whatever the number of threads, and are joined in their order, so results do not depend on threads. A
+thread that is held up by another program leaves its share to the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from queue import Empty, SimpleQueue
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerlens.decode.logits import Task
+from layerlens.decode.reduction import Reducer, with_ids
+from layerlens.decode.sums import Sums, merge
+
+RANGES = 16
+CHUNK_ELEMENTS = 1 << 20
+"""Logits in a chunk, float32 each."""
+WEIGHT_ELEMENTS = 1 << 21
+"""Weights in a chunk: as many float32 values may have to be made of low-precision ones at a time."""
+
+Product = Callable[[Float[Tensor, "n d"], Float[Tensor, "chunk d"], Float[Tensor, "n chunk"]], None]
+"""Hidden vectors and the unembedding of a chunk to their float32 product, written to the third."""
+
+
+def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer) -> Sums:
+    """One pass over the whole vocabulary, on as many threads as torch may use."""
+    chunk = chunk_size(task)
+    size = max(chunk, -(-task.vocab // RANGES))
+    starts = range(0, task.vocab, size)
+    threads = min(torch.get_num_threads(), len(starts)) if task.hidden.device.type == "cpu" else 1
+    waiting = SimpleQueue[int]()
+    for start in starts:
+        waiting.put(start)
+
+    @torch.no_grad()
+    def work(_: int) -> tuple[dict[int, Sums], Reducer]:
+        own, done = reducer(task), {}
+        with suppress(Empty):
+            while True:
+                start = waiting.get_nowait()
+                done[start] = _range(task, start, min(start + size, task.vocab), chunk, product, own)
+        return done, own
+
+    shares = [work(0)] if threads == 1 else list(_pool(threads).map(work, range(threads)))
+    done = {start: sums for share, _ in shares for start, sums in share.items()}
+    return with_ids(merge([done[start] for start in starts]), [own for _, own in shares])
+
+
+def chunk_size(task: Task) -> int:
+    """Tokens of the vocabulary in a chunk: bounded logits, and bounded weights where these have to be made float32."""
+    size = CHUNK_ELEMENTS // max(1, len(task.hidden))
+    if task.logits.weight.dtype != torch.float32:
+        size = min(size, WEIGHT_ELEMENTS // task.hidden.shape[1])
+    return max(64, min(4096, size))
+
+
+def _range(task: Task, start: int, stop: int, chunk: int, product: Product, reducer: Reducer) -> Sums:
+    weight = task.logits.weight
+    vectors = {"own": task.hidden, **task.anchors}
+    space = {name: weight.new_empty(len(rows) * chunk, dtype=torch.float32) for name, rows in vectors.items()}
+    parts = []
+    for a in range(start, stop, chunk):
+        b = min(a + chunk, stop)
+        x = {name: space[name][: len(rows) * (b - a)].view(len(rows), b - a) for name, rows in vectors.items()}
+        for name, rows in vectors.items():
+            product(rows, weight[a:b], x[name])
+            task.logits.finish_(x[name], a, b)
+        parts.append(reducer.take(x, a))
+    return merge(parts)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch's own operations use one thread each; the other threads of the program keep theirs."""
+    before = torch.get_num_threads()
+    ready = threading.Barrier(threads + 1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="layerlens", initializer=torch.set_num_threads, initargs=(1,))
+    for _ in range(threads):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(before)  # what threads that are yet to start will use is a setting of the process
+    return pool
