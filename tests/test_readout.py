@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlens.decode import readout, stream, streamed
-from layerlens.decode.logits import Logits
+from layerlens.decode import backends, native, readout, stream, streamed
+from layerlens.decode.logits import Logits, Task
 from layerlens.errors import ReadoutError, SelectionError
+
+HERE = ("torch", *(("native",) if native.library() is not None else ()))
+"""The ways to compute a readout on this machine; `native` where there is a C++ compiler."""
 
 
 def plain(logits: torch.Tensor) -> torch.Tensor:
@@ -21,9 +29,9 @@ def plain(logits: torch.Tensor) -> torch.Tensor:
 
 @given(
     seed=st.integers(0, 10_000), stack=st.integers(1, 3), rows=st.integers(1, 9), vocab=st.integers(1, 700), d=st.integers(1, 24),
-    scale=st.sampled_from([0.01, 1.0, 8.0]), chunk=st.sampled_from([64, 300, 1 << 20]),
+    scale=st.sampled_from([0.01, 1.0, 8.0]), chunk=st.sampled_from([64, 300, 1 << 20]), backend=st.sampled_from(HERE),
 )  # fmt: skip
-def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int, scale: float, chunk: int) -> None:
+def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int, scale: float, chunk: int, backend: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(stack, rows, d, generator=generator) * scale
     weight, final, reference = (torch.randn(n, d, generator=generator) for n in (vocab, rows, rows))
@@ -31,7 +39,8 @@ def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int,
     k = min(3, vocab)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "CHUNK_ELEMENTS", chunk)
-        got = readout(hidden, weight, want=streamed.WANTS, targets=targets, final=final, reference=reference, top_k=k)
+        wanted = {"targets": targets, "final": final, "reference": reference}
+        got = readout(hidden, weight, want=streamed.WANTS, **wanted, top_k=k, backend=backend)
     logp, final_logp, ref_logp = plain(hidden @ weight.T), plain(final @ weight.T), plain(reference @ weight.T)
     size = 1e-5 * max(1.0, float(logp.abs().max()))
     p = logp.exp()
@@ -45,69 +54,170 @@ def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int,
     torch.testing.assert_close(p.gather(-1, got.top_ids), got.top_probs.double(), atol=size, rtol=0)
 
 
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("offset", [-200.0, 0.0, 200.0])
 @pytest.mark.parametrize("shape", ["peaked", "flat", "mixed"])
-def test_extreme_rows(shape: str, offset: float) -> None:
+def test_extreme_rows(shape: str, offset: float, backend: str) -> None:
     logits = {
         "peaked": torch.tensor([[1e4, *[0.0] * 776]]),
         "flat": torch.randn(1, 777) * 1e-3,
         "mixed": torch.cat([torch.full((1, 400), 30.0), torch.randn(1, 377)], -1),
     }[shape] + offset
-    got = readout(torch.eye(1), logits.T.contiguous())
+    got = readout(torch.eye(1), logits.T.contiguous(), backend=backend)
     logp = plain(logits)
     torch.testing.assert_close(got.entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-4, rtol=0)
 
 
-def test_a_zero_row_is_uniform_and_a_single_token_certain() -> None:
-    assert readout(torch.zeros(1, 4), torch.randn(1003, 4)).entropy.item() == pytest.approx(math.log(1003), abs=1e-6)
-    assert readout(torch.randn(2, 4), torch.randn(1, 4)).entropy.tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("backend", HERE)
+def test_a_zero_row_is_uniform_and_a_single_token_certain(backend: str) -> None:
+    assert readout(torch.zeros(1, 4), torch.randn(1003, 4), backend=backend).entropy.item() == pytest.approx(math.log(1003), abs=1e-6)
+    assert readout(torch.randn(2, 4), torch.randn(1, 4), backend=backend).entropy.tolist() == [0.0, 0.0]
 
 
-def test_identical_policies_have_no_divergence() -> None:
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0, 1e4])
+def test_entropy_holds_at_every_scale(scale: float, backend: str) -> None:
+    """Within 1e-4 nats of float64 on the float32 logits' own rounding: beyond some scale one token has it all."""
+    generator = torch.Generator().manual_seed(3)
+    h, w = torch.randn(40, 48, generator=generator), torch.randn(10_007, 48, generator=generator)
+    logp = plain(scale * h.double() @ w.double().T)
+    got = readout(scale * h, w, backend=backend).entropy
+    torch.testing.assert_close(got.double(), -(logp.exp() * logp).sum(-1), atol=1e-4 if scale <= 1 else 1e-4 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_identical_policies_have_no_divergence(backend: str) -> None:
     h, w = torch.randn(20, 16) * 3, torch.randn(5000, 16)
-    got = readout(torch.stack([h, h]), w, want=("kl", "kl_from", "agrees"), final=h, reference=h)
+    got = readout(torch.stack([h, h]), w, want=("kl", "kl_from", "agrees"), final=h, reference=h, backend=backend)
     assert got.kl.abs().max() < 1e-6
     assert got.kl_from.abs().max() < 1e-6
     assert got.agrees.all()
 
 
-def test_bias_scale_cap_and_temperature() -> None:
+@pytest.mark.parametrize(("backend", "cap"), [("torch", 3.0), *((backend, math.inf) for backend in HERE)])
+def test_bias_scale_cap_and_temperature(backend: str, cap: float) -> None:
     h, w, b = torch.randn(6, 8), torch.randn(90, 8), torch.randn(90)
-    got = readout(h, Logits(w, bias=b, scale=0.7, softcap=3.0, temperature=0.5))
-    logp = plain(3.0 * torch.tanh((0.7 * h @ w.T + b).double() / 3.0) / 0.5)
+    got = readout(h, Logits(w, bias=b, scale=0.7, softcap=None if cap == math.inf else cap, temperature=0.5), backend=backend)
+    x = (0.7 * h @ w.T + b).double()
+    logp = plain((x if cap == math.inf else cap * torch.tanh(x / cap)) / 0.5)
     torch.testing.assert_close(got.entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_weights_are_read_in_float32(dtype: torch.dtype) -> None:
-    h, w = torch.randn(30, 64).to(dtype), torch.randn(3001, 64).to(dtype)
+LOW = [("torch", torch.bfloat16), ("torch", torch.float16), *((backend, torch.bfloat16) for backend in HERE[1:])]
+
+
+@pytest.mark.parametrize("hidden_dtype", ["same", "float32"])
+@pytest.mark.parametrize(("backend", "dtype"), LOW)
+def test_low_precision_weights_are_read_in_float32(backend: str, dtype: torch.dtype, hidden_dtype: str) -> None:
+    h, w = torch.randn(30, 65).to(dtype if hidden_dtype == "same" else torch.float32), torch.randn(3001, 65).to(dtype)
     logp = plain(h.double() @ w.double().T)
-    torch.testing.assert_close(readout(h, w).entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(readout(h, w, backend=backend).entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-4, rtol=0)
 
 
 def test_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     h, w, f = torch.randn(3, 50, 8), torch.randn(300, 8), torch.randn(50, 8)
     whole = readout(h, w, want=("entropy", "kl"), final=f)
-    monkeypatch.setattr(streamed, "ROWS_AT_ONCE", 12)
+    monkeypatch.setitem(streamed.VECTOR_ELEMENTS, "cpu", 12 * 8)
     cut = readout(h, w, want=("entropy", "kl"), final=f)
     np.testing.assert_allclose(cut.entropy, whole.entropy, atol=1e-6)
     np.testing.assert_allclose(cut.kl, whole.kl, atol=1e-5)
 
 
+@pytest.mark.skipif(len(HERE) < 2, reason="no C++ compiler")
+def test_products_of_bfloat16_pairs_are_exact() -> None:
+    """Powers of two times small integers: every sum is a float32, so the pairs' product must be the very same."""
+    h, w = torch.randint(-8, 9, (50, 64)).bfloat16() / 4, torch.randint(-8, 9, (1003, 64)).bfloat16() / 8
+    task = Task(Logits(w), h, {"final": h[:10]}, kl=True, agrees=True, top_k=3)
+    if not native.can_dot(task):
+        pytest.skip("this processor has no bfloat16 product")
+    dot, plain_ = native.native(task, dot=True), native.native(task)
+    for name in ("m", "S", "A", "argmax"):
+        assert torch.equal(getattr(dot.own, name), getattr(plain_.own, name))
+    assert torch.equal(dot.kl, plain_.kl)
+    assert torch.equal(dot.top_values, plain_.top_values)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_threads_change_nothing(backend: str) -> None:
+    h, w, f = torch.randn(4, 30, 32), torch.randn(9001, 32), torch.randn(30, 32)
+    before = torch.get_num_threads()
+    try:
+        got = {}
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            got[threads] = readout(h, w, want=("entropy", "kl", "agrees"), final=f, top_k=4, backend=backend)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for name in ("entropy", "kl", "agrees", "top_ids", "top_probs"):
+        assert torch.equal(getattr(got[1], name), getattr(got[3], name)), name
+
+
+def test_the_fastest_way_is_found_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    h, w = torch.randn(20, 16), torch.randn(600, 16)
+    want = readout(h, w).entropy
+    monkeypatch.setenv("LAYERLENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(backends, "WORTH_TIMING", 1)
+    monkeypatch.setattr(backends, "_chosen", {})
+    torch.testing.assert_close(readout(h, w).entropy, want, atol=1e-5, rtol=0)
+    (kept,) = tmp_path.glob("fastest-*.json")
+    monkeypatch.setattr(backends, "_chosen", {})
+    monkeypatch.setattr(backends, "_time", lambda *_: pytest.fail("timed again"))
+    readout(h, w)
+    assert json.loads(kept.read_text())["way"] in backends.CPU
+
+
+def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAYERLENS_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(backends, "WORTH_TIMING", 1)
+    monkeypatch.setattr(native, "library", cache(native.library.__wrapped__))
+    readout(torch.randn(2, 4), torch.randn(9, 4))
+    with pytest.raises(SelectionError, match=r"'native' can not be had .* C\+\+ compiler"):
+        readout(torch.randn(2, 4), torch.randn(9, 4), backend="native")
+
+
+def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERLENS_READOUT", "cuda")
+    with pytest.raises(SelectionError, match="unknown readout backend 'cuda': choose from auto, torch"):
+        readout(torch.randn(2, 4), torch.randn(9, 4))
+    with pytest.raises(SelectionError, match=r"'triton' can not be had .* on cpu: it needs a GPU"):
+        readout(torch.randn(2, 4), torch.randn(9, 4), backend="triton")
+
+
+COMPILED = """
+import torch
+from layerlens.decode import readout
+h, w, f = torch.randn(3, 11, 16), torch.randn(2003, 16), torch.randn(11, 16)
+wanted = {"want": ("entropy", "kl", "kl_from"), "final": f, "reference": f}
+got, want = (readout(h, w, **wanted, backend=backend) for backend in ("compile", "torch"))
+for name in ("entropy", "kl", "kl_from"):
+    torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=1e-5, rtol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_is_naive() -> None:
+    """In a process of its own: the checks of array shapes that tests run with can not be compiled."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_bad_row_is_named(poison: float) -> None:
+def test_a_bad_row_is_named(poison: float, backend: str) -> None:
     hidden = torch.randn(2, 5, 4)
     hidden[1, 3, 2] = poison
     with pytest.raises(ReadoutError, match="row 3 of state 1") as caught:
-        readout(hidden, torch.randn(50, 4))
+        readout(hidden, torch.randn(50, 4), backend=backend)
     assert (caught.value.stack, caught.value.row) == (1, 3)
 
 
-def test_minus_infinity_and_no_vocabulary_are_errors() -> None:
+@pytest.mark.parametrize("backend", HERE)
+def test_minus_infinity_and_no_vocabulary_are_errors(backend: str) -> None:
     bias = torch.zeros(50)
     bias[7] = -math.inf
     with pytest.raises(ReadoutError, match="infinite"):
-        readout(torch.randn(2, 4), Logits(torch.randn(50, 4), bias=bias))
+        readout(torch.randn(2, 4), Logits(torch.randn(50, 4), bias=bias), backend=backend)
     with pytest.raises(ReadoutError, match="empty vocabulary"):
         readout(torch.randn(2, 4), torch.randn(0, 4))
 

@@ -70,3 +70,9 @@ def told_plainly(path: Path) -> Iterator[None]:
                 f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
             ) from error
         raise RunError(f"{path} can not be written ({error.strerror or error})") from error
+
+
+def cache_folder() -> Path:
+    """Where what was made for this machine is kept: $LAYERLENS_CACHE, else `layerlens` in the user's cache folder."""
+    named = os.environ.get("LAYERLENS_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerlens"

@@ -1,19 +1,110 @@
-"""Which way a task is computed: by device and shape, or as asked."""
+"""Which way a task is computed: as asked, or the fastest for its shape on this machine, found by timing a slice of the vocabulary."""
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from hashlib import sha256
+from typing import Literal, get_args
 
-from layerlens.decode import products
+import torch
+from filelock import FileLock
+
+from layerlens.decode import native, products
+from layerlens.decode.compiled import CompiledReducer
 from layerlens.decode.logits import Task
-from layerlens.decode.stream import stream
+from layerlens.decode.stream import chunk_size, stream
 from layerlens.decode.sums import Sums
+from layerlens.errors import SelectionError
+from layerlens.files import cache_folder, write_whole
 
 Backend = Literal["auto", "torch", "compile", "native", "workspace", "triton"]
 
+SETTING = "LAYERLENS_READOUT"
+"""Environment variable that stands in for "auto"."""
 
-def choose_backend(task: Task, backend: Backend = "auto") -> Callable[[Task], Sums]:
-    return partial(stream, product=products.mm)
+WORTH_TIMING = 10**10
+"""Products of two numbers in a task from which on the fastest way is looked for; smaller ones run in torch, always the same way."""
+
+Way = Callable[[Task], Sums]
+
+CPU: dict[str, Way] = {
+    "torch": partial(stream, product=products.mm),
+    "torch-onednn": partial(stream, product=products.onednn),
+    "compile": partial(stream, product=products.mm, reducer=CompiledReducer),
+    "compile-onednn": partial(stream, product=products.onednn, reducer=CompiledReducer),
+    "native": native.native,
+    "native-dot": partial(native.native, dot=True),
+}
+
+_chosen: dict[str, str] = {}
+
+
+def choose_backend(task: Task, backend: Backend = "auto") -> Way:
+    """The way to compute a task. Raises SelectionError where the one that is asked for is unknown or can not be had."""
+    name = backend if backend != "auto" else os.environ.get(SETTING, "auto")
+    if name not in get_args(Backend):
+        raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(Backend))}")
+    where = task.hidden.device.type
+    big = task.hidden.shape[0] * task.hidden.shape[1] * task.vocab >= WORTH_TIMING
+    families = ("torch", "native") if name == "auto" and big else ("torch",) if name == "auto" else (name,)
+    able = [way for way in CPU if way.split("-")[0] in families and _possible(way, task)]
+    if not able:
+        raise SelectionError(f"the readout backend {name!r} can not be had for this model on {where}: {_reason(name)}")
+    return CPU[_fastest(able, task)] if big and len(able) > 1 else CPU[able[0]]
+
+
+def _possible(way: str, task: Task) -> bool:
+    if way == "native":
+        return native.can_run(task)
+    if way == "native-dot":
+        return native.can_dot(task)
+    if way.endswith("onednn"):
+        return task.hidden.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return True
+
+
+def _reason(name: str) -> str:
+    if name == "native":
+        return "it needs a C++ compiler (c++, g++ or clang++), float32 or bfloat16 weights and no soft-cap; choose 'torch'"
+    return "it needs a GPU; choose 'torch'"
+
+
+def _fastest(ways: list[str], task: Task) -> str:
+    """The way that is fastest for tasks of this shape. Kept in the user's cache, so that all processes compute alike."""
+    log_rows = max(1, len(task.hidden)).bit_length()
+    shape = (log_rows, task.hidden.shape[1], str(task.hidden.dtype), str(task.logits.weight.dtype), task.kl, task.kl_from, task.top_k > 0)
+    key = sha256(f"{shape} {ways} {torch.__version__} {native.processor()}".encode()).hexdigest()[:16]
+    if key not in _chosen:
+        try:
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"fastest-{key}.json"
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    seconds = _time(ways, task)
+                    found = {"way": min(seconds, key=seconds.__getitem__), "seconds": seconds, "shape": shape}
+                    write_whole(path, lambda made: made.write_text(json.dumps(found)))
+                _chosen[key] = json.loads(path.read_text())["way"]
+        except OSError:  # no place to keep it
+            seconds = _time(ways, task)
+            _chosen[key] = min(seconds, key=seconds.__getitem__)
+    return _chosen[key]
+
+
+def _time(ways: list[str], task: Task, times: int = 3) -> dict[str, float]:
+    """Seconds that each way takes for the first two chunks of the vocabulary, at best; taken in turns."""
+    logits = task.logits
+    few = slice(0, 2 * chunk_size(task))
+    part = replace(task, logits=replace(logits, weight=logits.weight[few], bias=None if logits.bias is None else logits.bias[few]))
+    seconds = dict.fromkeys(ways, float("inf"))
+    for _ in range(times):
+        for way in ways:
+            start = time.perf_counter()
+            CPU[way](part)
+            seconds[way] = min(seconds[way], time.perf_counter() - start)
+    return seconds

@@ -1,4 +1,4 @@
-"""The matrix product that fills a chunk: which of those at hand is the fastest is found by timing one chunk, once per shape."""
+"""The float32 matrix products of a CPU that can fill a chunk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 def mm(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"], out: Float[Tensor, "n chunk"]) -> None:
     """torch's own: MKL, OpenBLAS or Accelerate on a CPU, as torch was built."""
-    torch.mm(hidden.float(), weight.float().t(), out=out)
+    torch.mm(hidden, weight.t(), out=out)
 
 
 def onednn(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"], out: Float[Tensor, "n chunk"]) -> None:
     """oneDNN's inner product, where torch has it: on some processors more than twice as fast as MKL."""
-    out.copy_(torch.ops.mkldnn._linear_pointwise(hidden.float(), weight.float(), None, "none", [], ""))
+    out.copy_(torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,19 +18,27 @@ BLOCK_ELEMENTS = 1 << 16
 
 def sum_block(
     x: Float[Tensor, "stack rows chunk"],
-    final_y: Float[Tensor, "rows chunk"] | None = None,
-    reference_y: Float[Tensor, "rows chunk"] | None = None,
+    final: Float[Tensor, "rows chunk"] | None = None,
+    reference: Float[Tensor, "rows chunk"] | None = None,
 ) -> list[Float[Tensor, "stack rows"]]:
-    """m, S and A of each row; then D of KL(row ‖ final) and of KL(reference ‖ row), of shifted logits, where these are given."""
+    """m, S and A of each row; then D of KL(row ‖ final) and of KL(reference ‖ row), where their logits are given."""
     m = x.amax(-1)
     y = x - m[..., None]
     e = y.exp()
     sums = [m, e.sum(-1), (e * y).sum(-1)]
-    if final_y is not None:
-        sums.append((e * (y - final_y)).sum(-1))
-    if reference_y is not None:
-        sums.append((reference_y.exp() * (reference_y - y)).sum(-1))
+    if final is not None:
+        sums.append((e * (x - final)).sum(-1))
+    if reference is not None:
+        sums.append(((reference - reference.amax(-1, keepdim=True)).exp() * (reference - x)).sum(-1))
     return sums
+
+
+@dataclass(frozen=True)
+class Found:
+    """Token ids that a part of the vocabulary holds: of each policy's largest logit, and of the k largest, with these logits."""
+
+    best: dict[str, tuple[Float[Tensor, " n"], Int[Tensor, " n"]]]
+    top: tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]] | None
 
 
 class Reducer:
@@ -50,20 +58,24 @@ class Reducer:
     def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> Sums:
         """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors."""
         anchors = {name: Moments(*self._sums(x[name])) for name in self.task.anchors}
-        kl = x["final"] - anchors["final"].m[:, None] if self.task.kl else None
-        kl_from = x["reference"] - anchors["reference"].m[:, None] if self.task.kl_from else None
+        kl = x["final"] if self.task.kl else None
+        kl_from = x["reference"] if self.task.kl_from else None
         m, S, A, *cross = self._sums(x["own"], kl, kl_from)
         sums = Sums(Moments(m, S, A), anchors, self._target(x["own"], start))
         sums = replace(sums, kl=cross[0] if kl is not None else None, kl_from=cross[-1] if kl_from is not None else None)
         for name, best in self.best.items():
-            best.update(x[name], (anchors[name] if name in anchors else sums.own).m, start)
+            best.update(x[name], anchors.get(name, sums.own).m, start)
         if self.top is not None:
             self.top.update(x["own"], m, start)
         return sums
 
+    @property
+    def found(self) -> Found:
+        return Found({name: (best.m, best.ids) for name, best in self.best.items()}, (self.top.values, self.top.ids) if self.top else None)
+
     def _sums(self, x: Float[Tensor, "_ chunk"], *cross: Float[Tensor, "rows chunk"] | None) -> list[Float[Tensor, " _"]]:
         stacked = x.view(-1, self.rows, x.shape[1])
-        blocks = _blocks(*stacked.shape[:2], max(1, self.block_elements // x.shape[1]))
+        blocks = _blocks(len(stacked), self.rows, max(1, self.block_elements // x.shape[1]))
         parts = [self.sum_block(stacked[states, rows], *(None if y is None else y[rows] for y in cross)) for states, rows in blocks]
         return [torch.cat([value.flatten() for value in values]) for values in zip(*parts, strict=True)]
 
@@ -76,16 +88,16 @@ class Reducer:
         return x.gather(1, where.clamp(0, x.shape[1] - 1)[:, None])[:, 0].masked_fill(~here, -torch.inf)
 
 
-def with_ids(sums: Sums, reducers: Sequence[Reducer]) -> Sums:
-    """The sums of the whole vocabulary, with the tokens that all threads together have found."""
-    if reducers[0].best:
-        argmax = {name: _first([reducer.best[name] for reducer in reducers]) for name in reducers[0].best}
+def with_ids(sums: Sums, found: Sequence[Found]) -> Sums:
+    """The sums of the whole vocabulary, with the token ids that its parts hold."""
+    if found[0].best:
+        argmax = {name: _first([part.best[name] for part in found]) for name in found[0].best}
         anchors = {name: replace(moments, argmax=argmax[name]) for name, moments in sums.anchors.items()}
         sums = replace(sums, own=replace(sums.own, argmax=argmax["own"]), anchors=anchors)
-    tops = [reducer.top for reducer in reducers if reducer.top is not None]
+    tops = [part.top for part in found if part.top is not None]
     if tops:
-        values, order = torch.cat([top.values for top in tops], dim=-1).topk(tops[0].values.shape[1], dim=-1)
-        sums = replace(sums, top_values=values, top_ids=torch.cat([top.ids for top in tops], dim=-1).gather(-1, order))
+        values, order = torch.cat([values for values, _ in tops], dim=-1).topk(tops[0][0].shape[1], dim=-1)
+        sums = replace(sums, top_values=values, top_ids=torch.cat([ids for _, ids in tops], dim=-1).gather(-1, order))
     return sums
 
 
@@ -124,29 +136,28 @@ class _TopK:
         if not len(better):
             return
         k = self.values.shape[1]
-        values, ids = _largest(x[better], k)
+        values, ids = _largest(x, better, k)
         values, ids = torch.cat([self.values[better], values], dim=-1), torch.cat([self.ids[better], ids + start], dim=-1)
         self.values[better], order = values.topk(k, dim=-1)
         self.ids[better] = ids.gather(-1, order)
 
 
-def _largest(x: Float[Tensor, "n chunk"], k: int, width: int = 32) -> tuple[Tensor, Tensor]:
-    """topk in two steps: the k largest logits of a row lie in the k cells of `width` logits whose largest ones are largest."""
-    n, chunk = x.shape
+def _largest(x: Float[Tensor, "n chunk"], rows: Int[Tensor, " m"], k: int, width: int = 32) -> tuple[Tensor, Tensor]:
+    """topk of some rows in two steps: their k largest logits lie in the k cells of `width` logits whose largest ones are largest."""
+    chunk = x.shape[1]
     cells = chunk // width
     if k * 4 > cells:
-        return x.topk(min(k, chunk), dim=-1)
+        return x[rows].topk(min(k, chunk), dim=-1)
     left = cells * width
-    _, cell = x[:, :left].view(n, cells, width).amax(-1).topk(k, dim=-1)
+    _, cell = x[:, :left].view(len(x), cells, width).amax(-1)[rows].topk(k, dim=-1)
     ids = (cell[..., None] * width + torch.arange(width, device=x.device)).flatten(1)
     if left < chunk:
-        ids = torch.cat([ids, torch.arange(left, chunk, device=x.device).expand(n, -1)], dim=1)
-    values, order = x.gather(1, ids).topk(k, dim=-1)
+        ids = torch.cat([ids, torch.arange(left, chunk, device=x.device).expand(len(rows), -1)], dim=1)
+    values, order = x[rows[:, None], ids].topk(k, dim=-1)
     return values, ids.gather(1, order)
 
 
-def _first(found: Sequence[_Best]) -> Int[Tensor, " n"]:
-    """The token of the largest logit that any thread has seen; of equal ones the lowest, whoever saw it."""
-    m = torch.stack([best.m for best in found])
-    ids = torch.stack([best.ids for best in found])
+def _first(parts: Sequence[tuple[Float[Tensor, " n"], Int[Tensor, " n"]]]) -> Int[Tensor, " n"]:
+    """The token of the largest logit of all parts; of equal ones the lowest."""
+    m, ids = (torch.stack(values) for values in zip(*parts, strict=True))
     return ids.masked_fill(m < m.amax(0), torch.iinfo(torch.long).max).amin(0)

@@ -6,11 +6,13 @@ thread that is held up by another program leaves its share to the others.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from queue import Empty, SimpleQueue
 
 import torch
@@ -30,11 +32,27 @@ WEIGHT_ELEMENTS = 1 << 21
 Product = Callable[[Float[Tensor, "n d"], Float[Tensor, "chunk d"], Float[Tensor, "n chunk"]], None]
 """Hidden vectors and the unembedding of a chunk to their float32 product, written to the third."""
 
+Work = Callable[[int, int], Sums]
+"""The sums of the tokens from the first number to the one before the second."""
 
-def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer) -> Sums:
-    """One pass over the whole vocabulary, on as many threads as torch may use."""
-    chunk = chunk_size(task)
-    size = max(chunk, -(-task.vocab // RANGES))
+
+def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer, upcast: bool = True) -> Sums:
+    """One pass over the whole vocabulary; with `upcast` everything is float32 before it comes to the product."""
+    if upcast:
+        anchors = {name: rows.float() for name, rows in task.anchors.items()}
+        task = replace(task, hidden=task.hidden.float(), anchors=anchors)
+    reducers: list[Reducer] = []
+
+    def worker() -> Work:
+        reducers.append(reducer(task))
+        return partial(_range, task, product, reducers[-1], upcast)
+
+    return with_ids(merge(over_ranges(task, worker)), [each.found for each in reducers])
+
+
+def over_ranges(task: Task, worker: Callable[[], Work]) -> list[Sums]:
+    """The sums of each range, in the order of the vocabulary; every thread makes itself one worker."""
+    size = max(chunk_size(task), -(-task.vocab // RANGES))
     starts = range(0, task.vocab, size)
     threads = min(torch.get_num_threads(), len(starts)) if task.hidden.device.type == "cpu" else 1
     waiting = SimpleQueue[int]()
@@ -42,17 +60,17 @@ def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer) -> Su
         waiting.put(start)
 
     @torch.no_grad()
-    def work(_: int) -> tuple[dict[int, Sums], Reducer]:
-        own, done = reducer(task), {}
+    def share(_: int) -> dict[int, Sums]:
+        work, done = worker(), {}
         with suppress(Empty):
             while True:
                 start = waiting.get_nowait()
-                done[start] = _range(task, start, min(start + size, task.vocab), chunk, product, own)
-        return done, own
+                done[start] = work(start, min(start + size, task.vocab))
+        return done
 
-    shares = [work(0)] if threads == 1 else list(_pool(threads).map(work, range(threads)))
-    done = {start: sums for share, _ in shares for start, sums in share.items()}
-    return with_ids(merge([done[start] for start in starts]), [own for _, own in shares])
+    shares = [share(0)] if threads == 1 else list(_pool(threads, os.getpid()).map(share, range(threads)))
+    done = {start: sums for part in shares for start, sums in part.items()}
+    return [done[start] for start in starts]
 
 
 def chunk_size(task: Task) -> int:
@@ -63,24 +81,26 @@ def chunk_size(task: Task) -> int:
     return max(64, min(4096, size))
 
 
-def _range(task: Task, start: int, stop: int, chunk: int, product: Product, reducer: Reducer) -> Sums:
-    weight = task.logits.weight
+def _range(task: Task, product: Product, reducer: Reducer, upcast: bool, start: int, stop: int) -> Sums:
+    weight, chunk = task.logits.weight, chunk_size(task)
     vectors = {"own": task.hidden, **task.anchors}
     space = {name: weight.new_empty(len(rows) * chunk, dtype=torch.float32) for name, rows in vectors.items()}
+    floats = weight.new_empty((chunk, weight.shape[1]), dtype=torch.float32) if upcast and weight.dtype != torch.float32 else None
     parts = []
     for a in range(start, stop, chunk):
         b = min(a + chunk, stop)
+        here = weight[a:b] if floats is None else floats[: b - a].copy_(weight[a:b])
         x = {name: space[name][: len(rows) * (b - a)].view(len(rows), b - a) for name, rows in vectors.items()}
         for name, rows in vectors.items():
-            product(rows, weight[a:b], x[name])
+            product(rows, here, x[name])
             task.logits.finish_(x[name], a, b)
         parts.append(reducer.take(x, a))
     return merge(parts)
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch's own operations use one thread each; the other threads of the program keep theirs."""
+def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
+    """Threads of this process in which torch's own operations use one thread each; the other threads of the program keep theirs."""
     before = torch.get_num_threads()
     ready = threading.Barrier(threads + 1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="layerlens", initializer=torch.set_num_threads, initargs=(1,))

@@ -17,8 +17,9 @@ from layerlens.errors import ReadoutError, SelectionError
 
 WANTS = ("entropy", "logp", "kl", "kl_from", "agrees")
 
-ROWS_AT_ONCE = 4096
-"""Rows that go through the vocabulary together; memory grows with them, and the unembedding is read once for all of them."""
+VECTOR_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Numbers in the vectors that go through the vocabulary together, by device type: memory grows with them, and the unembedding
+is read once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def readout(
     device = logits.weight.device
     anchors = {"final": final if {"kl", "agrees"} & set(want) else None, "reference": reference if "kl_from" in want else None}
     # one chunk of the vocabulary serves all states of a stack, so rows are cut, not stacks
-    step = max(1, ROWS_AT_ONCE // max(1, stack.shape[0]))
+    elements = VECTOR_ELEMENTS.get(device.type, VECTOR_ELEMENTS["cpu"])
+    step = max(1, elements // (d * max(1, stack.shape[0])))
     parts = []
     for first in range(0, max(1, rows), step):
         here = slice(first, first + step)
@@ -114,7 +116,7 @@ def _values(task: Task, sums: Sums) -> dict[str, Tensor]:
     own = sums.own
     out = {"entropy": own.entropy.float()}
     if sums.target is not None and task.targets is not None:
-        out["logp"] = ((sums.target - own.m).double() - own.log_S).float().masked_fill(task.targets < 0, math.nan)
+        out["logp"] = (sums.target.double() - own.log_partition).float().masked_fill(task.targets < 0, math.nan)
     if sums.kl is not None:
         out["kl"] = divergence(sums.kl, own, sums.anchors["final"]).float()
     if sums.kl_from is not None:
@@ -126,7 +128,7 @@ def _values(task: Task, sums: Sums) -> dict[str, Tensor]:
         out["agrees"] = argmax == final.repeat(argmax.shape[0] // final.shape[0])
     if sums.top_values is not None and sums.top_ids is not None:
         out["top_ids"] = sums.top_ids
-        out["top_probs"] = ((sums.top_values - own.m[:, None]).double() - own.log_S[:, None]).exp().float()
+        out["top_probs"] = (sums.top_values.double() - own.log_partition[:, None]).exp().float()
     return out
 
 

@@ -1,0 +1,193 @@
+"""The C++ pass (`native.cpp`): compiled once for this processor where a compiler is there, kept in the user's cache, never required."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from layerlens.decode.logits import Task
+from layerlens.decode.reduction import Found, with_ids
+from layerlens.decode.stream import over_ranges
+from layerlens.decode.sums import Moments, Sums, merge
+from layerlens.files import cache_folder, write_whole
+
+log = logging.getLogger("layerlens.decode")
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Policies(ctypes.Structure):
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("n", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("m", "S", "A")),
+        ("k", ctypes.c_long),
+        ("values", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+    )
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("d", "start", "stop")),
+        *((name, ctypes.c_int32) for name in ("weight_bf16", "dot_bf16")),
+        ("scale", ctypes.c_float),
+        ("per_temperature", ctypes.c_float),
+        *((name, _Policies) for name in ("own", "final", "reference")),
+        *((name, ctypes.c_void_p) for name in ("targets", "target", "kl", "kl_from")),
+    )
+
+
+@dataclass
+class _Rows:
+    """What the pass fills in for one set of policies; the tensors live as long as it does."""
+
+    packed: Tensor
+    n: int
+    k: int
+
+    def __post_init__(self) -> None:
+        n = self.n
+        self.m = torch.full((n,), -torch.inf)
+        self.S, self.A = torch.zeros(2, n, dtype=torch.float64)
+        self.values = torch.full((n, self.k), -torch.inf)
+        self.ids = torch.zeros((n, self.k), dtype=torch.long)
+
+    def struct(self) -> _Policies:
+        addresses = [tensor.data_ptr() for tensor in (self.m, self.S, self.A)]
+        return _Policies(self.packed.data_ptr(), self.n, *addresses, self.k, self.values.data_ptr(), self.ids.data_ptr())
+
+    @property
+    def moments(self) -> Moments:
+        return Moments(self.m, self.S, self.A)
+
+
+def can_run(task: Task) -> bool:
+    """Whether the C++ pass computes this: on a CPU, float32 or bfloat16 weights as they lie in memory, no soft-cap."""
+    weight = task.logits.weight
+    on_cpu = weight.device.type == "cpu" and weight.dtype in DTYPES and weight.is_contiguous()
+    return on_cpu and task.logits.softcap is None and library() is not None
+
+
+def can_dot(task: Task) -> bool:
+    """Whether bfloat16 pairs can be multiplied as they are: exact products, summed in float32."""
+    both = task.logits.weight.dtype == task.hidden.dtype == torch.bfloat16 and task.hidden.shape[1] % 2 == 0
+    found = library() if both and can_run(task) else None
+    return found is not None and bool(found.layerlens_has_dot())
+
+
+def native(task: Task, dot: bool = False) -> Sums:
+    """One pass over the whole vocabulary; with `dot` on bfloat16 pairs."""
+    packed = {name: _pack(rows, dot) for name, rows in {"own": task.hidden, **task.anchors}.items()}
+    bias = None if task.logits.bias is None else task.logits.bias.float().contiguous()
+    targets = None if task.targets is None else task.targets.contiguous()
+    found: dict[int, Found] = {}
+
+    def part(start: int, stop: int) -> Sums:
+        sums, found[start] = _range(task, packed, bias, targets, dot, start, stop)
+        return sums
+
+    parts = over_ranges(task, lambda: part)
+    return with_ids(merge(parts), [found[start] for start in sorted(found)])
+
+
+def _range(
+    task: Task, packed: dict[str, Tensor], bias: Tensor | None, targets: Tensor | None, dot: bool, start: int, stop: int
+) -> tuple[Sums, Found]:
+    weight, n = task.logits.weight, len(task.hidden)
+    keep = max(task.top_k, int(task.agrees))
+    lengths = {"own": n, **{name: len(rows) for name, rows in task.anchors.items()}}
+    rows = {name: _Rows(packed[name], length, keep if name == "own" else int(task.agrees)) for name, length in lengths.items()}
+    target = None if targets is None else torch.full((n,), -torch.inf)
+    kl, kl_from = (torch.zeros(n, dtype=torch.float64) if asked else None for asked in (task.kl, task.kl_from))
+    none = _Policies()
+    request = _Pass(
+        weight.data_ptr(),
+        _address(bias),
+        weight.shape[1],
+        start,
+        stop,
+        weight.dtype == torch.bfloat16,
+        dot,
+        task.logits.scale,
+        1 / task.logits.temperature,
+        *(rows[name].struct() if name in rows else none for name in ("own", "final", "reference")),
+        *map(_address, (targets, target, kl, kl_from)),
+    )
+    found = library()
+    assert found is not None
+    found.layerlens_pass(ctypes.byref(request))
+    sums = Sums(rows["own"].moments, {name: rows[name].moments for name in task.anchors}, target, kl, kl_from)
+    best = {name: (values.values[:, 0], values.ids[:, 0]) for name, values in rows.items()} if task.agrees else {}
+    return sums, Found(best, (rows["own"].values[:, : task.top_k], rows["own"].ids[:, : task.top_k]) if task.top_k else None)
+
+
+def _pack(rows: Tensor, dot: bool) -> Tensor:
+    """Rows side by side as the pass reads them: 32 bits are a float, or with `dot` a pair of bfloat16."""
+    found = library()
+    assert found is not None
+    rows = (rows if rows.dtype in DTYPES else rows.float()).contiguous()
+    (n, d), panel = rows.shape, found.layerlens_panel()
+    packed = torch.zeros((-(-n // panel), d // 2 if dot else d, panel), dtype=torch.int32)
+    found.layerlens_pack(rows.data_ptr(), n, d, rows.dtype == torch.bfloat16, dot, packed.data_ptr())
+    return packed
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled pass, None where it can not be had (a debug log line says why)."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or os.name == "nt":
+        log.debug("no C++ compiler: the readout runs in torch")
+        return None
+    try:
+        path = _built(compiler)
+        found = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.debug("the C++ pass does not build here, the readout runs in torch: %s", getattr(error, "stderr", None) or error)
+        return None
+    found.layerlens_pass.argtypes = [ctypes.POINTER(_Pass)]
+    found.layerlens_pack.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    found.layerlens_pass.restype = found.layerlens_pack.restype = None
+    found.layerlens_has_dot.restype = ctypes.c_int
+    return found
+
+
+def _built(compiler: str) -> Path:
+    key = hashlib.sha256(f"{SOURCE.read_text()} {compiler} {FLAGS} {processor()}".encode()).hexdigest()[:16]
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"native-{key}.so"
+    if not path.exists():
+        command = [compiler, *FLAGS, str(SOURCE), "-o"]
+        write_whole(path, lambda made: subprocess.run([*command, str(made)], check=True, capture_output=True, text=True, timeout=300))
+    return path
+
+
+@cache
+def processor() -> str:
+    """What is compiled for this machine may not run on another one that shares its home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
