@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from layerlens.decode.training import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
-from layerlens.train import BuPOConfig
+from layerlens.train import BuPOConfig, head
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
 from tests.train.harness import fixed_batch, make_trainer
@@ -75,6 +76,21 @@ def test_the_last_layer_with_its_norm_is_grpo_bit_for_bit(loss_type: str, tmp_pa
     for name, gradient in gradients[0][1].items():
         assert gradient is not None
         assert torch.equal(gradient, gradients[1][1][name]), name
+
+
+def test_internal_log_probs_come_from_the_readout_and_those_of_grpo_from_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=1)
+    rows: list[int] = []
+
+    def counted(hidden: torch.Tensor, *args: Any) -> Any:
+        rows.append(len(hidden))
+        return token_log_probs(hidden, *args)
+
+    monkeypatch.setattr(head, "token_log_probs", counted)
+    logps_of(trainer, fixed_batch(), None)
+    assert not rows
+    logps_of(trainer, fixed_batch(), 2)
+    assert rows == [4 * 10]  # every position of the batch that predicts one
 
 
 @pytest.mark.parametrize("norm", ["none", "final"])

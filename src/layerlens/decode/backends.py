@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from layerlens.decode import native, products
 from layerlens.decode.compiled import CompiledReducer
@@ -56,6 +57,11 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
     if not able:
         raise SelectionError(f"the readout backend {name!r} can not be had for this model on {where}: {_reason(name)}")
     return CPU[_fastest(able, task)] if big and len(able) > 1 else CPU[able[0]]
+
+
+def product_for(hidden: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The float32 product of vectors and a chunk of the weights, for a caller that keeps it."""
+    return lambda rows, chunk: rows.float() @ chunk.float().t()
 
 
 def _possible(way: str, task: Task) -> bool:

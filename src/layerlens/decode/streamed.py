@@ -86,8 +86,7 @@ def readout(
     device = logits.weight.device
     anchors = {"final": final if {"kl", "agrees"} & set(want) else None, "reference": reference if "kl_from" in want else None}
     # one chunk of the vocabulary serves all states of a stack, so rows are cut, not stacks
-    elements = VECTOR_ELEMENTS.get(device.type, VECTOR_ELEMENTS["cpu"])
-    step = max(1, elements // (d * max(1, stack.shape[0])))
+    step = rows_at_once(logits, stack.shape[0])
     parts = []
     for first in range(0, max(1, rows), step):
         here = slice(first, first + step)
@@ -109,6 +108,12 @@ def readout(
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     unwanted = {"entropy"} - set(want)
     return Readout(**{name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items() if name not in unwanted})
+
+
+def rows_at_once(logits: Logits, stack: int) -> int:
+    """Rows of each state of a stack that go through the vocabulary together."""
+    elements = VECTOR_ELEMENTS.get(logits.weight.device.type, VECTOR_ELEMENTS["cpu"])
+    return max(1, elements // (logits.weight.shape[1] * max(1, stack)))
 
 
 def _values(task: Task, sums: Sums) -> dict[str, Tensor]:

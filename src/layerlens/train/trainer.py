@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.prompts import Sample, read_prompts
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
+from layerlens.train.head import streamed_head
 from layerlens.train.monitor import Monitor
 from layerlens.train.rates import blocks_path, describe, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.schedule import WHOLE_RUN, Schedule
@@ -135,7 +137,9 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return logps  # type: ignore[no-any-return]
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        with internal_policy(model, self._active_layer, self.args.internal_norm):
+        layer, norm = self._active_layer, self.args.internal_norm
+        whole = layer is None or (layer == count_blocks(model) and norm == "final")
+        with internal_policy(model, layer, norm), nullcontext() if whole else streamed_head():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
