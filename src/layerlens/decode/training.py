@@ -28,7 +28,7 @@ def token_log_probs(
     Gradients reach `hidden`, `logits.weight` and `logits.bias` where these require them. Logits are float32 whatever the
     inputs are, under autocast as well. NaN stays NaN, so that a trainer sees it.
     """
-    return _TokenLogProbs.apply(hidden, logits.weight, logits.bias, targets, logits.scale, logits.softcap, logits.temperature)  # type: ignore[no-any-return]
+    return _TokenLogProbs.apply(hidden, logits.weight, logits.bias, targets, logits.scale, logits.softcap, logits.temperature)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -52,7 +52,7 @@ class _TokenLogProbs(torch.autograd.Function):
             logits = Logits(weight.detach(), None if bias is None else bias.detach(), scale, softcap, temperature)
             step = rows_at_once(logits, 1)
             logps, entropies, partitions = [], [], []
-            for rows, aim in zip(hidden.detach().split(step), targets.split(step), strict=True):
+            for rows, aim in zip(torch.split(hidden.detach(), step), torch.split(targets, step), strict=True):
                 task = Task(logits, rows, targets=aim)
                 sums = choose_backend(task)(task)
                 assert sums.target is not None
@@ -82,7 +82,7 @@ class _TokenLogProbs(torch.autograd.Function):
         chunk = max(64, BACKWARD_ELEMENTS.get(hidden.device.type, BACKWARD_ELEMENTS["cpu"]) // max(1, min(size, len(rows))))
         product = product_for(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in rows.split(size):
+            for part in torch.split(rows, size):
                 h, aim, z = hidden[part], targets[part], log_z[part, None]
                 for start in range(0, len(weight), chunk):
                     w = weight[start : start + chunk]
