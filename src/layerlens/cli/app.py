@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from layerlens.cli import analyze, check, compare, demo, eval, plot, select, train
+from layerlens.cli import analyze, bench, check, compare, demo, eval, plot, select, train
 from layerlens.errors import LayerLensError
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app.command("plot")(plot.plot)
 app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
 app.command("check")(check.check)
+app.command("bench")(bench.bench_command)
 app.command("eval")(eval.eval_command)
 app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
 

@@ -59,6 +59,13 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
     return CPU[_fastest(able, task)] if big and len(able) > 1 else CPU[able[0]]
 
 
+def backends_for(task: Task) -> list[Backend]:
+    """The backends that can compute a task on its device."""
+    if task.hidden.device.type == "cuda":
+        return ["workspace", "triton"]
+    return [name for name in ("torch", "compile", "native") if _possible(name, task)]
+
+
 def product_for(hidden: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The float32 product of vectors and a chunk of the weights, for a caller that keeps it."""
     return lambda rows, chunk: rows.float() @ chunk.float().t()
@@ -70,7 +77,7 @@ def _possible(way: str, task: Task) -> bool:
     if way == "native-dot":
         return native.can_dot(task)
     if way.endswith("onednn"):
-        return task.hidden.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return task.hidden.device.type == "cpu" and products.has_onednn()
     return True
 
 

@@ -15,3 +15,8 @@ def mm(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"], out: Floa
 def onednn(hidden: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"], out: Float[Tensor, "n chunk"]) -> None:
     """oneDNN's inner product, where torch has it: on some processors more than twice as fast as MKL."""
     out.copy_(torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], ""))
+
+
+def has_onednn() -> bool:
+    """Whether this torch has oneDNN's product."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")

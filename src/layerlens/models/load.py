@@ -33,16 +33,11 @@ def load_pretrained(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    source = str(name)
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        source = str(path)
-    elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise ModelLoadError(f"{source}: no such folder")
+    source = _source(str(name))
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with _quiet():
@@ -78,6 +73,32 @@ def load_pretrained(
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
             raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
+
+
+def read_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:
+    """Width of the residual stream, size of the vocabulary and stored dtype of a model, from its configuration alone.
+
+    Raises ModelLoadError where that can not be read.
+    """
+    from transformers import AutoConfig
+
+    source = _source(str(name))
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).get_text_config()
+        return config.hidden_size, config.vocab_size, str(config.dtype or torch.float32).removeprefix("torch.")
+    except Exception as error:
+        raise ModelLoadError(f"{source}: no configuration could be read ({' '.join(str(error).split())[:300]})") from error
+
+
+def _source(name: str) -> str:
+    """A local folder as transformers wants it, or a hub name."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelLoadError(f"{name}: no such folder")
+    return name
 
 
 @contextmanager

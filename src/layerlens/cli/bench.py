@@ -1,0 +1,62 @@
+"""`layerlens bench`: how fast the readout is on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from layerlens.cli.options import AsJson, Device, TrustRemoteCode, pick_device, print_json
+
+
+def bench_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Whose width, vocabulary and dtype to take; its weights are not read."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Vectors to decode: tokens x layers x sites.")] = 512,
+    d: Annotated[int, typer.Option("--d-model", help="Width of the residual stream, where no model is named.")] = 1024,
+    vocabulary: Annotated[int, typer.Option(help="Rows of the unembedding, where no model is named.")] = 151_936,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto takes the model's.")] = "auto",
+    device: Device = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds; of each way the best counts.")] = 5,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also the way made by torch.compile.")] = False,
+    memory: Annotated[bool, typer.Option(help="Also measure peak memory, each way in a process of its own.")] = True,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this CSV file.")] = None,
+) -> None:
+    """Time our ways to read out entropy beside the bare matrix product, the usual formulas and other libraries.
+
+    All take turns in one process; ratios are to the fastest bare product. Random vectors and weights: values do not matter to speed.
+    """
+    from layerlens.bench import Shape, bench
+    from layerlens.bundled import bundled_model
+    from layerlens.files import write_text
+    from layerlens.models.load import read_shape
+
+    if model is not None:
+        d, vocabulary, stored = read_shape(bundled_model(model) or model, trust_remote_code=trust_remote_code)
+        dtype = stored if dtype == "auto" else dtype
+    shape = Shape(rows, d, vocabulary, "float32" if dtype == "auto" else dtype, pick_device(device, None) or "cpu")
+    table = bench(shape, repeats=repeats, threads=threads, compiled=compiled, memory=memory)
+    if out is not None:
+        write_text(out, table.to_csv())
+    if as_json:
+        print_json({"shape": asdict(shape), "threads": threads, "repeats": repeats, "ways": _records(table)})
+        return
+    print(f"{rows} rows, d = {d}, vocabulary {vocabulary:,}, {shape.dtype}, {shape.device}, threads {threads}, best of {repeats}")
+    print(f"{'way':34}  {'seconds':>8}  {'x product':>9}  {'GFLOP/s':>8}  {'peak MiB':>8}  {'|dS| nats':>9}")
+    for way, row in table.iterrows():
+        numbers = [f"{row['seconds']:8.4f}", f"{row['ratio']:9.2f}", f"{row['gflops']:8.1f}"]
+        measured = [f"{row['peak_mib']:8.0f}", f"{row['error']:9.1e}"]
+        print(f"{way:34}  " + "  ".join([*numbers, *(cell.replace("nan", "  -") for cell in measured)]))
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = table.reset_index().to_dict("records")
+    return [{str(name): None if value != value else value for name, value in row.items()} for row in rows]
