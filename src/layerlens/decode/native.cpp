@@ -67,7 +67,7 @@ struct Pass {
   const void* weight;  // [vocab, d]
   const float* bias;  // [vocab] or null
   long d, start, stop;
-  int32_t weight_bf16, dot_bf16;
+  int32_t weight_bf16, dot_bf16, product_alone;  // alone: for timing
   float scale, per_temperature;
   Policies own, final, reference;  // of anchors that are not asked for, n is 0
   const int64_t* targets;  // [own.n] or null
@@ -239,29 +239,14 @@ extern "C" void layerlens_pass(const Pass* pass) {
           product<true>(weight, stride, tokens, rows, depth, x.data());
         else
           product<false>(weight, stride, tokens, rows, depth, x.data());
+        if (p.product_alone) continue;
         finish(p, start, tokens, x.data());
         reduce(p, who, panel, x.data(), tokens, start, g == 2 && p.kl ? &anchors[0] : nullptr,
                g == 2 && p.kl_from ? &anchors[1] : nullptr, g < 2 ? &anchors[g] : nullptr);
       }
-      if (g < 2) repeat(anchors[g], who.n, tokens);
+      if (g < 2 && !p.product_alone) repeat(anchors[g], who.n, tokens);
     }
   }
-}
-
-// the product alone, for timing: sums of its logits keep the compiler honest
-extern "C" float layerlens_product(const Pass* pass) {
-  const Pass& p = *pass;
-  const long depth = units(p);
-  std::vector<float> x(CHUNK * PANEL);
-  float sum = 0;
-  for (long start = p.start; start < p.stop; start += CHUNK) {
-    long tokens = p.stop - start < CHUNK ? p.stop - start : CHUNK;
-    for (long panel = 0; panel * PANEL < p.own.n; panel++) {
-      product<false>((const uint32_t*)p.weight + start * depth, depth, tokens, p.own.packed + panel * depth * PANEL, depth, x.data());
-      sum += x[0];
-    }
-  }
-  return sum;
 }
 
 extern "C" int layerlens_has_dot() {

@@ -45,7 +45,7 @@ class _Pass(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         *((name, ctypes.c_long) for name in ("d", "start", "stop")),
-        *((name, ctypes.c_int32) for name in ("weight_bf16", "dot_bf16")),
+        *((name, ctypes.c_int32) for name in ("weight_bf16", "dot_bf16", "product_alone")),
         ("scale", ctypes.c_float),
         ("per_temperature", ctypes.c_float),
         *((name, _Policies) for name in ("own", "final", "reference")),
@@ -91,15 +91,15 @@ def can_dot(task: Task) -> bool:
     return found is not None and bool(found.layerlens_has_dot())
 
 
-def native(task: Task, dot: bool = False) -> Sums:
-    """One pass over the whole vocabulary; with `dot` on bfloat16 pairs."""
+def native(task: Task, dot: bool = False, product_alone: bool = False) -> Sums:
+    """One pass over the whole vocabulary; with `dot` on bfloat16 pairs. The product alone, for timing, leaves no sums."""
     packed = {name: _pack(rows, dot) for name, rows in {"own": task.hidden, **task.anchors}.items()}
     bias = None if task.logits.bias is None else task.logits.bias.float().contiguous()
     targets = None if task.targets is None else task.targets.contiguous()
     found: dict[int, Found] = {}
 
     def part(start: int, stop: int) -> Sums:
-        sums, found[start] = _range(task, packed, bias, targets, dot, start, stop)
+        sums, found[start] = _range(task, packed, bias, targets, dot, product_alone, start, stop)
         return sums
 
     parts = over_ranges(task, lambda: part)
@@ -107,7 +107,14 @@ def native(task: Task, dot: bool = False) -> Sums:
 
 
 def _range(
-    task: Task, packed: dict[str, Tensor], bias: Tensor | None, targets: Tensor | None, dot: bool, start: int, stop: int
+    task: Task,
+    packed: dict[str, Tensor],
+    bias: Tensor | None,
+    targets: Tensor | None,
+    dot: bool,
+    product_alone: bool,
+    start: int,
+    stop: int,
 ) -> tuple[Sums, Found]:
     weight, n = task.logits.weight, len(task.hidden)
     keep = max(task.top_k, int(task.agrees))
@@ -124,6 +131,7 @@ def _range(
         stop,
         weight.dtype == torch.bfloat16,
         dot,
+        product_alone,
         task.logits.scale,
         1 / task.logits.temperature,
         *(rows[name].struct() if name in rows else none for name in ("own", "final", "reference")),
