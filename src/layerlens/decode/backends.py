@@ -28,7 +28,7 @@ Backend = Literal["auto", "torch", "compile", "native", "workspace", "triton"]
 SETTING = "LAYERLENS_READOUT"
 """Environment variable that stands in for "auto"."""
 
-WORTH_TIMING = 10**10
+WORTH_TIMING = 10**8
 """Products of two numbers in a task from which on the fastest way is looked for; smaller ones run in torch, always the same way."""
 
 Way = Callable[[Task], Sums]

@@ -94,19 +94,20 @@ extern "C" void layerlens_pack(const void* hidden, long n, long d, int bf16, int
 
 extern "C" int layerlens_panel() { return PANEL; }
 
-template <bool DOT, int T>
+template <bool DOT, int T, int N>  // T tokens, N vectors of rows
 static inline void tile(const uint32_t* weight, long stride, const uint32_t* rows, long depth, float* out) {
-  vec sums[T][VECTORS] = {};
+  vec sums[T][N] = {};
   for (long k = 0; k < depth; k++) {
-    vec h[VECTORS];
-    for (int c = 0; c < VECTORS; c++) h[c] = load(rows + k * PANEL + c * LANES);
+    vec h[N];
+#pragma GCC unroll 3
+    for (int c = 0; c < N; c++) h[c] = load(rows + k * PANEL + c * LANES);
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
       uint32_t w = weight[t * stride + k];
 #if defined(__AVX512BF16__)
       if constexpr (DOT) {
 #pragma GCC unroll 3
-        for (int c = 0; c < VECTORS; c++)
+        for (int c = 0; c < N; c++)
           sums[t][c] = (vec)_mm512_dpbf16_ps((__m512)sums[t][c], (__m512bh)h[c], (__m512bh)_mm512_set1_epi32(w));
         continue;
       }
@@ -114,18 +115,24 @@ static inline void tile(const uint32_t* weight, long stride, const uint32_t* row
       float x;
       std::memcpy(&x, &w, 4);
 #pragma GCC unroll 3
-      for (int c = 0; c < VECTORS; c++) sums[t][c] += h[c] * x;
+      for (int c = 0; c < N; c++) sums[t][c] += h[c] * x;
     }
   }
   for (int t = 0; t < T; t++) std::memcpy(out + t * PANEL, sums[t], sizeof sums[t]);
 }
 
-// logits of one panel: [tokens][PANEL]
-template <bool DOT>
-static void product(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long depth, float* out) {
+template <bool DOT, int N>
+static void tiles(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long depth, float* out) {
   long t = 0;
-  for (; t + TOKENS <= tokens; t += TOKENS) tile<DOT, TOKENS>(weight + t * stride, stride, rows, depth, out + t * PANEL);
-  for (; t < tokens; t++) tile<DOT, 1>(weight + t * stride, stride, rows, depth, out + t * PANEL);
+  for (; t + TOKENS <= tokens; t += TOKENS) tile<DOT, TOKENS, N>(weight + t * stride, stride, rows, depth, out + t * PANEL);
+  for (; t < tokens; t++) tile<DOT, 1, N>(weight + t * stride, stride, rows, depth, out + t * PANEL);
+}
+
+// logits of the `n` rows that a panel holds: [tokens][PANEL]
+template <bool DOT>
+static void product(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long n, long depth, float* out) {
+  auto how = n > 2 * LANES ? tiles<DOT, 3> : n > LANES ? tiles<DOT, 2> : tiles<DOT, 1>;
+  how(weight, stride, tokens, rows, depth, out);
 }
 
 static void finish(const Pass& p, long start, long tokens, float* x) {
@@ -235,10 +242,11 @@ extern "C" void layerlens_pass(const Pass* pass) {
       const Policies& who = *groups[g];
       for (long panel = 0; panel * PANEL < who.n; panel++) {
         const uint32_t* rows = who.packed + panel * depth * PANEL;
+        const long left = who.n - panel * PANEL;
         if (p.dot_bf16)
-          product<true>(weight, stride, tokens, rows, depth, x.data());
+          product<true>(weight, stride, tokens, rows, left, depth, x.data());
         else
-          product<false>(weight, stride, tokens, rows, depth, x.data());
+          product<false>(weight, stride, tokens, rows, left, depth, x.data());
         if (p.product_alone) continue;
         finish(p, start, tokens, x.data());
         reduce(p, who, panel, x.data(), tokens, start, g == 2 && p.kl ? &anchors[0] : nullptr,
