@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layerlens.decode import native, products
 from layerlens.decode.compiled import CompiledReducer
+from layerlens.decode.gpu import gpu_backend
 from layerlens.decode.logits import Task
 from layerlens.decode.stream import chunk_size, stream
 from layerlens.decode.sums import Sums
@@ -51,6 +52,8 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
     if name not in get_args(Backend):
         raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(Backend))}")
     where = task.hidden.device.type
+    if name in ("workspace", "triton") or (name == "auto" and where == "cuda"):
+        return gpu_backend(task, name)
     big = task.hidden.shape[0] * task.hidden.shape[1] * task.vocab >= WORTH_TIMING
     families = ("torch", "native") if name == "auto" and big else ("torch",) if name == "auto" else (name,)
     able = [way for way in CPU if way.split("-")[0] in families and _possible(way, task)]

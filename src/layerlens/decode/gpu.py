@@ -39,11 +39,11 @@ def gpu_backend(task: Task, name: str = "auto") -> Callable[[Task], Sums]:
         narrow = weight.dtype == task.hidden.dtype in LOW_PRECISION and weight.shape[1] <= FUSED_D
         return fused if simple and narrow and kernels_run(device) else workspace
     if device.type == "cpu" and not kernels_run(device):
-        raise SelectionError(f"readout backend {name!r} needs a GPU; choose 'auto'")
+        raise SelectionError(f"the readout backend {name!r} can not be had for this model on cpu: it needs a GPU; choose 'auto'")
     if name == "triton" and not kernels_run(device):
-        raise SelectionError("readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
+        raise SelectionError("the readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
     if name == "triton" and not simple:
-        raise SelectionError("readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and top-k")
+        raise SelectionError("the readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and top-k")
     return fused if name == "triton" else workspace
 
 
