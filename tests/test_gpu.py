@@ -101,7 +101,7 @@ def test_float32_vectors_lose_nothing_to_bfloat16_weights() -> None:
 def test_a_workspace_is_bounded(
     monkeypatch: pytest.MonkeyPatch, hidden: torch.dtype, weight: torch.dtype, terms: list[torch.dtype], rows: int, d: int
 ) -> None:
-    """No vector is rounded below what it was or float32; logits and float32 weights stay within 64 MiB each, and in whole tiles."""
+    """No vector is rounded below what it was or float32; logits and float32 weights stay within 80 MiB each, and in whole tiles."""
     monkeypatch.setattr(gpu_product, "_multiplies_low_precision", lambda device: True)
     with torch.device("meta"):
         product = gpu_product.Product(torch.empty(rows, d, dtype=hidden), torch.empty(151936, d, dtype=weight))

@@ -1,6 +1,6 @@
 """The readout on a GPU: chunks of logits in a workspace of bounded size, or a kernel that keeps them in registers.
 
-Nothing in the pass over the vocabulary waits for the GPU: all of it is queued, and the first look at a number comes afterwards.
+With Triton, nothing in the pass over the vocabulary waits for the GPU: it is queued as a whole, and looked at afterwards.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ class _TorchReduction:
 
     def __init__(self, task: Task, _chunk: int):
         self.task, self.reducer = task, self._Blocks(task)
-        self.lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
+        self.cuts = _cuts(task)
         self.parts: list[Sums] = []
 
     def take(self, x: Float[Tensor, "n chunk"], start: int) -> None:
         self.task.logits.finish_(x, start, start + x.shape[1])
-        self.parts.append(self.reducer.take(dict(zip(self.lengths, x.split(list(self.lengths.values())), strict=True)), start))
+        self.parts.append(self.reducer.take({name: x[rows] for name, rows in self.cuts.items()}, start))
 
     def result(self) -> Sums:
         return with_ids(merge(self.parts), [self.reducer.found])
@@ -122,13 +122,14 @@ class _KernelReduction:
         self.top = _EveryTopK(len(task.hidden), task.top_k, task.hidden.device) if task.top_k else None
 
     def take(self, x: Float[Tensor, "n chunk"], start: int) -> None:
-        task, logits, parts, (n, width) = self.task, self.task.logits, self.parts, x.shape
-        if self.top is not None:
-            logits = Logits(logits.finish_(x, start, start + width))
-            self.top.update(x[parts.cuts["own"]], None, start)
+        task, parts, (n, width) = self.task, self.parts, x.shape
+        finishing = _finishing(task.logits)
+        if self.top is not None:  # it wants the logits written
+            self.top.update(task.logits.finish_(x, start, start + width)[parts.cuts["own"]], None, start)
+            finishing = None, None, None, None
         final, reference = (x[parts.cuts[name]] if wanted else None for name, wanted in (("final", task.kl), ("reference", task.kl_from)))
         _kernels().reduce_rows[(n, -(-width // self.tile))](
-            x, parts.sums, parts.ids, parts.targets, final, reference, *_finishing(logits),
+            x, parts.sums, parts.ids, parts.targets, final, reference, *finishing,
             start, parts.count, n, parts.rows, width, TILE=self.tile, num_warps=8,
         )  # fmt: skip
 
@@ -152,6 +153,12 @@ def _states(task: Task) -> Float[Tensor, "n d"]:
     return torch.cat([task.hidden, *task.anchors.values()]) if task.anchors else task.hidden.contiguous()
 
 
+def _cuts(task: Task) -> dict[str, slice]:
+    """Whose rows of `_states` are where."""
+    lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
+    return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}
+
+
 def _finishing(logits: Logits) -> tuple[Tensor | None, float | None, float | None, float | None]:
     """Bias, scale, soft-cap and temperature as the kernels take them: None where there is nothing to do."""
     scale, temperature = (None if value == 1.0 else float(value) for value in (logits.scale, logits.temperature))
@@ -162,11 +169,9 @@ class _Parts:
     """Where kernels leave the sums of each part of the vocabulary, of all rows of `_states`."""
 
     def __init__(self, task: Task, count: int):
-        vectors = {"own": task.hidden, **task.anchors}
-        ends = list(accumulate(map(len, vectors.values())))
-        self.cuts = {name: slice(end - len(rows), end) for (name, rows), end in zip(vectors.items(), ends, strict=True)}
-        self.rows = min(map(len, vectors.values()))
-        self.count, n, weight = count, ends[-1], task.logits.weight
+        self.cuts, self.count, weight = _cuts(task), count, task.logits.weight
+        n = max(rows.stop for rows in self.cuts.values())
+        self.rows = min(rows.stop - rows.start for rows in self.cuts.values())
         wanted = {"target": task.targets is not None, "kl": task.kl, "kl_from": task.kl_from}
         self.fields = ["m", "S", "A", *(name for name, want in wanted.items() if want)]
         self.sums = weight.new_empty((len(self.fields), count, n), dtype=torch.float32)

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WORKSPACE_ELEMENTS = 1 << 24
-"""float32 numbers that the logits of a chunk may take, and its weights again where they have to be made float32: 64 MiB."""
+WORKSPACE_ELEMENTS = 20 << 20
+"""float32 numbers that the logits of a chunk may take, and its weights again where they have to be made float32: 80 MiB. One
+tile of 4,096 rows and of up to 1,024 more, those of anchors, fits."""
 
 TILE = 4096
 """Logits of a row that one program of the reduction reads; chunks are whole tiles, or one smaller one."""
@@ -56,7 +57,7 @@ def _multiplies_low_precision(device: torch.device) -> bool:
     if device.type == "cpu":
         return True
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return capable and "dtype_out" in torch.ops.aten.mm.overloads()
+    return capable and hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def _terms(vectors: Float[Tensor, "n d"], dtype: torch.dtype) -> list[Float[Tensor, "n d"]]:

@@ -80,7 +80,7 @@ def reduce_rows(
         tl.store(ids_ptr + (start // TILE + tile).to(tl.int64) * n + row, (start + lowest).to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "vocab"])
 @no_type_check
 def fused_rows(
     h_ptr, w_ptr, sums_ptr, ids_ptr, targets_ptr, bias_ptr, scale, softcap, temperature,
