@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WORKSPACE_ELEMENTS = 20 << 20
-"""float32 numbers that the logits of a chunk may take, and its weights again where they have to be made float32: 80 MiB. One
-tile of 4,096 rows and of up to 1,024 more, those of anchors, fits."""
+WORKSPACE_ELEMENTS = 1 << 24
+"""float32 numbers that the logits of a chunk may take, and its weights again where they have to be made float32: 64 MiB."""
 
 TILE = 4096
 """Logits of a row that one program of the reduction reads; chunks are whole tiles, or one smaller one."""
