@@ -28,11 +28,7 @@ class Product:
     """
 
     def __init__(self, vectors: Float[Tensor, "n d"], weight: Float[Tensor, "vocab d"]):
-        self.weight = weight
-        if weight.dtype in LOW_PRECISION and _multiplies_low_precision(weight.device):
-            self.terms = _terms(vectors, weight.dtype)
-        else:
-            self.terms = [vectors.float()]
+        self.weight, self.terms = weight, _terms(vectors, weight)
         spaces = min(2, len(self.terms))
         size = WORKSPACE_ELEMENTS // (spaces * max(1, len(vectors)))
         if self.terms[0].dtype != weight.dtype:
@@ -42,13 +38,24 @@ class Product:
         self.space = [weight.new_empty(len(vectors) * self.chunk, dtype=torch.float32) for _ in range(spaces)]
 
     def __call__(self, start: int, stop: int) -> Float[Tensor, "n chunk"]:
-        weight = self.weight[start:stop].to(self.terms[0].dtype).t()
-        x, *more = (space[: len(self.terms[0]) * (stop - start)].view(-1, stop - start) for space in self.space)
-        _multiply(self.terms[0], weight, x)
-        for term in self.terms[1:]:
-            _multiply(term, weight, more[0])
-            x += more[0]
-        return x
+        spaces = [space[: len(self.terms[0]) * (stop - start)].view(-1, stop - start) for space in self.space]
+        return _fill(spaces, self.terms, self.weight[start:stop])
+
+
+def product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
+    """The same of one chunk of any size, in memory of its own."""
+    terms = _terms(vectors, weight)
+    return _fill([weight.new_empty((len(vectors), len(weight)), dtype=torch.float32) for _ in terms[:2]], terms, weight)
+
+
+def _fill(spaces: list[Float[Tensor, "n chunk"]], terms: list[Float[Tensor, "n d"]], weight: Float[Tensor, "chunk d"]) -> Tensor:
+    """The sum of the products of all terms, in the first space; the second is needed where there is more than one."""
+    weight = weight.to(terms[0].dtype).t()
+    _multiply(terms[0], weight, spaces[0])
+    for term in terms[1:]:
+        _multiply(term, weight, spaces[1])
+        spaces[0] += spaces[1]
+    return spaces[0]
 
 
 def _multiplies_low_precision(device: torch.device) -> bool:
@@ -59,16 +66,17 @@ def _multiplies_low_precision(device: torch.device) -> bool:
     return capable and hasattr(torch.ops.aten.mm, "dtype_out")
 
 
-def _terms(vectors: Float[Tensor, "n d"], dtype: torch.dtype) -> list[Float[Tensor, "n d"]]:
-    """Vectors of the dtype that add up to these, or these in float32 where there are none."""
-    if vectors.dtype == dtype:
+def _terms(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "vocab d"]) -> list[Float[Tensor, "n d"]]:
+    """Vectors to multiply with the weights that add up to these: of the weights' dtype where that can be, else these in float32."""
+    low = weight.dtype in LOW_PRECISION and _multiplies_low_precision(weight.device)
+    if low and vectors.dtype == weight.dtype:
         return [vectors]
     vectors = vectors.float()
-    if dtype != torch.bfloat16:  # float16 has too few exponents for this
+    if not low or weight.dtype == torch.float16:  # which has too few exponents for this
         return [vectors]
     terms = []
     for _ in range(3):  # of 8 significant bits each
-        terms.append(vectors.to(dtype))
+        terms.append(vectors.to(weight.dtype))
         vectors = vectors - terms[-1]
     return terms
 
