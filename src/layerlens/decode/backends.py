@@ -15,8 +15,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from layerlens.decode import native, products
+from layerlens.decode import gpu_product, native, products
 from layerlens.decode.compiled import CompiledReducer
+from layerlens.decode.gpu import gpu_backend, kernels_run
 from layerlens.decode.logits import Task
 from layerlens.decode.stream import chunk_size, stream
 from layerlens.decode.sums import Sums
@@ -51,6 +52,8 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
     if name not in get_args(Backend):
         raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(Backend))}")
     where = task.hidden.device.type
+    if name in ("workspace", "triton") or (name == "auto" and where == "cuda"):
+        return gpu_backend(task, name)
     big = task.hidden.shape[0] * task.hidden.shape[1] * task.vocab >= WORTH_TIMING
     families = ("torch", "native") if name == "auto" and big else ("torch",) if name == "auto" else (name,)
     able = [way for way in CPU if way.split("-")[0] in families and _possible(way, task)]
@@ -62,12 +65,14 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
 def backends_for(task: Task) -> list[Backend]:
     """The backends that can compute a task on its device."""
     if task.hidden.device.type == "cuda":
-        return ["workspace", "triton"]
+        return ["workspace", "triton"] if kernels_run(task.hidden.device) else ["workspace"]
     return [name for name in ("torch", "compile", "native") if _possible(name, task)]
 
 
 def product_for(hidden: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """The float32 product of vectors and a chunk of the weights, for a caller that keeps it."""
+    if weight.device.type == "cuda":
+        return gpu_product.product
     return lambda rows, chunk: rows.float() @ chunk.float().t()
 
 

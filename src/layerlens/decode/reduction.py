@@ -91,7 +91,7 @@ class Reducer:
 def with_ids(sums: Sums, found: Sequence[Found]) -> Sums:
     """The sums of the whole vocabulary, with the token ids that its parts hold."""
     if found[0].best:
-        argmax = {name: _first([part.best[name] for part in found]) for name in found[0].best}
+        argmax = {name: first(*map(torch.stack, zip(*(part.best[name] for part in found), strict=True))) for name in found[0].best}
         anchors = {name: replace(moments, argmax=argmax[name]) for name, moments in sums.anchors.items()}
         sums = replace(sums, own=replace(sums.own, argmax=argmax["own"]), anchors=anchors)
     tops = [part.top for part in found if part.top is not None]
@@ -157,7 +157,6 @@ def _largest(x: Float[Tensor, "n chunk"], rows: Int[Tensor, " m"], k: int, width
     return values, ids.gather(1, order)
 
 
-def _first(parts: Sequence[tuple[Float[Tensor, " n"], Int[Tensor, " n"]]]) -> Int[Tensor, " n"]:
+def first(m: Float[Tensor, "parts n"], ids: Int[Tensor, "parts n"]) -> Int[Tensor, " n"]:
     """The token of the largest logit of all parts; of equal ones the lowest."""
-    m, ids = (torch.stack(values) for values in zip(*parts, strict=True))
     return ids.masked_fill(m < m.amax(0), torch.iinfo(torch.long).max).amin(0)

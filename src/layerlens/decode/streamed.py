@@ -21,6 +21,9 @@ VECTOR_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Numbers in the vectors that go through the vocabulary together, by device type: memory grows with them, and the unembedding
 is read once for all of them."""
 
+MOST_ROWS = 4096
+"""However few numbers a vector has: what is kept for each row and part of the vocabulary grows with them too."""
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -86,7 +89,7 @@ def readout(
     device = logits.weight.device
     anchors = {"final": final if {"kl", "agrees"} & set(want) else None, "reference": reference if "kl_from" in want else None}
     # one chunk of the vocabulary serves all states of a stack, so rows are cut, not stacks
-    step = rows_at_once(logits, stack.shape[0])
+    step = rows_at_once(logits, stack.shape[0] + sum(vectors is not None for vectors in anchors.values()))
     parts = []
     for first in range(0, max(1, rows), step):
         here = slice(first, first + step)
@@ -111,9 +114,9 @@ def readout(
 
 
 def rows_at_once(logits: Logits, stack: int) -> int:
-    """Rows of each state of a stack that go through the vocabulary together."""
+    """Rows of each state of a stack, anchors included, that go through the vocabulary together."""
     elements = VECTOR_ELEMENTS.get(logits.weight.device.type, VECTOR_ELEMENTS["cpu"])
-    return max(1, elements // (logits.weight.shape[1] * max(1, stack)))
+    return max(1, min(MOST_ROWS, elements // logits.weight.shape[1]) // max(1, stack))
 
 
 def _values(task: Task, sums: Sums) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from torch import Tensor
 class Moments:
     """The sums of a set of policies; `argmax` (a token id) where agreement was asked for."""
 
-    m: Float[Tensor, " rows"]
-    S: Float[Tensor, " rows"]
-    A: Float[Tensor, " rows"]
+    m: Float[Tensor, "*parts rows"]
+    S: Float[Tensor, "*parts rows"]
+    A: Float[Tensor, "*parts rows"]
     argmax: Int[Tensor, " rows"] | None = None
 
     @property
@@ -40,27 +40,33 @@ class Sums:
 
     own: Moments
     anchors: dict[str, Moments] = field(default_factory=dict)
-    target: Float[Tensor, " rows"] | None = None
+    target: Float[Tensor, "*parts rows"] | None = None
     """The logit of the target token, -inf where the part does not hold it."""
-    kl: Float[Tensor, " rows"] | None = None
-    kl_from: Float[Tensor, " rows"] | None = None
+    kl: Float[Tensor, "*parts rows"] | None = None
+    kl_from: Float[Tensor, "*parts rows"] | None = None
     top_values: Float[Tensor, "rows k"] | None = None
     top_ids: Int[Tensor, "rows k"] | None = None
 
 
 def merge(parts: Sequence[Sums]) -> Sums:
     """Parts of the vocabulary, in its order, as one, without token ids. Sums are float64 afterwards."""
-    own, own_shift = _merge_moments([part.own for part in parts])
+    anchors = {name: _stack_moments([part.anchors[name] for part in parts]) for name in parts[0].anchors}
+    rest = (_stack([getattr(part, name) for part in parts]) for name in ("target", "kl", "kl_from"))
+    return join(Sums(_stack_moments([part.own for part in parts]), anchors, *rest))
+
+
+def join(parts: Sums) -> Sums:
+    """The same for parts that already lie one after the other in every field, [parts, rows]."""
+    own, own_shift = _join_moments(parts.own)
     anchors, shifts = {}, {}
-    for name in parts[0].anchors:
-        anchors[name], shifts[name] = _merge_moments([part.anchors[name] for part in parts])
-    target, kl, kl_from = (_stacked([getattr(part, name) for part in parts]) for name in ("target", "kl", "kl_from"))
+    for name, moments in parts.anchors.items():
+        anchors[name], shifts[name] = _join_moments(moments)
     return Sums(
         own,
         anchors,
-        None if target is None else target.amax(0),
-        None if kl is None else (own_shift.exp() * kl).sum(0),
-        None if kl_from is None else (_spread(shifts["reference"], kl_from).exp() * kl_from).sum(0),
+        None if parts.target is None else parts.target.amax(0),
+        None if parts.kl is None else (own_shift.exp() * parts.kl).sum(0),
+        None if parts.kl_from is None else (_spread(shifts["reference"], parts.kl_from).exp() * parts.kl_from).sum(0),
     )
 
 
@@ -70,16 +76,19 @@ def divergence(cross: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[T
     return (cross / p_S - p_log + q_log).clamp_min(0)
 
 
-def _merge_moments(parts: Sequence[Moments]) -> tuple[Moments, Float[Tensor, "parts rows"]]:
+def _join_moments(parts: Moments) -> tuple[Moments, Float[Tensor, "parts rows"]]:
     """The parts as one, and how far each had to be shifted for that."""
-    m, S, A = (torch.stack([getattr(part, name) for part in parts]) for name in ("m", "S", "A"))
-    top = m.amax(0)
-    shift = (m - top).double()
+    top = parts.m.amax(0)
+    shift = (parts.m - top).double()
     scale = shift.exp()
-    return Moments(top, (scale * S).sum(0), (scale * (A + S * shift)).sum(0)), shift
+    return Moments(top, (scale * parts.S).sum(0), (scale * (parts.A + parts.S * shift)).sum(0)), shift
 
 
-def _stacked(values: Sequence[Tensor | None]) -> Float[Tensor, "parts rows"] | None:
+def _stack_moments(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(torch.stack([getattr(part, name) for part in parts]) for name in ("m", "S", "A")))
+
+
+def _stack(values: Sequence[Tensor | None]) -> Float[Tensor, "parts rows"] | None:
     return torch.stack([value for value in values if value is not None]) if values[0] is not None else None
 
 
