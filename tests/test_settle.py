@@ -207,3 +207,18 @@ def test_what_auto_needs_is_told_before_anything_runs(qwen: ll.LensModel) -> Non
     assert run.manifest["readout"]["ending"] == "precision", "a curve of one site has no ΔS and needs none"
     prompts = ll.analyze(qwen, [ll.Sample(random_ids(20, i), 20) for i in range(3)], tokens_per_sample="auto", precision=50.0)
     assert prompts.data.sizes["token"] == 24, "prompts alone are judged by all their rows"
+
+
+def test_what_only_the_last_rows_reach_is_gone_for() -> None:
+    """A precision that all rows reach by little is worth the little that they gain."""
+    run = make_run([0.3, -0.3], samples=10, tokens=120, noise=0.0, start=5.0)
+    rng = np.random.default_rng(0)
+    offset = rng.standard_normal((10, 2, 7)).astype(np.float32)[run.data["sample"].values]
+    noise = rng.standard_normal(run.data["entropy"].shape).astype(np.float32)
+    run = replace(run, data=run.data.assign(entropy=run.data["entropy"] + offset + noise))
+    whole = judge(thinned(run, 10**6, 0), 1e-9).half_width
+    assert whole is not None
+    assert until_settled(looks(run), 0.8 * whole)[1]["ending"] == "samples"
+    near = until_settled(looks(run), 1.01 * whole)[1]
+    assert near["ending"] == "precision"
+    assert near["half_width"] <= 1.01 * whole

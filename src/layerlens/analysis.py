@@ -58,7 +58,7 @@ def analyze(
             drawn at random without replacement: the draw depends on the sample's number alone, so it is the same in any batch,
             process and model. Means stay unbiased, with both weightings; intervals hold the error of the draw. Similarity is over
             all rows all the same, as it needs no vocabulary. "auto" doubles the draw until it is enough (see `precision`), every row
-            is decoded, or more rows would take less than a tenth off the interval because the samples differ too much.
+            is decoded, or all the rest would take less than a tenth off the interval because the samples differ too much.
         precision: what "auto" must reach: 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS of at
             most this half-width, nats. By default one layer that `select_layer` chooses (or none) in 95% of resamples.
         generate: how to sample responses for prompts that have none; None analyses them as they stand.

@@ -31,7 +31,7 @@ SURE = 0.95
 """Share of resamples that must give the chosen layer for it to be settled."""
 
 SMALL_GAIN = 0.1
-"""Decoding all the rest can not help where it would take less than this share off the widest interval."""
+"""Decoding all the rest can not help where it would take less than this share off the widest interval, and not reach the precision."""
 
 Array = np.ndarray
 Ending = Literal["layer", "precision", "all", "samples"]
@@ -98,7 +98,7 @@ def judge(run: Run, precision: float | None = None) -> Verdict:
         ending, reason = "precision", f"widest 95% interval ±{now:.2g} nats, asked for ±{precision:g}"
     elif (weight == 1).all():
         ending, reason = "all", f"every token is decoded ({size})"
-    elif now is not None and then is not None and then >= (1 - SMALL_GAIN) * now:
+    elif now is not None and then is not None and then >= max((1 - SMALL_GAIN) * now, precision or 0):
         ending, reason = "samples", f"more tokens per sample can not help, more samples would ({size})"
     else:
         reason = f"not settled yet ({size})"
