@@ -146,6 +146,22 @@ def test_samples_that_differ_end_it_early_and_are_named() -> None:
         assert "more samples would" in end["reason"]
 
 
+def test_a_precision_within_reach_of_the_last_rows_is_gone_for() -> None:
+    """Where all the rest would gain little, another round follows only if that little reaches the precision."""
+    run = make_run([0.3, -0.3], samples=10, tokens=120, noise=0.0, start=5.0)
+    rng = np.random.default_rng(0)
+    offset = rng.standard_normal((10, 2, 7)).astype(np.float32)[run.data["sample"].values]
+    noise = rng.standard_normal(run.data["entropy"].shape).astype(np.float32)
+    drawn = thinned(replace(run, data=run.data.assign(entropy=run.data["entropy"] + offset + noise)), 16, 0)
+    seen = judge(drawn, 1e-9)
+    now, then = seen.half_width, seen.half_width_of_all
+    assert now is not None
+    assert then is not None
+    assert 0.9 * now < then < now
+    endings = [judge(drawn, precision).ending for precision in (0.99 * then, (then + now) / 2, 1.01 * now)]
+    assert endings == ["samples", None, "precision"]
+
+
 def test_one_sample_is_decoded_whole() -> None:
     for precision in (None, 0.5):
         _, end = until_settled(looks(make_run([1.0, -1.0], samples=1, tokens=50)), precision)
@@ -207,18 +223,3 @@ def test_what_auto_needs_is_told_before_anything_runs(qwen: ll.LensModel) -> Non
     assert run.manifest["readout"]["ending"] == "precision", "a curve of one site has no ΔS and needs none"
     prompts = ll.analyze(qwen, [ll.Sample(random_ids(20, i), 20) for i in range(3)], tokens_per_sample="auto", precision=50.0)
     assert prompts.data.sizes["token"] == 24, "prompts alone are judged by all their rows"
-
-
-def test_what_only_the_last_rows_reach_is_gone_for() -> None:
-    """A precision that all rows reach by little is worth the little that they gain."""
-    run = make_run([0.3, -0.3], samples=10, tokens=120, noise=0.0, start=5.0)
-    rng = np.random.default_rng(0)
-    offset = rng.standard_normal((10, 2, 7)).astype(np.float32)[run.data["sample"].values]
-    noise = rng.standard_normal(run.data["entropy"].shape).astype(np.float32)
-    run = replace(run, data=run.data.assign(entropy=run.data["entropy"] + offset + noise))
-    whole = judge(thinned(run, 10**6, 0), 1e-9).half_width
-    assert whole is not None
-    assert until_settled(looks(run), 0.8 * whole)[1]["ending"] == "samples"
-    near = until_settled(looks(run), 1.01 * whole)[1]
-    assert near["ending"] == "precision"
-    assert near["half_width"] <= 1.01 * whole
