@@ -84,6 +84,23 @@ def damaged(folder: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tens
     return model
 
 
+def test_analyze_of_drawn_tokens(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    arguments = ("analyze", folder / "model", folder / "prompts.txt", "--max-new-tokens", 6, "--rows", "response")
+    done = layerlens(*arguments, "--out", tmp_path / "two", "--tokens-per-sample", 2)
+    assert (done.code, done.err) == (0, "")
+    assert ll.open_run(tmp_path / "two").tokens_per_sample == 2
+    auto = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6, "--json")
+    assert auto.code == 0
+    readout = json.loads(auto.out)["readout"]
+    assert readout == ll.open_run(tmp_path / "auto").manifest["readout"]
+    assert (readout["goal"], readout["precision"], readout["ending"]) == ("precision", 1e-6, "all")
+    said = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6)
+    assert "every token is decoded" in said.out
+    one_line(layerlens(*arguments, "--out", tmp_path / "x", "--tokens-per-sample", "some"), "'auto' or a number")
+    one_line(layerlens(*arguments, "--out", tmp_path / "x", "--precision", 0.1), "pass both")
+    assert not (tmp_path / "x").exists()
+
+
 def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     arguments = ("analyze", folder / "model", folder / "prompts.txt", "--max-new-tokens", 6, "--out", tmp_path / "run")
     done = layerlens(*arguments)

@@ -84,27 +84,33 @@ def measure_batch(
     keep: Sequence[Int[Tensor, " _"]],
     plan: Plan,
     names: Sequence[str],
+    whole: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Every metric of the plan at the rows to keep, for each text on its own; texts do not see each other or the padding.
+
+    Similarity needs no vocabulary and is over the rows in `whole`, by default the same.
 
     Raises ReadoutError naming text, token, layer and site where a state has no policy.
     """
     batch = _Batch(ids, keep, names)
-    anchors, held = _first_pass(model, batch, plan)
+    wide = batch if whole is None else _Batch(ids, whole, names)
+    anchors, held = _first_pass(model, batch, wide, plan)
     values = _decode(model, batch, plan, anchors) if plan.decoded or plan.top_k or plan.modules else {}
     parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
     if "similarity" in plan.metrics:
         for number, part in enumerate(parts):
             windows = (
-                [held[:, batch.cuts[number] : batch.cuts[number + 1]]]
+                [held[:, wide.cuts[number] : wide.cuts[number + 1]]]
                 if held is not None
-                else _windows(model, ids[number], keep[number], plan)
+                else _windows(model, ids[number], wide.keep[number], plan)
             )
-            part |= _similarity(windows, len(keep[number]))
+            part |= _similarity(windows, len(wide.keep[number]))
     return parts
 
 
-def _first_pass(model: LensModel, batch: _Batch, plan: Plan) -> tuple[dict[str, Tensor], Float[Tensor, "layers rows d"] | None]:
+def _first_pass(
+    model: LensModel, batch: _Batch, wide: _Batch, plan: Plan
+) -> tuple[dict[str, Tensor], Float[Tensor, "layers rows d"] | None]:
     """What must be known before anything is decoded: the states of the policies that all others are compared with.
 
     In the same pass, the residual states of all layers for similarity, if they are few enough to hold.
@@ -114,19 +120,25 @@ def _first_pass(model: LensModel, batch: _Batch, plan: Plan) -> tuple[dict[str, 
         wanted["final"] = (model.n_layers, "resid_post")
     if plan.kl_from_layer is not None:
         wanted["reference"] = (plan.kl_from_layer, "resid_post")
-    places = set(wanted.values())
-    holding = "similarity" in plan.metrics and len(batch.flat) <= _window(model, plan)
-    if holding:
-        places |= {(layer, "resid_post") for layer in plan.layers}
+    holding = "similarity" in plan.metrics and len(wide.flat) <= _window(model, plan)
+    residual: set[Place] = {(layer, "resid_post") for layer in plan.layers} if holding else set()
+    places = set(wanted.values()) | residual
     if not places:
         return {}, None
+    device = model.parts.unembedding.device
     seen: dict[Place, Tensor] = {}
-    model.forward(batch.ids, sorted(places), lambda layer, site, states: seen.update({(layer, site): batch.rows(states)}))
+    stream: list[Tensor] = []
+
+    def on_state(layer: int, site: Site, states: Tensor) -> None:
+        if (layer, site) in wanted.values():
+            seen[layer, site] = batch.rows(states)
+        if (layer, site) in residual:
+            stream.append(wide.rows(states).to(device, torch.float32))
+
+    model.forward(batch.ids, sorted(places), on_state)
     norms: dict[str, Norm] = {"final": "final", "reference": plan.norm}
     anchors = {name: model.normalise(seen[place], norms[name]) for name, place in wanted.items()}
-    device = model.parts.unembedding.device
-    held = torch.stack([seen[layer, "resid_post"].to(device, torch.float32) for layer in plan.layers]) if holding else None
-    return anchors, held
+    return anchors, torch.stack(stream) if holding else None
 
 
 def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:

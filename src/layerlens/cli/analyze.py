@@ -17,6 +17,7 @@ from layerlens.cli.options import (
     Revision,
     RowsName,
     TrustRemoteCode,
+    parse_count,
     parse_layers,
     parse_names,
     pick_device,
@@ -87,6 +88,23 @@ def analyze_command(
     kl_from_layer: Annotated[
         int | None, typer.Option(help="Also measure KL from this layer's policy.", rich_help_panel="Measurement")
     ] = None,
+    tokens_per_sample: Annotated[
+        str | None,
+        typer.Option(
+            help="Decode only so many response tokens of each sample, drawn at random; auto: as many as settle the layer, or --precision.",
+            metavar="N|auto",
+            rich_help_panel="Measurement",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            help="With auto: half-width of the 95% intervals of mean entropy and ΔS to reach, nats.",
+            rich_help_panel="Measurement",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
     device_map: DeviceMap = None,
@@ -124,16 +142,21 @@ def analyze_command(
         rows=rows.value,
         top_k=top_k,
         kl_from_layer=kl_from_layer,
+        tokens_per_sample=parse_count(tokens_per_sample),
+        precision=precision,
         out=out,
         batch_tokens=batch_tokens,
         generate=ll.Generation(max_new_tokens, temperature, top_p, seed) if generate else None,
     )
     tokens = run.data.sizes["token"]
     what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm}"
+    readout = run.manifest.get("readout")
     if as_json:
-        print_json(
-            {"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm}
-        )
+        answer = {"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm}
+        print_json(answer if readout is None else {**answer, "readout": readout})
     else:
         print(f"{run.model}: {what} -> {out}")
+        if readout is not None:
+            spent = f"{readout['rows_decoded']:,} of {readout['rows']:,} tokens decoded, up to {readout['tokens_per_sample']} per sample"
+            print(f"{spent}: {readout['reason']}")
         print(f"next: layerlens plot {out}   layerlens select {out}")

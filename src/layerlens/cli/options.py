@@ -7,7 +7,7 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,15 @@ def parse_layers(text: str) -> str | list[int]:
             raise SelectionError(f"layers must be 'all' or like 1-6,12, got {text!r}")
         layers.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
     return layers
+
+
+def parse_count(text: str | None) -> int | Literal["auto"] | None:
+    """None, "auto" or a number of 1 or more."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise SelectionError(f"tokens per sample must be 'auto' or a number of 1 or more, got {text!r}")
+    return int(text)
 
 
 def parse_names(text: str) -> str | list[str]:

@@ -29,7 +29,7 @@ def describe(runs: Run | Sequence[Run], mean: Mapping[str, Any] | None = None, *
         interval: whether the mean's interval is drawn.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
-    parts = [shows, _models(runs), _norms(runs), _temperatures(runs), _layers(runs)]
+    parts = [shows, _models(runs), _norms(runs), _temperatures(runs), _layers(runs), _draws(runs)]
     if mean is not None:
         parts += [_samples(runs), _weighting(runs, mean)]
         if interval:
@@ -84,6 +84,11 @@ def _layers(runs: Sequence[Run]) -> str:
     chosen = runs[0].layers
     shown = ", ".join(map(str, chosen)) if len(chosen) <= 8 else f"{len(chosen)} layers"
     return f"layer{'s' if len(chosen) > 1 else ''} {shown} of {runs[0].n_layers}" if len(chosen) <= 8 else f"{shown} of {runs[0].n_layers}"
+
+
+def _draws(runs: Sequence[Run]) -> str:
+    most = [run.tokens_per_sample for run in runs]
+    return _each("tokens decoded per sample: ", ["all" if n is None else f"up to {n}" for n in most]) if any(most) else ""
 
 
 def _samples(runs: Sequence[Run]) -> str:

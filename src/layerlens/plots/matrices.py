@@ -59,4 +59,6 @@ def similarity(run: Run, kind: str = "cosine", *, ax: Axes | None = None, **mean
     number_layers(target.xaxis, run.layers, inches, apart=0.22, rows=True)
     number_layers(target.yaxis, run.layers, inches, apart=0.14, rows=True)
     head(target, run.model)
-    return finish(target, ax, describe(run, matrix.attrs, shows=hatched(values), interval=False))
+    # it needs no vocabulary, so rows that were not drawn to be decoded count as well
+    shows = [hatched(values), "similarity of every token" if run.tokens_per_sample else ""]
+    return finish(target, ax, describe(run, matrix.attrs, shows="\u00a0· ".join(filter(None, shows)), interval=False))

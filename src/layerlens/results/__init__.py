@@ -2,6 +2,7 @@
 
 from layerlens.results.folder import RunFolder
 from layerlens.results.manifest import make_manifest
+from layerlens.results.memory import RunMemory
 from layerlens.results.run import Run, open_run
 from layerlens.results.schema import SampleResult, join_samples, sample_dataset
 from layerlens.results.training import TrainingLog, open_training
@@ -9,6 +10,7 @@ from layerlens.results.training import TrainingLog, open_training
 __all__ = [
     "Run",
     "RunFolder",
+    "RunMemory",
     "SampleResult",
     "TrainingLog",
     "join_samples",

@@ -7,11 +7,12 @@ killed one leaves nothing behind but samples that are done.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import xarray as xr
 from filelock import FileLock
 
@@ -29,6 +30,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
+        self._decoded: dict[int, int] = {}
+        """Tokens of each sample that are known to be decoded, where not all are; they only become more."""
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunFolder:
@@ -48,8 +51,7 @@ class RunFolder:
                 if (folder.path / MANIFEST).exists():
                     require_same(manifest, folder.manifest(), str(folder.path))
                 else:
-                    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
-                    write_whole(folder.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+                    folder._keep_manifest(manifest)
         return folder
 
     def manifest(self) -> dict[str, Any]:
@@ -67,8 +69,21 @@ class RunFolder:
             raise RunError(f"{file} is not of format {FORMAT}, which this version of layerlens reads")
         return manifest
 
-    def has(self, index: int) -> bool:
-        return self._sample(index).exists()
+    def conclude(self, **more: Any) -> None:
+        """Adds to run.json what is known only at the end; other processes that fill the folder come to the same."""
+        with told_plainly(self.path), FileLock(self.path / LOCKS / "manifest"):
+            manifest = self.manifest()
+            if manifest != {**manifest, **more}:
+                self._keep_manifest({**manifest, **more})
+
+    def has(self, index: int, tokens: int | None = None) -> bool:
+        """Whether a sample is there, and where a number is given with (up to) so many tokens decoded at least."""
+        if tokens is None:
+            return self._sample(index).exists()
+        if self._decoded.get(index, 0) < tokens and self._sample(index).exists():
+            with self._opening(index) as file, h5netcdf.File(file, "r") as opened:
+                self._decoded[index] = int(opened.attrs["tokens_per_sample"])
+        return self._decoded.get(index, 0) >= tokens
 
     def done(self) -> list[int]:
         """Numbers of the samples that are complete, in order."""
@@ -81,21 +96,30 @@ class RunFolder:
 
     def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
         """One sample, in memory; only the named variables if any are named."""
-        file = self._sample(index)
-        try:
-            with xr.open_dataset(file, engine="h5netcdf") as opened:
-                lacking = sorted(set(variables or ()) - set(map(str, opened.data_vars)))
-                if lacking:
-                    raise SelectionError(f"{file} has no {', '.join(lacking)}; it has {', '.join(map(str, opened.data_vars))}")
-                return (opened if variables is None else opened.drop_vars(set(opened.data_vars) - set(variables))).load()
-        except SelectionError:
-            raise
-        except Exception as error:  # a damaged HDF5 file fails in many ways
-            raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
+        with self._opening(index) as file, xr.open_dataset(file, engine="h5netcdf") as opened:
+            lacking = sorted(set(variables or ()) - set(map(str, opened.data_vars)))
+            if lacking:
+                raise SelectionError(f"{file} has no {', '.join(lacking)}; it has {', '.join(map(str, opened.data_vars))}")
+            return (opened if variables is None else opened.drop_vars(set(opened.data_vars) - set(variables))).load()
 
     def claim(self, batch: int) -> AbstractContextManager[bool]:
         """Whether this process holds the batch; another living process may."""
         return claim(self.path / LOCKS / f"{batch:06d}")
+
+    def _keep_manifest(self, manifest: Mapping[str, Any]) -> None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
+        write_whole(self.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+
+    @contextmanager
+    def _opening(self, index: int) -> Iterator[Path]:
+        """Inside, a sample's file that can not be read is a RunError of one line."""
+        file = self._sample(index)
+        try:
+            yield file
+        except SelectionError:
+            raise
+        except Exception as error:  # a damaged HDF5 file fails in many ways
+            raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
 
     def _sample(self, index: int) -> Path:
         return self.path / SAMPLES / f"{index:06d}.nc"

@@ -24,7 +24,9 @@ class Run:
 
     `data` is an xarray Dataset with dims `token` (all samples' rows one after another), `layer` (1...L), `site`; coords
     `sample`, `position`, `token_id`, `token_text` and `in_response` on `token`; per sample `sample_id`, `sample_text` and
-    the matrices `similarity` and `cka`. `manifest` says what was run on what. DEFINITIONS.md says what each number means.
+    the matrices `similarity` and `cka`. Where rows were drawn to be decoded, `token` holds those alone, with a coord `weight`
+    that every mean respects; the samples' `response_start` and `sample_token_ids` tell of the whole text. `manifest` says what
+    was run on what. DEFINITIONS.md says what each number means.
     """
 
     data: xr.Dataset
@@ -52,6 +54,11 @@ class Run:
     @property
     def sites(self) -> list[str]:
         return [str(site) for site in self.data["site"].values]
+
+    @property
+    def tokens_per_sample(self) -> int | None:
+        """Up to how many response tokens of each sample were decoded; None where all were."""
+        return None if (self.row_weights() == 1).all() else int(self.data.attrs["tokens_per_sample"])
 
     @property
     def n_samples(self) -> int:
@@ -115,7 +122,8 @@ class Run:
 
         Args:
             name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
-            over: weighting: "sample" (each sample's mean first) or "token" (all tokens alike, as the reference).
+            over: weighting: "sample" (each sample's mean first) or "token" (all tokens alike, as the reference; a row that was
+                drawn counts for those it stands for).
             rows: "response", or "all" to count prompt rows too.
             drop_first: how many first response rows of each sample to leave out; 2 starts at prompt_length + 1, as the reference.
             resamples, seed: of the bootstrap.
@@ -186,7 +194,8 @@ class Run:
         """A tidy table: one row per token, layer and site, one column per metric that has them."""
         names = [str(name) for name, v in self.data.data_vars.items() if v.dims == ("token", "layer", "site")]
         frame = self.data[names].to_dataframe(dim_order=["token", "layer", "site"]).reset_index()
-        coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "layer", "site"]
+        weight = ["weight"] if "weight" in self.data.coords else []
+        coords = ["token", "sample", "position", "token_id", "token_text", "in_response", *weight, "layer", "site"]
         return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
 
     def _variable(self, name: str) -> xr.DataArray:
@@ -199,27 +208,42 @@ class Run:
         response = self.data["in_response"].values.astype(bool)
         keep = np.ones_like(response) if rows == "all" else response.copy()
         if drop_first:
-            sample = self.data["sample"].values
-            for number in np.unique(sample):
-                keep[np.flatnonzero((sample == number) & response)[:drop_first]] = False
+            keep[self._response_place(response) < drop_first] = False
         if not keep.any():
             raise SelectionError(
                 f"the run of {self.model} has no response rows to average; sample responses (generate=) or ask for rows='all'"
             )
         return keep
 
+    def row_weights(self) -> np.ndarray:
+        """How many rows of the text each row stands for, along `token`: more than 1 where only some were drawn."""
+        return self.data["weight"].values if "weight" in self.data.coords else np.ones(self.data.sizes["token"])
+
+    def _response_place(self, response: np.ndarray) -> np.ndarray:
+        """For each response row, which one of its sample's it is, from 0; others are beyond all."""
+        starts = self._segments()
+        sizes = np.diff([*starts, len(response)])
+        if "response_start" in self.data.coords:  # the first rows need not be among those drawn
+            first = np.repeat(np.maximum(self.data["response_start"].values - 1, 0), sizes)
+            place = self.data["position"].values - first
+        else:
+            before = np.cumsum(response) - response
+            place = before - np.repeat(before[starts], sizes)
+        return np.where(response, place, np.iinfo(np.int64).max)
+
     def _segments(self) -> np.ndarray:
         """Where each sample's rows begin."""
         return np.searchsorted(self.data["sample"].values, self.data["sample_index"].values)
 
     def _tokens_per_sample(self, keep: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(keep.astype(np.float64), self._segments())
+        return np.add.reduceat(keep * self.row_weights(), self._segments())
 
     def _sums(self, values: xr.DataArray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = self._segments()
         data = values.values.astype(np.float64)
         use = keep.reshape(-1, *[1] * (data.ndim - 1)) & ~np.isnan(data)
-        return np.add.reduceat(np.where(use, data, 0.0), starts, axis=0), np.add.reduceat(use.astype(np.float64), starts, axis=0)
+        weight = self.row_weights().reshape(-1, *[1] * (data.ndim - 1))
+        return np.add.reduceat(np.where(use, data, 0.0) * weight, starts, axis=0), np.add.reduceat(use * weight, starts, axis=0)
 
 
 def open_run(path: str | Path, variables: list[str] | None = None) -> Run:

@@ -42,6 +42,10 @@ class SampleResult:
     text: str = ""
     ground_truth: str = ""
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weight: np.ndarray | None = None
+    """Rows that each row stands for, where not all were decoded; then `token_ids` and `response_start` are kept of the whole text."""
+    token_ids: Sequence[int] = ()
+    response_start: int = 0
 
 
 def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -60,6 +64,10 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "layer": np.asarray(result.layers, np.int32),
         "site": np.asarray(result.sites, dtype=object),
     }
+    if result.weight is not None:
+        coords["weight"] = ("token", np.asarray(result.weight, np.float64))
+        coords["response_start"] = ("sample", np.array([result.response_start], np.int32))
+        coords["sample_token_ids"] = ("sample", np.array([" ".join(map(str, result.token_ids))], dtype=object))
     if "stream_cosine" in result.values:
         coords["module"] = np.asarray(result.modules, dtype=object)
     if "similarity" in result.values:
