@@ -14,7 +14,7 @@ from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.train import BuPOConfig
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
-from tests.train.harness import fixed_batch, make_trainer
+from tests.train.harness import fixed_batch, make_trainer, plain_logps
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -27,24 +27,6 @@ def logps_of(trainer: Any, batch: dict[str, torch.Tensor], layer: int | None, mo
         return trainer._get_per_token_logps_and_entropies(model or trainer.model, ids, mask, batch["completion_ids"].size(1))[0]
     finally:
         trainer._active_layer = None
-
-
-def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str) -> torch.Tensor:
-    """log softmax(E_u N(H^layer)) from the hidden states of the whole forward."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    states: dict[int, torch.Tensor] = {}
-    hooks = [
-        block.register_forward_hook(lambda m, a, out, n=n: states.update({n: out if isinstance(out, torch.Tensor) else out[0]}))
-        for n, block in enumerate(model.model.layers, 1)
-    ]
-    model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    h = states[layer] if norm == "none" else model.model.norm(states[layer])
-    logp = model.lm_head(h).log_softmax(-1)[:, :-1]
-    width = batch["completion_ids"].size(1)
-    return logp.gather(-1, ids[:, 1:, None])[..., 0][:, -width:] * batch["completion_mask"]
 
 
 @pytest.mark.parametrize("norm", ["none", "final"])
