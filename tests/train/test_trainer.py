@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
+from layerlens.results.training import open_training
 from layerlens.train import BuPOConfig
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
@@ -168,6 +170,29 @@ def test_a_resumed_run_ends_on_the_same_parameters(stop: int, tmp_path: Path) ->
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_the_schedule_is_on_disk_and_a_run_that_goes_on_keeps_it(tmp_path: Path) -> None:
+    settings = {"internal_schedule": "1:1,3:2", "num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 3}
+    make_trainer(tmp_path, max_steps=3, **settings).train()
+    written = (tmp_path / "schedule.json").read_bytes()
+    resumed = make_trainer(tmp_path, max_steps=9, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    resumed.save_state()
+    assert (tmp_path / "schedule.json").read_bytes() == written
+    assert open_training(tmp_path).internal == [(1, 2, 1), (3, 6, 3)]
+    assert open_training(tmp_path).log["step"].tolist() == [3, 6, 9]
+    with pytest.raises(TrainingError, match="had another schedule"):
+        make_trainer(tmp_path, max_steps=9, **settings | {"internal_schedule": "1:2,3:2"}).train(resume_from_checkpoint=True)
+
+
+def test_the_reason_of_auto_is_on_disk(tmp_path: Path) -> None:
+    auto = {"internal_layer": "auto", "internal_rule": "agreement", "internal_norm": "final", "internal_samples": 4}
+    trainer = make_trainer(tmp_path, max_steps=1, internal_steps=-1, **auto)
+    trainer.train()
+    kept = json.loads((tmp_path / "schedule.json").read_text())
+    assert kept["choice"]["reason"] == trainer.choice.reason
+    assert kept["phases"] == [{"layer": trainer.choice.layer, "rollout_steps": None, "first_step": 1, "last_step": None}]
 
 
 def test_blocks_above_the_layer_never_run(tmp_path: Path) -> None:

@@ -443,12 +443,10 @@ def _caption(logs: Sequence[TrainingLog], *shows: str) -> str:
     models = ", ".join(dict.fromkeys(plain(log.model) for log in logs))
     norms = " / ".join(dict.fromkeys(log.norm for log in logs if log.norm))
     counts = " / ".join(dict.fromkeys(str(log.problems) for log in logs if log.problems))
-    unknown = "phases not known: no log yet" if any(log.log.empty for log in logs) else ""
     parts = [
         models,
         f"internal policies under norm: {norms}" if norms else "",
         f"probe of {counts} problems" if counts else "",
         *shows,
-        unknown,
     ]
     return "\u00a0· ".join(part for part in parts if part)

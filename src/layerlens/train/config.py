@@ -89,13 +89,13 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             raise TrainingError("layer_lr_above needs layer_lr_decay: the factor of the blocks above it")
         if self.layer_lr_decay is not None and self.layer_lr_above is None and not isinstance(self.internal_layer, int):
             raise TrainingError("layer_lr_decay needs layer_lr_above: the layer above which it acts")
-        if self.monitor_steps and (self.fsdp or self.deepspeed):
+        if self.monitor_steps and self.deepspeed_plugin:
             raise TrainingError(
-                "the monitor reads whole weights, which FSDP and DeepSpeed shard: set monitor_steps=0 and analyse checkpoints instead"
+                "the monitor works with DDP and FSDP2, not with DeepSpeed: set monitor_steps=0 and analyse checkpoints instead"
             )
         if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             raise TrainingError("monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1")
-        if self.trains_internally and self.deepspeed and self.weight_decay > 0 and not self.decay_above:
+        if self.trains_internally and self.deepspeed_plugin and self.weight_decay > 0 and not self.decay_above:
             raise TrainingError(
                 "DeepSpeed steps every weight, so blocks above the layer would decay: set weight_decay=0, or decay_above=True"
             )
@@ -112,11 +112,14 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
         layer = auto_layer if self.internal_layer == "auto" else self.internal_layer
         return Schedule() if layer is None else Schedule(((int(layer), self.internal_steps),))
 
+    @property
+    def updates(self) -> float:
+        """Optimizer steps to a rollout step."""
+        return float(self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps)
+
     def optimizer_steps(self, rollouts: int) -> float:
         """How many optimizer steps so many rollout steps are; infinite for -1."""
-        if rollouts == WHOLE_RUN:
-            return float("inf")
-        return float(rollouts * self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps)
+        return float("inf") if rollouts == WHOLE_RUN else rollouts * self.updates
 
 
 def require_seam() -> None:
