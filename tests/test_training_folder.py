@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +89,7 @@ def test_a_phase_for_the_whole_run_ends_with_what_is_there(tmp_path):
     (out / "schedule.json").write_text(json.dumps(schedule))
     assert open_training(out).internal == [(1, 20, 4)]
     (out / "schedule.json").write_text(json.dumps({"phases": [{"layer": 3}]}))
-    with pytest.raises(RunError, match="schedule.json is damaged: it lacks 'first_step'"):
+    with pytest.raises(RunError, match=r"schedule\.json is damaged: it lacks 'first_step'"):
         open_training(out)
 
 

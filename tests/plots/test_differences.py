@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from layerlens.errors import SelectionError
-from layerlens.plots import save
 from layerlens.plots.differences import UNSURE, difference_heatmap
 from layerlens.results import Run
 from tests.plots.kit import caption_of, cells, draw, numbers, part, rise_and_fall, with_values

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
@@ -30,8 +32,22 @@ def scored(self: GRPOTrainer, inputs: Any) -> dict[str, torch.Tensor]:
     return {name: values[share] if values.ndim else values for name, values in batch.items()}
 
 
+def shard_on_cpu() -> None:
+    """accelerate shards on accelerators alone; the very same on CPUs: what it does for several GPUs, done for several CPUs."""
+    initialise = AcceleratorState.__init__
+
+    def with_shards(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_shards
+
+
 def main(out: str, tied: str, settings: str) -> None:
     GRPOTrainer._generate_and_score_completions = scored
+    shard_on_cpu()
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
         Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_steps=-1, max_steps=1, optim="sgd",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, read_config, shipped_configs
-from layerlens.errors import TrainingError
-from tests.tiny import tiny_tokenizer
+from layerlens.cli.train import CONFIGS, make_trainer, read_config, shipped_configs
+from layerlens.errors import PromptError, TrainingError
+from layerlens.prompts import find_template
+from tests.tiny import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -44,10 +47,36 @@ def test_accelerate_files_are_read(file: Path) -> None:
     assert config.num_processes in (1, 8, 32)
 
 
-def test_the_plain_template_ends_where_the_answer_begins() -> None:
-    tokenizer = tiny_tokenizer((CONFIGS / "templates" / "octothinker.jinja").read_text())
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1?"}], tokenize=False, add_generation_prompt=True)
-    assert text == "Question: 1+1?\nAnswer:"
+SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+QWEN3 = (
+    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+OCTOTHINKER = (
+    "<s>A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks about "
+    "the reasoning process in the mind and then provides the user with the answer. User: You must put your answer inside \\boxed{} and Your "
+    "final answer will be extracted automatically by the \\boxed{} tag.\nWhat is 1 + 1?\nAssistant:"
+)
+PROMPTS = {"qwen3-4b": QWEN3, "qwen3-8b": QWEN3, "octothinker-3b": OCTOTHINKER, "octothinker-8b": OCTOTHINKER}
+"""The paper's figures 9 and 10, for one problem."""
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"role": "user", "content": "What is 1 + 1?"}]
+    pd.DataFrame({"prompt": [asked] * 64, "reward_model": [{"ground_truth": "2"}] * 64}).to_parquet(tmp_path / "problems.parquet")
+    own = files("trl").joinpath("chat_templates/qwen3.jinja").read_text() if name.startswith("qwen3") else None
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(own)))
+    here = ["--problems", str(tmp_path / "problems.parquet"), "--output_dir", str(tmp_path / "out"), "--internal_layer", "2"]
+    trainer = make_trainer(*read_config(name, [*ON_CPU, *here]))
+    ids = trainer._tokenize_prompts([trainer.train_dataset[0]["prompt"]])[0]
+    assert trainer.processing_class.decode(ids[0]) == PROMPTS[name]
+
+
+def test_a_template_is_a_file_or_a_name() -> None:
+    with pytest.raises(PromptError, match="no chat template nowhere: give a Jinja file, or one of octothinker"):
+        find_template("nowhere")
+    with pytest.raises(Exception, match="the OctoThinker template has no system message"):
+        byte_tokenizer(find_template("octothinker")).apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:

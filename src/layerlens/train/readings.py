@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -90,10 +89,10 @@ def drift(lens: LensModel, start: dict[str, Tensor]) -> Row:
     return {f"drift/{part}": (change / before) ** 0.5 for part, (change, before) in moved.items() if before > 0}
 
 
-def weights_by_part(lens: LensModel) -> dict[str, torch.nn.Parameter]:
+def weights_by_part(lens: LensModel) -> dict[str, Tensor]:
     """Every weight under `<layer_n, embedding, ...>|<its name>`."""
     parts = {f"layer_{number}": block for number, block in enumerate(lens.parts.blocks, 1)}
-    weights = {f"{part}|{name}": weight for part, block in parts.items() for name, weight in block.named_parameters()}
+    weights: dict[str, Tensor] = {f"{part}|{name}": weight for part, block in parts.items() for name, weight in block.named_parameters()}
     weights["embedding|weight"] = lens.parts.model.get_input_embeddings().weight
     if not lens.parts.tied:
         weights["unembedding|weight"] = lens.parts.unembedding
