@@ -6,9 +6,12 @@ import json
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.cli import main
 from layerlens.cli.train import CONFIGS, make_trainer, read_config, shipped_configs
@@ -53,8 +56,8 @@ QWEN3 = (
 )
 OCTOTHINKER = (
     "<s>A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks about "
-    "the reasoning process in the mind and then provides the user with the answer. User: You must put your answer inside \\boxed{} and Your "
-    "final answer will be extracted automatically by the \\boxed{} tag.\nWhat is 1 + 1?\nAssistant:"
+    "the reasoning process in the mind and then provides the user with the answer. User: You must put your answer inside \\boxed{} and "
+    "Your final answer will be extracted automatically by the \\boxed{} tag.\nWhat is 1 + 1?\nAssistant:"
 )
 PROMPTS = {"qwen3-4b": QWEN3, "qwen3-8b": QWEN3, "octothinker-3b": OCTOTHINKER, "octothinker-8b": OCTOTHINKER}
 """The paper's figures 9 and 10, for one problem."""
@@ -94,6 +97,56 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(end.value.code or 0)
 
 
+class Recorder(TrainerCallback):
+    """A logging service, as transformers would start one by name."""
+
+    entries: ClassVar[list[dict[str, float]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.entries.append({"step": state.global_step, **logs})
+
+
+def test_a_stopped_run_goes_on_and_reports_to_a_logger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "recorder", Recorder)
+    monkeypatch.setattr(Recorder, "entries", [])
+    out = tmp_path / "bupo"
+    train = [
+        "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(out), "--report_to", "recorder", "--internal_layer", "3",
+        "--internal_steps", "3", "--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "16",
+        "--problems_limit", "16", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "1", "--save_steps", "2",
+    ]  # fmt: skip
+    assert command(monkeypatch, *train, "--max_steps", "2") == 0
+    assert command(monkeypatch, *train, "--max_steps", "4", "--resume", "true") == 0
+    seen = [entry for entry in Recorder.entries if "reward" in entry]
+    assert [(entry["step"], entry["bupo/internal_layer"]) for entry in seen] == [(1, 3), (2, 3), (3, 3), (4, 0)]
+    assert [entry["step"] for entry in seen if "monitor/kl/above" in entry] == [1, 2, 4], "a look is in the next entry of the log"
+    capsys.readouterr()
+    other = [word if word != "3" else "4" for word in train]
+    assert command(monkeypatch, *other, "--max_steps", "6", "--resume", "true") == 2
+    refusal = capsys.readouterr().err.strip().splitlines()[-1]
+    assert refusal.startswith("layerlens: ")
+    assert "had another schedule" in refusal
+
+    assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    drawn = {Path(path).name for path in told["figures"]}
+    assert drawn == {"training.png"} | {
+        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "refinement", "drift", "difference")
+    }
+    assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
+
+    looks = [str(out / "monitor" / f"step-{step:06d}") for step in (0, 4)]
+    difference = ["plot", *looks, "--kind", "difference", "--out", str(tmp_path / "figures")]
+    assert command(monkeypatch, *difference) == 0
+    assert command(monkeypatch, *difference, "--sample", "0", "--format", "svg") == 0
+    assert (tmp_path / "figures" / "difference.png").exists()
+    assert (tmp_path / "figures" / "difference.svg").exists()
+    assert command(monkeypatch, "plot", looks[0], "--kind", "difference", "--out", str(tmp_path / "figures")) == 2
+    assert "a difference is of two runs, before and after; got 1" in capsys.readouterr().err
+
+
 def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run, out, answers = str(tmp_path / "run"), tmp_path / "bupo", str(tmp_path / "answers")
     analyze = ("analyze", "tiny-qwen3", "arithmetic", "--dtype", "float32", "--limit", "4", "--max-new-tokens", "48", "--out", run)
@@ -101,20 +154,21 @@ def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     assert command(monkeypatch, "select", run, "--json") == 0
     chosen = json.loads(capsys.readouterr().out.split("layerlens select " + run)[-1])
     short = ["--max_steps", "2", "--internal_steps", "1", "--per_device_train_batch_size", "8", "--num_generations", "4"]
-    small = [
-        "--max_completion_length",
-        "24",
-        "--monitor_steps",
-        "2",
-        "--monitor_problems",
-        "2",
-        "--monitor_repeats",
-        "2",
+    small = ["--max_completion_length", "24", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "2"]
+    layer = str(chosen["layer"] or 11)
+    train = (
+        "train",
+        "--config",
+        "tiny-qwen3-cpu",
+        "--internal_layer",
+        layer,
+        "--output_dir",
+        str(out),
         "--save_strategy",
         "no",
-    ]
-    layer = str(chosen["layer"] or 11)
-    train = ("train", "--config", "tiny-qwen3-cpu", "--internal_layer", layer, "--output_dir", str(out), *short, *small)
+        *short,
+        *small,
+    )
     assert command(monkeypatch, *train) == 0
     assert (out / "model.safetensors").exists()
     steps = [json.loads(line)["step"] for line in (out / "monitor" / "summary.jsonl").read_text().splitlines()]

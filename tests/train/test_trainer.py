@@ -13,7 +13,6 @@ from torch import nn
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.results.training import open_training
-from layerlens.train import BuPOConfig
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
 from tests.train.harness import fixed_batch, make_trainer, plain_logps
@@ -237,28 +236,3 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"internal_layer": 2}, "needs internal_steps"),
-        ({"internal_steps": 3}, "needs internal_layer"),
-        ({"internal_layer": 0, "internal_steps": 3}, "count from 1"),
-        ({"internal_layer": "six", "internal_steps": 3}, "from 1 or 'auto'"),
-        ({"internal_layer": 2, "internal_steps": 3, "internal_norm": "rms"}, "internal_norm is one of"),
-        ({"internal_layer": 2, "internal_steps": 3, "internal_schedule": "1:2"}, "either internal_schedule"),
-        ({"internal_schedule": "1:-1,2:3"}, "only the last"),
-        ({"internal_schedule": "1;2"}, "a schedule is like"),
-        ({"layer_lr_decay": 0.1}, "needs layer_lr_above"),
-        ({"layer_lr_decay": 0.1, "layer_lr_factors": "1:2"}, "either layer_lr_factors"),
-    ],
-)
-def test_contradictions_are_refused_when_the_config_is_built(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=message):
-        BuPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
-
-
-def test_a_layer_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="4 layers; the internal phase asks for layer 9"):
-        make_trainer(tmp_path, internal_layer=9, internal_steps=1)

@@ -60,9 +60,9 @@ def train(
 
 def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
     """The two halves of a configuration file, with what the command line changes. Raises TrainingError on a field that neither has."""
-    from trl import TrlParser
+    from layerlens.train import BuPOConfig  # which says what to do about a missing TRL
 
-    from layerlens.train import BuPOConfig
+    from trl import TrlParser  # isort: skip
 
     file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
     if not file.is_file():

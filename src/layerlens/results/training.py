@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, SelectionError
 from layerlens.results.folder import RunFolder
+from layerlens.results.run import Run, open_run
 
 FOLDER = "monitor"
 SUMMARY = "summary.jsonl"
@@ -38,6 +39,7 @@ class TrainingLog:
             trainer logs them. Empty where the whole policy is trained throughout.
         schedule: what `schedule.json` says: phases in rollout and optimizer steps, norm, and how "auto" chose the layer.
         manifest: of the first look's Run: model, norm, probe problems. Empty where there is no monitor.
+        path: the folder.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TrainingLog:
     internal: list[Phase]
     schedule: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
     @property
     def model(self) -> str:
@@ -73,6 +76,13 @@ class TrainingLog:
         layer = self.manifest["config"].get("kl_from_layer") if self.manifest else None
         return None if layer is None else int(layer)
 
+    def look(self, which: int) -> Run:
+        """The Run of a look into the model: 0 the first, -1 the last. Raises SelectionError where there is none."""
+        if self.path is None or self.monitor.empty:
+            raise SelectionError(f"the training {self.name} has no monitor: train with monitor_steps")
+        step = int(self.monitor["step"].iloc[which])
+        return open_run(self.path / FOLDER / f"step-{step:06d}")
+
 
 def open_training(path: str | Path) -> TrainingLog:
     """Opens the output folder of a training run, finished, at work or interrupted.
@@ -94,7 +104,12 @@ def open_training(path: str | Path) -> TrainingLog:
     manifest = {} if monitor.empty else _manifest(folder / FOLDER)
     schedule = _json(folder / SCHEDULE) if (folder / SCHEDULE).exists() else {}
     internal = _planned(schedule, monitor, log) if schedule else _logged(log)
-    return TrainingLog(folder.resolve().name, monitor, log, internal, schedule, manifest)
+    return TrainingLog(folder.resolve().name, monitor, log, internal, schedule, manifest, folder)
+
+
+def is_training(path: str | Path) -> bool:
+    """Whether a folder is the output of a training run, rather than a Run."""
+    return any((Path(path).expanduser() / name).exists() for name in (FOLDER, SCHEDULE, STATE))
 
 
 def _planned(schedule: Mapping[str, Any], *frames: pd.DataFrame) -> list[Phase]:
