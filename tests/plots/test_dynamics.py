@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from layerlens.errors import SelectionError
 from layerlens.plots import dynamics, save
-from layerlens.plots.dynamics import SWITCH
-from layerlens.results.training import open_training
+from layerlens.plots.steps import SWITCH, smoothed
+from layerlens.results.training import HIGH, LOW, open_training
 from tests.plots.kit import caption_of, cells, draw, figure_of, numbers
 from tests.plots.training import write_training
 
@@ -68,8 +68,8 @@ def test_the_smoothed_reward_lies_over_the_raw_one_and_says_so(log):
 
 def test_smoothing_does_not_cross_a_switch():
     values = np.array([0.0] * 10 + [1.0] * 10)
-    np.testing.assert_array_equal(dynamics.smoothed(np.arange(1, 21), values, 5, [(1, 10, 4)]), values)
-    assert 0 < dynamics.smoothed(np.arange(1, 21), values, 5)[9] < 1
+    np.testing.assert_array_equal(smoothed(np.arange(1, 21), values, 5, [(1, 10, 4)]), values)
+    assert 0 < smoothed(np.arange(1, 21), values, 5)[9] < 1
 
 
 def test_the_internal_phase_is_shaded_and_its_end_marked(log):
@@ -122,9 +122,26 @@ def test_any_column_can_be_drawn_and_an_unknown_one_is_refused(log):
 
 def test_captions_say_model_norm_probe_and_interval(log):
     caption = caption_of(dynamics.training_dynamics(log))
-    for said in ("tiny-qwen3", "norm: none", "probe of 16 problems", "full policy under its own final norm", "no interval"):
-        assert said in caption
+    said = ("tiny-qwen3", "norm: none", "probe of 16 problems", "full policy under its own final norm")
+    for words in (*said, "bands: 95% bootstrap interval over problems"):
+        assert words in caption
+    without = replace(log, monitor=log.monitor.drop(columns=[name for name in log.monitor if name.endswith((LOW, HIGH))]))
+    assert "no interval" in caption_of(dynamics.training_dynamics(without))
     assert "mean of per-sample means, response rows · no interval" in caption_of(dynamics.layer_entropy_over_steps(log))
+
+
+def test_bands_are_the_intervals_of_the_monitor(log):
+    axes = dynamics.training_dynamics(log)
+    reward, entropy = axes[0], axes[1]
+    assert not reward.collections, "the trainer's log has no interval"
+    (band,) = entropy.collections
+    x, y = band.get_paths()[0].vertices.T
+    for step, low, high in log.monitor[["step", "policy_entropy" + LOW, "policy_entropy" + HIGH]].itertuples(index=False):
+        np.testing.assert_allclose([y[x == step].min(), y[x == step].max()], [low, high])
+    left = dynamics.refinement(log)[1, 0]
+    assert len(left.collections) == 3
+    (gap,) = dynamics.stability(log)[1].collections
+    assert len(gap.get_paths()) == 1, "a look without a value leaves the others in one band"
 
 
 def test_perplexities_far_apart_have_a_logarithmic_axis(log):

@@ -132,9 +132,13 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") 
             (f"{log.name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
             (f"{log.name}-refinement", partial(plots.refinement, log)),
             (f"{log.name}-drift", partial(plots.drift, log)),
-            (f"{log.name}-difference", lambda log=log: plots.difference_heatmap(log.look(0), log.look(-1))),
+            (f"{log.name}-difference", partial(_before_and_after, log)),
         ]
     return _write(jobs, folder, form, strict=False)
+
+
+def _before_and_after(log: TrainingLog) -> Any:
+    return _plots().difference_heatmap(log.look(0), log.look(-1))
 
 
 def _write(jobs: Sequence[Job], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:

@@ -12,16 +12,13 @@ from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, Look, dr
 from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
 from layerlens.errors import SelectionError
 
+KINDS = f"{','.join(ONE_RUN)}; of several runs {','.join(ALL_RUNS)}; of one model before and after {','.join(TWO_RUNS)}"
+
 
 def plot(
     runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
-    kind: Annotated[
-        str,
-        typer.Option(
-            help=f"all, or some of {','.join(ONE_RUN)}; for several runs {','.join(ALL_RUNS)}; for a model before and after {','.join(TWO_RUNS)}."
-        ),
-    ] = "all",
+    kind: Annotated[str, typer.Option(help=f"all, or some of {KINDS}.")] = "all",
     sample: Annotated[
         str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
     ] = None,
