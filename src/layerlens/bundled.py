@@ -7,6 +7,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 MODELS = ("tiny-qwen3", "tiny-llama")
+TEMPLATES = ("octothinker",)
 
 
 def data_folder() -> Path:
@@ -23,3 +24,8 @@ def bundled_model(name: str) -> Path | None:
 def bundled_prompts() -> Path:
     """Held-out arithmetic problems, one JSON object per line."""
     return data_folder() / "prompts" / "arithmetic.jsonl"
+
+
+def bundled_template(name: str) -> Path | None:
+    """The file of a bundled chat template, or None where `name` is not one."""
+    return _HERE / "templates" / f"{name}.jinja" if name in TEMPLATES else None

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from layerlens.bundled import TEMPLATES, bundled_template
 from layerlens.errors import PromptError
 
 Record = Mapping[str, Any]
@@ -57,6 +58,7 @@ def read_prompts(
     chat: bool = True,
     system: str | None = None,
     enable_thinking: bool | None = None,
+    chat_template: str | None = None,
 ) -> list[Sample]:
     """Reads prompts, and responses where there are any, and tokenises them for a model.
 
@@ -72,6 +74,7 @@ def read_prompts(
             tokenised as it stands (messages: their contents joined by blank lines).
         system: a system message to put in front, in place of one that a record brings.
         enable_thinking: passed to the chat template (Qwen3's switch) when not None.
+        chat_template: a Jinja template in place of the model's own (`find_template` reads one).
 
     Returns:
         One Sample each, in order. A last message by the assistant counts as the response.
@@ -84,7 +87,8 @@ def read_prompts(
         raise PromptError("reading prompts needs a tokenizer: wrap the model with one, or make Samples of token ids")
     if limit is not None and limit < 1:
         raise PromptError(f"limit must be at least 1, got {limit}")
-    template = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    options = {"enable_thinking": enable_thinking, "chat_template": chat_template}
+    template = {name: value for name, value in options.items() if value is not None}
     samples = []
     for index, record in enumerate(islice(_records(source, split), limit)):
         where = str(index if record.get("id") is None else record["id"])
@@ -125,6 +129,15 @@ def read_problems(
     if not problems:
         raise PromptError(f"{source if isinstance(source, str | Path) else 'the prompt list'} holds no prompts")
     return problems
+
+
+def find_template(name: str) -> str:
+    """The text of a chat template: one that comes with layerlens, by name, or a Jinja file. Raises PromptError where there is none."""
+    file = bundled_template(name) or Path(name).expanduser()
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"no chat template {name}: give a Jinja file, or one of {', '.join(TEMPLATES)}") from error
 
 
 def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
@@ -222,7 +235,7 @@ def _with_system(messages: list[Mapping[str, str]], system: str) -> list[Mapping
 
 
 def _prompt_ids(tokenizer: Any, messages: list[Mapping[str, str]], chat: bool, template: Mapping[str, Any], where: str) -> list[int]:
-    if not (chat and tokenizer.chat_template):
+    if not (chat and (tokenizer.chat_template or "chat_template" in template)):
         return _token_ids(tokenizer, "\n\n".join(message["content"] for message in messages), where)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)

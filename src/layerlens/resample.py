@@ -27,7 +27,7 @@ def bootstrap_means(
         sums, counts = sums[counted], counts[counted]
     n = len(sums)
     with np.errstate(invalid="ignore", divide="ignore"):
-        point = sums.sum(0) / counts.sum(0)
+        point = np.asarray(sums.sum(0) / counts.sum(0))
         if n < 2:
             return point, np.full((resamples, *point.shape), np.nan)
         draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
@@ -40,8 +40,8 @@ def interval(values: Float[Array, "resamples *rest"], level: float = LEVEL) -> t
     tail = (1 - level) / 2
     missing = np.isnan(values)
     if not missing.any():
-        low, high = np.quantile(values, [tail, 1 - tail], axis=0)
-        return low, high
+        ends = np.quantile(values, [tail, 1 - tail], axis=0)
+        return ends[0, ...], ends[1, ...]
     nothing = missing.all(axis=0)
-    low, high = np.nanquantile(np.where(nothing, 0.0, values), [tail, 1 - tail], axis=0)
-    return np.where(nothing, np.nan, low), np.where(nothing, np.nan, high)
+    ends = np.where(nothing, np.nan, np.nanquantile(np.where(nothing, 0.0, values), [tail, 1 - tail], axis=0))
+    return ends[0, ...], ends[1, ...]

@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import layerlens.plots
 from layerlens.cli.eval import eval_command
 from layerlens.errors import LayerLensError, PromptError
 from layerlens.evaluate import TASKS, find_task
@@ -67,6 +69,27 @@ def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
             tmp_path / "b" / "arithmetic" / "answers" / name
         ).read_text()
+
+
+def test_several_models_are_compared_in_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, drawn = CliRunner(), []
+    save = layerlens.plots.save
+    monkeypatch.setattr(layerlens.plots, "save", lambda ax, path: (drawn.append(ax), save(ax, path))[1])
+    for name in ("a", "b"):
+        done = runner.invoke(app, evaluation(tmp_path / name, "--samples", 4, "--seed", ord(name), "--no-figure"))
+        assert done.exit_code == 0, done.output
+    words = evaluation(tmp_path / "c", "--samples", 2, "--compare", tmp_path / "a", "--compare", tmp_path / "b")
+    done = runner.invoke(app, ["tiny-llama", *words[1:]])
+    assert done.exit_code == 0, done.output
+    header = done.stdout.splitlines()[0].split()
+    assert header[-3:] == ["tiny-qwen3", "tiny-qwen3", "tiny-llama"]
+    lines = [line for line in drawn[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in lines] == ["tiny-qwen3 #1", "tiny-qwen3 #2", "tiny-llama"]
+    assert [line.get_xdata().tolist()[-1] for line in lines] == [4, 4, 2], "each as far as it has answers"
+    for line, name in zip(lines, "abc", strict=True):
+        kept = json.loads((tmp_path / name / "arithmetic" / "summary.json").read_text())["pass"]
+        np.testing.assert_allclose(line.get_ydata(), [row["mean"] for row in kept.values()])
+    assert (tmp_path / "c" / "arithmetic-pass.png").stat().st_size > 5000
 
 
 def test_a_check_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,87 +1,18 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from layerlens.errors import RunError, SelectionError
+from layerlens.errors import SelectionError
 from layerlens.plots import dynamics, save
-from layerlens.plots.differences import UNSURE, difference_heatmap
-from layerlens.plots.dynamics import SWITCH
-from layerlens.results import Run, RunFolder, make_manifest
-from layerlens.results.training import internal_phases, open_training
-from tests.plots.kit import caption_of, cells, draw, figure_of, numbers, part, rise_and_fall, with_values
-
-
-def write_training(
-    folder: Path, *, layers: int = 12, layer: int | None = 4, internal: int = 10, steps: int = 40, every: int = 5, repeats: int = 4,
-    logged: int = 1, seed: int = 0, checkpoint: bool = False, monitor: bool = True,
-) -> Path:  # fmt: skip
-    """An output folder as the trainer and its monitor leave it: `layer` is trained for `internal` steps, then all layers."""
-    rng = np.random.default_rng(seed)
-    depth = np.arange(1, layers + 1) / layers
-    watched = layer or layers
-    entries: list[dict[str, Any]] = []
-    phase = np.where(np.arange(1, steps + 1) <= internal, float(layer or 0), 0.0)
-    for step in range(logged, steps + 1, logged):
-        gain = 1 / (1 + np.exp(-(step - 0.45 * steps) / (0.12 * steps)))
-        entries.append({
-            "step": step, "reward": float(np.clip(0.25 + 0.6 * gain + 0.06 * rng.standard_normal(), 0, 1)), "loss": 0.0,
-            "entropy": 0.4 - 0.3 * gain, "completions/mean_length": 90 - 30 * gain + 3 * rng.standard_normal(),
-            "bupo/internal_layer": float(phase[step - logged : step].mean()),
-        })  # fmt: skip
-    state = {"global_step": steps, "log_history": [*entries, {"step": steps, "eval_reward": 0.9}, {"step": steps, "train_runtime": 60.0}]}
-    place = folder / f"checkpoint-{steps}" if checkpoint else folder
-    place.mkdir(parents=True)
-    (place / "trainer_state.json").write_text(json.dumps(state))
-    if monitor:
-        rows = []
-        for step in sorted({*range(0, steps + 1, every), steps}):
-            done = step / steps
-            inner, outer = min(step, internal) / max(internal, 1), max(step - internal, 0) / max(steps - internal, 1)
-            entropy = (
-                7 * (1 - depth**3) + 0.3 * rng.standard_normal(layers) * 0.1 - 2.0 * inner * np.exp(-((depth - watched / layers) ** 2) * 40)
-            )
-            row: dict[str, float | None] = {"step": step}
-            row |= {f"entropy/layer_{number}": float(max(value, 0.02)) for number, value in enumerate(entropy - outer * depth, 1)}
-            for number in range(1, layers + 1):
-                row |= {f"entropy_change/{module}_{number}": 0.1 for module in ("attn", "ffn")}
-                if number > watched:
-                    row[f"similarity/to_{number}"] = float(np.exp(-2 * (depth[number - 1] - watched / layers)) * (0.7 + 0.2 * inner))
-                    row[f"kl/to_{number}"] = float(6 * (depth[number - 1] - watched / layers) * (1 - 0.3 * inner + 0.2 * outer) + 0.1)
-                moved = inner * (number <= watched) * 0.02 if layer else 0.0
-                row[f"drift/layer_{number}"] = float(moved + outer * 0.05 * (1.2 - depth[number - 1]))
-            if watched < layers:
-                for name in ("similarity", "kl"):
-                    row[f"{name}/above"] = float(np.mean([row[f"{name}/to_{number}"] for number in range(watched + 1, layers + 1)]))
-            row |= {"drift/embedding": 0.01 * done, "policy_entropy": 0.5 + 0.4 * inner * (layer is not None) - 0.6 * outer * 0.6}
-            row |= {
-                "perplexity": float(1.4 + 1.2 * inner * (layer is not None) - 0.6 * outer),
-                "response_length": 95 - 30 * done + rng.normal(),
-            }
-            if repeats > 1:
-                row |= {
-                    "stability/answers": float(np.clip(0.4 + 0.5 * done, 0, 1)),
-                    "stability/entropy_path": None if step == every else 0.3,
-                }
-            rows.append(row)
-            run = make_manifest(
-                {"name": "tiny-qwen3", "n_layers": layers},
-                {"norm": "none", "temperature": 1.0, "kl_from_layer": watched},
-                {"count": 16, "digest": "0"},
-            )
-            RunFolder.create(folder / "monitor" / f"step-{step:06d}", run)
-        (folder / "monitor" / "summary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+from layerlens.plots.steps import SWITCH, smoothed
+from layerlens.results.training import HIGH, LOW, open_training
+from tests.plots.kit import caption_of, cells, draw, figure_of, numbers
+from tests.plots.training import write_training
 
 
 @pytest.fixture(scope="module")
@@ -106,102 +37,6 @@ def switches(ax):
 def curves(ax):
     """The lines that hold data, without those as logged."""
     return {line.get_label(): np.column_stack(line.get_data()) for line in ax.lines if not line.get_label().startswith("_")}
-
-
-def entries(*values: float, logged: int = 1) -> pd.DataFrame:
-    return pd.DataFrame({"step": logged * np.arange(1, len(values) + 1), "bupo/internal_layer": values})
-
-
-# ---- reading a training folder
-
-
-def test_a_training_folder_is_read(log):
-    assert (log.name, log.model, log.norm, log.n_layers, log.problems, log.watched) == ("bupo", "tiny-qwen3", "none", 12, 16, 4)
-    assert log.monitor["step"].tolist() == list(range(0, 41, 5))
-    assert log.log["step"].tolist() == list(range(1, 41))  # neither evaluation nor summary
-    assert log.internal == [(1, 10, 4)]
-    assert np.isnan(log.monitor["stability/entropy_path"][1])
-
-
-def test_the_newest_state_is_read_of_an_unfinished_training(tmp_path):
-    out = write_training(tmp_path / "out", steps=20, checkpoint=True)
-    write_training(tmp_path / "later", steps=30, checkpoint=True, monitor=False)
-    (tmp_path / "later" / "checkpoint-30").rename(out / "checkpoint-30")
-    assert len(open_training(out).log) == 30
-
-
-def test_a_training_without_log_or_without_monitor(tmp_path):
-    logged = open_training(write_training(tmp_path / "a", monitor=False))
-    assert logged.monitor.empty
-    assert (logged.model, logged.norm) == ("a", None)
-    with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_steps"):
-        dynamics.drift(logged)
-    with pytest.raises(SelectionError, match="no 'policy_entropy'; it has no monitor"):
-        dynamics.training_dynamics(logged)
-    (write_training(tmp_path / "b") / "trainer_state.json").unlink()
-    watched = open_training(tmp_path / "b")
-    assert (watched.log.empty, watched.internal) == (True, [])
-    ax = dynamics.layer_entropy_over_steps(watched)
-    assert "phases not known: no log yet" in caption_of(ax)
-    with pytest.raises(SelectionError, match="no 'reward'; it has no log yet"):
-        dynamics.training_dynamics(watched)
-
-
-def test_what_is_missing_or_damaged_is_named(tmp_path):
-    with pytest.raises(RunError, match="no such training folder"):
-        open_training(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"holds neither monitor/summary.jsonl nor a trainer_state.json"):
-        open_training(tmp_path)
-    out = write_training(tmp_path / "out")
-    summary = out / "monitor" / "summary.jsonl"
-    whole = summary.read_text()
-    summary.write_text(whole[:-20])
-    with pytest.raises(RunError, match=r"summary.jsonl is damaged"):
-        open_training(out)
-    summary.write_text(whole)
-    (out / "trainer_state.json").write_text("{}")
-    with pytest.raises(RunError, match="is no trainer state"):
-        open_training(out)
-    (out / "trainer_state.json").write_text("{")
-    with pytest.raises(RunError, match="can not be read"):
-        open_training(out)
-    (out / "trainer_state.json").unlink()
-    for file in out.rglob("run.json"):
-        file.unlink()
-    with pytest.raises(RunError, match=r"no step-\* folder with a run.json"):
-        open_training(out)
-
-
-@pytest.mark.parametrize(
-    ("log", "phases"),
-    [
-        (entries(0, 0, 0), []),
-        (entries(4, 4, 0), [(1, 2, 4)]),
-        (entries(4, 8, 8, 8, 0), [(1, 1, 4), (2, 4, 8)]),
-        (entries(6, 6), [(1, 2, 6)]),
-        (entries(6, 3, 0, logged=10), [(1, 15, 6)]),  # a switch in the middle of the second window
-        (entries(6, 0.6, 0, logged=10), [(1, 11, 6)]),
-        (entries(4, 6.8, 8, 0, logged=10), [(1, 13, 4), (14, 30, 8)]),
-        (pd.DataFrame({"step": [1, 2], "reward": [0.1, 0.2]}), []),
-        (pd.DataFrame(), []),
-    ],
-)
-def test_phases_are_read_off_the_log(log, phases):
-    assert internal_phases(log) == phases
-
-
-def test_a_first_entry_that_spans_the_switch_needs_the_layer():
-    assert internal_phases(entries(2.4, 0, logged=10), first_layer=6) == [(1, 4, 6)]
-    with pytest.raises(RunError, match="train with logging_steps=1"):
-        internal_phases(entries(2.4, 0, logged=10))
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), max_size=3), st.integers(0, 5))
-def test_phases_come_back_from_a_log_of_every_step(phases, rest):
-    layers = [layer for layer, steps in phases for _ in range(steps)] + [0] * rest
-    back = internal_phases(entries(*map(float, layers)))
-    assert [layer for first, last, layer in back for _ in range(first, last + 1)] == [layer for layer in layers if layer]
-    assert all(a[2] != b[2] and a[1] + 1 == b[0] for a, b in pairwise(back))
 
 
 # ---- training dynamics
@@ -233,8 +68,8 @@ def test_the_smoothed_reward_lies_over_the_raw_one_and_says_so(log):
 
 def test_smoothing_does_not_cross_a_switch():
     values = np.array([0.0] * 10 + [1.0] * 10)
-    np.testing.assert_array_equal(dynamics.smoothed(np.arange(1, 21), values, 5, [(1, 10, 4)]), values)
-    assert 0 < dynamics.smoothed(np.arange(1, 21), values, 5)[9] < 1
+    np.testing.assert_array_equal(smoothed(np.arange(1, 21), values, 5, [(1, 10, 4)]), values)
+    assert 0 < smoothed(np.arange(1, 21), values, 5)[9] < 1
 
 
 def test_the_internal_phase_is_shaded_and_its_end_marked(log):
@@ -287,9 +122,26 @@ def test_any_column_can_be_drawn_and_an_unknown_one_is_refused(log):
 
 def test_captions_say_model_norm_probe_and_interval(log):
     caption = caption_of(dynamics.training_dynamics(log))
-    for said in ("tiny-qwen3", "norm: none", "probe of 16 problems", "full policy under its own final norm", "no interval"):
-        assert said in caption
+    said = ("tiny-qwen3", "norm: none", "probe of 16 problems", "full policy under its own final norm")
+    for words in (*said, "bands: 95% bootstrap interval over problems"):
+        assert words in caption
+    without = replace(log, monitor=log.monitor.drop(columns=[name for name in log.monitor if name.endswith((LOW, HIGH))]))
+    assert "no interval" in caption_of(dynamics.training_dynamics(without))
     assert "mean of per-sample means, response rows · no interval" in caption_of(dynamics.layer_entropy_over_steps(log))
+
+
+def test_bands_are_the_intervals_of_the_monitor(log):
+    axes = dynamics.training_dynamics(log)
+    reward, entropy = axes[0], axes[1]
+    assert not reward.collections, "the trainer's log has no interval"
+    (band,) = entropy.collections
+    x, y = band.get_paths()[0].vertices.T
+    for step, low, high in log.monitor[["step", "policy_entropy" + LOW, "policy_entropy" + HIGH]].itertuples(index=False):
+        np.testing.assert_allclose([y[x == step].min(), y[x == step].max()], [low, high])
+    left = dynamics.refinement(log)[1, 0]
+    assert len(left.collections) == 3
+    (gap,) = dynamics.stability(log)[1].collections
+    assert len(gap.get_paths()) == 1, "a look without a value leaves the others in one band"
 
 
 def test_perplexities_far_apart_have_a_logarithmic_axis(log):
@@ -398,95 +250,7 @@ def test_several_internal_layers(log):
     assert {patch.get_bbox().y0 for patch in heat.patches} == {3.5, 7.5}
 
 
-# ---- before and after
-
-
-@pytest.fixture(scope="module")
-def before():
-    return rise_and_fall(12, name="tiny-qwen3")
-
-
-def shifted(run: Run, at_layer: int, by: float, wobble: float = 0.05) -> Run:
-    """The run with entropies moved at one layer, and up and down from sample to sample at all."""
-    moved = run.data["entropy"].values.copy()
-    moved += wobble * np.where(run.data["sample"].values % 2, 1, -1)[:, None, None]
-    moved[:, at_layer - 1] += by
-    return with_values(run, "entropy", moved.astype(np.float32))
-
-
-def test_the_difference_of_means_is_after_minus_before(before):
-    after = shifted(before, 4, -0.8)
-    ax = difference_heatmap(before, after)
-    expected = after.mean("entropy", resamples=1)["mean"] - before.mean("entropy", resamples=1)["mean"]
-    np.testing.assert_allclose(cells(ax), expected.values)
-    assert numbers(ax.xaxis) == before.sites
-    norm = ax.collections[0].norm
-    assert norm.vmin == -norm.vmax
-    dots = next(line for line in ax.lines if line.get_gid() == UNSURE)
-    assert set(dots.get_ydata()) == set(range(12)) - {3}  # every layer but the one that has moved
-    caption = caption_of(ax)
-    assert "after − before · dots: the 95% bootstrap interval over paired samples holds 0" in caption
-    assert "norm: none · 12 samples each" in caption
-    draw(ax)
-
-
-def test_pairs_are_surer_than_unpaired_samples(before):
-    after = shifted(before, 4, -0.8, wobble=0.0)
-    assert not any(line.get_gid() == UNSURE and 3 in line.get_ydata() for line in difference_heatmap(before, after).lines)
-    other = Run(after.data.assign_coords(token_id=after.data["token_id"] + 1), after.manifest)
-    assert "over samples of each run" in caption_of(difference_heatmap(before, other))
-
-
-def test_one_sample_has_no_interval():
-    run = rise_and_fall(6, samples=1)
-    ax = difference_heatmap(run, shifted(run, 2, 0.5))
-    assert "1 sample: no interval" in caption_of(ax)
-    assert not ax.lines
-
-
-def test_the_difference_of_one_sample_is_layer_by_token(before):
-    after = shifted(before, 4, -0.8)
-    ax = difference_heatmap(before, after, sample="s2", site="ffn_out")
-    old, new = (run.sample("s2")["entropy"].sel(site="ffn_out").values.T for run in (before, after))
-    np.testing.assert_allclose(cells(ax), new.astype(float) - old.astype(float))
-    assert len(numbers(ax.xaxis)) == old.shape[1]
-    assert "no interval" in caption_of(ax)
-    draw(ax)
-
-
-@pytest.mark.parametrize("metric", ["entropy_change", "logp_next", "kl_to_final", "agrees"])
-def test_differences_of_other_metrics(before, metric):
-    after = shifted(before, 4, -0.8)
-    for sample in (None, 0):
-        ax = difference_heatmap(before, after, metric, sample)
-        assert ax.collections[0].norm.vmin < 0 < ax.collections[0].norm.vmax
-        draw(ax)
-
-
-def test_runs_that_do_not_compare_are_refused(before):
-    with pytest.raises(SelectionError, match="norm is 'none' before and 'final' after"):
-        difference_heatmap(before, rise_and_fall(12, norm="final"))
-    with pytest.raises(SelectionError, match="12 of 12 before and 6 of 6 after"):
-        difference_heatmap(before, rise_and_fall(6))
-    with pytest.raises(SelectionError, match=r"sample s0 has other tokens before \(20\) and after \(30\)"):
-        difference_heatmap(before, rise_and_fall(12, tokens=30), sample=0)
-    other = Run(before.data.assign_coords(token_id=before.data["token_id"] + 1), before.manifest)
-    with pytest.raises(SelectionError, match="from row 0 on"):
-        difference_heatmap(before, other, sample=0)
-    with pytest.raises(SelectionError, match="draw metric='logp_next'"):
-        difference_heatmap(before, before, "perplexity")
-    with pytest.raises(SelectionError, match="leave out sample="):
-        difference_heatmap(before, before, sample=0, over="token")
-    with pytest.raises(SelectionError, match="no site 'ffn_in' in both runs"):
-        difference_heatmap(before, part(before, site=["resid_post"]), site="ffn_in")
-
-
-def test_looks_of_a_training_are_named_by_their_folders(before, tmp_path):
-    early, late = (Run(run.data, run.manifest, tmp_path / name) for run, name in ((before, "step-000000"), (before, "step-000040")))
-    assert difference_heatmap(early, late).get_title("left") == "tiny-qwen3 · step-000040 − step-000000"
-
-
-def test_every_figure_is_saved_the_same_twice(log, before, tmp_path):
+def test_every_figure_is_saved_the_same_twice(log, tmp_path):
     for drawn in (dynamics.training_dynamics, dynamics.refinement, dynamics.drift):
         first, second = (save(drawn(log), tmp_path / f"{number}.svg").read_bytes() for number in (1, 2))
         assert first == second

@@ -5,11 +5,16 @@ With plain gradient descent at rate 1 the change of the weights is the gradient,
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -27,15 +32,31 @@ def scored(self: GRPOTrainer, inputs: Any) -> dict[str, torch.Tensor]:
     return {name: values[share] if values.ndim else values for name, values in batch.items()}
 
 
-def main(out: str, tied: str, layer: str, loss_type: str) -> None:
+def shard_on_cpu() -> None:
+    """accelerate shards on accelerators alone; the very same on CPUs: what it does for several GPUs, done for several CPUs."""
+    initialise = AcceleratorState.__init__
+
+    def with_shards(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_shards
+
+
+def main(out: str, tied: str, settings: str) -> None:
     GRPOTrainer._generate_and_score_completions = scored
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else int(__import__("os").environ.get("WORLD_SIZE", 1))
+    shard_on_cpu()
+    world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
-        Path(out).parent / "trainer", tiny_model("qwen3", tied=tied == "tied"), internal_layer=int(layer), internal_steps=-1, max_steps=1,
-        loss_type=loss_type, optim="sgd", learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0, num_generations=2,
-        per_device_train_batch_size=4 // world,
+        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_steps=-1, max_steps=1, optim="sgd",
+        learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
+        **json.loads(settings),
     )  # fmt: skip
     trainer.train()
+    sharded = any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+    assert sharded == ("ACCELERATE_USE_FSDP" in os.environ)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         torch.save({name.removeprefix("module."): weight.clone() for name, weight in weights.items()}, out)

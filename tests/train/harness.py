@@ -51,3 +51,21 @@ def fixed_batch(seed: int = 0, rows: int = 4, prompt: int = 5, answer: int = 6) 
         "advantages": torch.randn(rows, generator=generator),
         "num_items_in_batch": completion_mask.sum(),
     }
+
+
+def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str) -> torch.Tensor:
+    """log softmax(E_u N(H^layer)) from the hidden states of the whole forward."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    states: dict[int, torch.Tensor] = {}
+    hooks = [
+        block.register_forward_hook(lambda m, a, out, n=n: states.update({n: out if isinstance(out, torch.Tensor) else out[0]}))
+        for n, block in enumerate(model.model.layers, 1)
+    ]
+    model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    h = states[layer] if norm == "none" else model.model.norm(states[layer])
+    logp = model.lm_head(h).log_softmax(-1)[:, :-1]
+    width = batch["completion_ids"].size(1)
+    return logp.gather(-1, ids[:, 1:, None])[..., 0][:, -width:] * batch["completion_mask"]

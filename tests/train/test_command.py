@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.resources import files
 from pathlib import Path
+from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, read_config, shipped_configs
-from layerlens.errors import TrainingError
-from tests.tiny import tiny_tokenizer
+from layerlens.cli.train import CONFIGS, make_trainer, read_config, shipped_configs
+from layerlens.errors import PromptError, TrainingError
+from layerlens.prompts import find_template
+from tests.tiny import byte_tokenizer, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -44,10 +50,36 @@ def test_accelerate_files_are_read(file: Path) -> None:
     assert config.num_processes in (1, 8, 32)
 
 
-def test_the_plain_template_ends_where_the_answer_begins() -> None:
-    tokenizer = tiny_tokenizer((CONFIGS / "templates" / "octothinker.jinja").read_text())
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1?"}], tokenize=False, add_generation_prompt=True)
-    assert text == "Question: 1+1?\nAnswer:"
+SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
+QWEN3 = (
+    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+OCTOTHINKER = (
+    "<s>A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant first thinks about "
+    "the reasoning process in the mind and then provides the user with the answer. User: You must put your answer inside \\boxed{} and "
+    "Your final answer will be extracted automatically by the \\boxed{} tag.\nWhat is 1 + 1?\nAssistant:"
+)
+PROMPTS = {"qwen3-4b": QWEN3, "qwen3-8b": QWEN3, "octothinker-3b": OCTOTHINKER, "octothinker-8b": OCTOTHINKER}
+"""The paper's figures 9 and 10, for one problem."""
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"role": "user", "content": "What is 1 + 1?"}]
+    pd.DataFrame({"prompt": [asked] * 64, "reward_model": [{"ground_truth": "2"}] * 64}).to_parquet(tmp_path / "problems.parquet")
+    own = files("trl").joinpath("chat_templates/qwen3.jinja").read_text() if name.startswith("qwen3") else None
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(own)))
+    here = ["--problems", str(tmp_path / "problems.parquet"), "--output_dir", str(tmp_path / "out"), "--internal_layer", "2"]
+    trainer = make_trainer(*read_config(name, [*ON_CPU, *here]))
+    ids = trainer._tokenize_prompts([trainer.train_dataset[0]["prompt"]])[0]
+    assert trainer.processing_class.decode(ids[0]) == PROMPTS[name]
+
+
+def test_a_template_is_a_file_or_a_name() -> None:
+    with pytest.raises(PromptError, match="no chat template nowhere: give a Jinja file, or one of octothinker"):
+        find_template("nowhere")
+    with pytest.raises(Exception, match="the OctoThinker template has no system message"):
+        byte_tokenizer(find_template("octothinker")).apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
@@ -65,6 +97,56 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(end.value.code or 0)
 
 
+class Recorder(TrainerCallback):
+    """A logging service, as transformers would start one by name."""
+
+    entries: ClassVar[list[dict[str, float]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.entries.append({"step": state.global_step, **logs})
+
+
+def test_a_stopped_run_goes_on_and_reports_to_a_logger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "recorder", Recorder)
+    monkeypatch.setattr(Recorder, "entries", [])
+    out = tmp_path / "bupo"
+    train = [
+        "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(out), "--report_to", "recorder", "--internal_layer", "3",
+        "--internal_steps", "3", "--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "16",
+        "--problems_limit", "16", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "1", "--save_steps", "2",
+    ]  # fmt: skip
+    assert command(monkeypatch, *train, "--max_steps", "2") == 0
+    assert command(monkeypatch, *train, "--max_steps", "4", "--resume", "true") == 0
+    seen = [entry for entry in Recorder.entries if "reward" in entry]
+    assert [(entry["step"], entry["bupo/internal_layer"]) for entry in seen] == [(1, 3), (2, 3), (3, 3), (4, 0)]
+    assert [entry["step"] for entry in seen if "monitor/kl/above" in entry] == [1, 2, 4], "a look is in the next entry of the log"
+    capsys.readouterr()
+    other = [word if word != "3" else "4" for word in train]
+    assert command(monkeypatch, *other, "--max_steps", "6", "--resume", "true") == 2
+    refusal = capsys.readouterr().err.strip().splitlines()[-1]
+    assert refusal.startswith("layerlens: ")
+    assert "had another schedule" in refusal
+
+    assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    drawn = {Path(path).name for path in told["figures"]}
+    assert drawn == {"training.png"} | {
+        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "refinement", "drift", "difference")
+    }
+    assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
+
+    looks = [str(out / "monitor" / f"step-{step:06d}") for step in (0, 4)]
+    difference = ["plot", *looks, "--kind", "difference", "--out", str(tmp_path / "figures")]
+    assert command(monkeypatch, *difference) == 0
+    assert command(monkeypatch, *difference, "--sample", "0", "--format", "svg") == 0
+    assert (tmp_path / "figures" / "difference.png").exists()
+    assert (tmp_path / "figures" / "difference.svg").exists()
+    assert command(monkeypatch, "plot", looks[0], "--kind", "difference", "--out", str(tmp_path / "figures")) == 2
+    assert "a difference is of two runs, before and after; got 1" in capsys.readouterr().err
+
+
 def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run, out, answers = str(tmp_path / "run"), tmp_path / "bupo", str(tmp_path / "answers")
     analyze = ("analyze", "tiny-qwen3", "arithmetic", "--dtype", "float32", "--limit", "4", "--max-new-tokens", "48", "--out", run)
@@ -72,20 +154,21 @@ def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     assert command(monkeypatch, "select", run, "--json") == 0
     chosen = json.loads(capsys.readouterr().out.split("layerlens select " + run)[-1])
     short = ["--max_steps", "2", "--internal_steps", "1", "--per_device_train_batch_size", "8", "--num_generations", "4"]
-    small = [
-        "--max_completion_length",
-        "24",
-        "--monitor_steps",
-        "2",
-        "--monitor_problems",
-        "2",
-        "--monitor_repeats",
-        "2",
+    small = ["--max_completion_length", "24", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "2"]
+    layer = str(chosen["layer"] or 11)
+    train = (
+        "train",
+        "--config",
+        "tiny-qwen3-cpu",
+        "--internal_layer",
+        layer,
+        "--output_dir",
+        str(out),
         "--save_strategy",
         "no",
-    ]
-    layer = str(chosen["layer"] or 11)
-    train = ("train", "--config", "tiny-qwen3-cpu", "--internal_layer", layer, "--output_dir", str(out), *short, *small)
+        *short,
+        *small,
+    )
     assert command(monkeypatch, *train) == 0
     assert (out / "model.safetensors").exists()
     steps = [json.loads(line)["step"] for line in (out / "monitor" / "summary.jsonl").read_text().splitlines()]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from layerlens.results.training import open_training
 from tests.tiny import tiny_model
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -20,7 +24,8 @@ FSDP2 = {
 }  # fmt: skip
 
 
-def step(out: Path, tied: str, layer: int, loss_type: str, processes: int, env: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None, **settings: Any) -> dict[str, torch.Tensor]:
+    """The weights after one step of layer 2's policy; the trainer's folder lies beside `out`, without its suffix."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -29,7 +34,7 @@ def step(out: Path, tied: str, layer: int, loss_type: str, processes: int, env: 
         "--master_addr", "127.0.0.1", "--master_port", str(port),
     ]  # fmt: skip
     done = subprocess.run(
-        [*launch, str(WORKER), str(out), tied, str(layer), loss_type],
+        [*launch, str(WORKER), str(out), tied, json.dumps({"internal_layer": 2, **settings})],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -40,8 +45,8 @@ def step(out: Path, tied: str, layer: int, loss_type: str, processes: int, env: 
 @pytest.mark.parametrize(("tied", "loss_type"), [("tied", "grpo"), ("untied", "dapo")])
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_processes_take_the_step_of_one(how: str, tied: str, loss_type: str, tmp_path: Path) -> None:
-    alone = step(tmp_path / "one.pt", tied, 2, loss_type, 1)
-    together = step(tmp_path / "two.pt", tied, 2, loss_type, 2, FSDP2 if how == "fsdp2" else None)
+    alone = step(tmp_path / "one.pt", tied, 1, loss_type=loss_type)
+    together = step(tmp_path / "two.pt", tied, 2, FSDP2 if how == "fsdp2" else None, loss_type=loss_type)
     start = tiny_model("qwen3", tied=tied == "tied").state_dict()
     moved = 0
     for name, weight in alone.items():
@@ -49,3 +54,19 @@ def test_two_processes_take_the_step_of_one(how: str, tied: str, loss_type: str,
         moved += not torch.equal(weight, start[name])
     assert moved > 10
     assert torch.equal(alone["model.layers.3.mlp.up_proj.weight"], start["model.layers.3.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("tied", ["tied", "untied"])
+def test_the_monitor_sees_the_same_through_shards(tied: str, tmp_path: Path) -> None:
+    look = {"monitor_steps": 1, "monitor_problems": 3, "monitor_repeats": 2}
+    step(tmp_path / "one.pt", tied, 1, **look)
+    step(tmp_path / "two.pt", tied, 2, FSDP2, **look)
+    alone, sharded = (open_training(tmp_path / name).monitor for name in ("one", "two"))
+    assert alone["step"].tolist() == sharded["step"].tolist() == [0, 1]
+    assert list(alone.columns) == list(sharded.columns)
+    moved = alone[["drift/layer_1", "drift/layer_2"]].iloc[1]
+    assert (moved > 1e-4).all()
+    assert (sharded[["drift/layer_3", "drift/layer_4"]] == 0).all(axis=None)
+    # a probe answer of a later look is the one that was sampled at the start; fresh ones may part after a near-tie
+    same = [name for name in alone.columns if not name.startswith(("stability", "response_length"))]
+    np.testing.assert_allclose(sharded[same], alone[same], atol=2e-4, rtol=2e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 from layerlens.decode.training import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
-from layerlens.train import BuPOConfig, head
+from layerlens.results.training import open_training
+from layerlens.train import head
 from layerlens.train.trainer import LAYER
 from tests.tiny import random_ids, tiny_model
-from tests.train.harness import fixed_batch, make_trainer
+from tests.train.harness import fixed_batch, make_trainer, plain_logps
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -28,24 +30,6 @@ def logps_of(trainer: Any, batch: dict[str, torch.Tensor], layer: int | None, mo
         return trainer._get_per_token_logps_and_entropies(model or trainer.model, ids, mask, batch["completion_ids"].size(1))[0]
     finally:
         trainer._active_layer = None
-
-
-def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str) -> torch.Tensor:
-    """log softmax(E_u N(H^layer)) from the hidden states of the whole forward."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    states: dict[int, torch.Tensor] = {}
-    hooks = [
-        block.register_forward_hook(lambda m, a, out, n=n: states.update({n: out if isinstance(out, torch.Tensor) else out[0]}))
-        for n, block in enumerate(model.model.layers, 1)
-    ]
-    model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    h = states[layer] if norm == "none" else model.model.norm(states[layer])
-    logp = model.lm_head(h).log_softmax(-1)[:, :-1]
-    width = batch["completion_ids"].size(1)
-    return logp.gather(-1, ids[:, 1:, None])[..., 0][:, -width:] * batch["completion_mask"]
 
 
 @pytest.mark.parametrize("norm", ["none", "final"])
@@ -204,6 +188,29 @@ def test_a_resumed_run_ends_on_the_same_parameters(stop: int, tmp_path: Path) ->
         assert torch.equal(a, b), name
 
 
+def test_the_schedule_is_on_disk_and_a_run_that_goes_on_keeps_it(tmp_path: Path) -> None:
+    settings = {"internal_schedule": "1:1,3:2", "num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 3}
+    make_trainer(tmp_path, max_steps=3, **settings).train()
+    written = (tmp_path / "schedule.json").read_bytes()
+    resumed = make_trainer(tmp_path, max_steps=9, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    resumed.save_state()
+    assert (tmp_path / "schedule.json").read_bytes() == written
+    assert open_training(tmp_path).internal == [(1, 2, 1), (3, 6, 3)]
+    assert open_training(tmp_path).log["step"].tolist() == [3, 6, 9]
+    with pytest.raises(TrainingError, match="had another schedule"):
+        make_trainer(tmp_path, max_steps=9, **settings | {"internal_schedule": "1:2,3:2"}).train(resume_from_checkpoint=True)
+
+
+def test_the_reason_of_auto_is_on_disk(tmp_path: Path) -> None:
+    auto = {"internal_layer": "auto", "internal_rule": "agreement", "internal_norm": "final", "internal_samples": 4}
+    trainer = make_trainer(tmp_path, max_steps=1, internal_steps=-1, **auto)
+    trainer.train()
+    kept = json.loads((tmp_path / "schedule.json").read_text())
+    assert kept["choice"]["reason"] == trainer.choice.reason
+    assert kept["phases"] == [{"layer": trainer.choice.layer, "rollout_steps": None, "first_step": 1, "last_step": None}]
+
+
 def test_blocks_above_the_layer_never_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=-1)
     calls: list[int] = []
@@ -246,28 +253,3 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"internal_layer": 2}, "needs internal_steps"),
-        ({"internal_steps": 3}, "needs internal_layer"),
-        ({"internal_layer": 0, "internal_steps": 3}, "count from 1"),
-        ({"internal_layer": "six", "internal_steps": 3}, "from 1 or 'auto'"),
-        ({"internal_layer": 2, "internal_steps": 3, "internal_norm": "rms"}, "internal_norm is one of"),
-        ({"internal_layer": 2, "internal_steps": 3, "internal_schedule": "1:2"}, "either internal_schedule"),
-        ({"internal_schedule": "1:-1,2:3"}, "only the last"),
-        ({"internal_schedule": "1;2"}, "a schedule is like"),
-        ({"layer_lr_decay": 0.1}, "needs layer_lr_above"),
-        ({"layer_lr_decay": 0.1, "layer_lr_factors": "1:2"}, "either layer_lr_factors"),
-    ],
-)
-def test_contradictions_are_refused_when_the_config_is_built(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=message):
-        BuPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
-
-
-def test_a_layer_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="4 layers; the internal phase asks for layer 9"):
-        make_trainer(tmp_path, internal_layer=9, internal_steps=1)

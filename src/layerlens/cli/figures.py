@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from layerlens.results import Run, TrainingLog
 
 FORMATS = ("png", "svg", "pdf")
+LOGGED = ("reward", "entropy", "completions/mean_length")
+"""What the figure of a training shows that had no monitor."""
+Job = tuple[str, Callable[[], Any]]
+"""A figure's file name without its ending, and what draws it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,18 @@ ALL_RUNS: dict[str, Callable[[Sequence[Run], Look], Any]] = {
 """Figures of several runs together."""
 
 
+def _difference(runs: Sequence[Run], look: Look) -> Any:
+    if len(runs) != 2:
+        raise SelectionError(f"a difference is of two runs, before and after; got {len(runs)}")
+    if look.sample is None:
+        return _plots().difference_heatmap(*runs, **look.means)
+    return _plots().difference_heatmap(*runs, sample=look.sample, site=look.site)
+
+
+TWO_RUNS: dict[str, Callable[[Sequence[Run], Look], Any]] = {"difference": _difference}
+"""Figures of a model before and after, drawn where they are asked for by name."""
+
+
 def draw_figures(
     runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], look: Look, form: str = "png"
 ) -> tuple[list[Path], list[str]]:
@@ -87,40 +104,56 @@ def draw_figures(
 
     Raises SelectionError on an unknown kind or format, or where a figure asked for by name can not be drawn.
     """
-    if form not in FORMATS:
-        raise SelectionError(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     names = [*ONE_RUN, *ALL_RUNS] if kinds == "all" else list(kinds)
-    unknown = [name for name in names if name not in ONE_RUN and name not in ALL_RUNS]
+    together = {**ALL_RUNS, **TWO_RUNS}
+    unknown = [name for name in names if name not in ONE_RUN and name not in together]
     if unknown:
-        raise SelectionError(f"unknown figure {', '.join(unknown)}: choose from {', '.join([*ONE_RUN, *ALL_RUNS])}")
+        raise SelectionError(f"unknown figure {', '.join(unknown)}: choose from {', '.join([*ONE_RUN, *together])}")
     jobs = [
         (f"{label}-{name}", ONE_RUN[name], run) for label, run in zip(labels(runs), runs, strict=True) for name in names if name in ONE_RUN
     ]
     if len(runs) > 1 or kinds != "all":
-        jobs += [(name, ALL_RUNS[name], runs) for name in names if name in ALL_RUNS]  # type: ignore[misc]
+        jobs += [(name, together[name], runs) for name in names if name in together]  # type: ignore[misc]
+    return _write([(stem, partial(draw, subject, look)) for stem, draw, subject in jobs], folder, form, strict=kinds != "all")
+
+
+def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:
+    """Writes the figures of training runs: dynamics of all overlaid, and of each entropy, refinement, drift, and after − before.
+
+    Returns their paths, and why each that a run does not hold the numbers for could not be drawn.
+    """
+    plots = _plots()
+    watched = not any(log.monitor.empty for log in logs)
+    dynamics = partial(plots.training_dynamics, logs, **({} if watched else {"metrics": LOGGED}))
+    jobs: list[Job] = [("training", dynamics), ("stability", partial(plots.stability, logs))]
+    for log in logs:
+        jobs += [
+            (f"{log.name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
+            (f"{log.name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
+            (f"{log.name}-refinement", partial(plots.refinement, log)),
+            (f"{log.name}-drift", partial(plots.drift, log)),
+            (f"{log.name}-difference", partial(_before_and_after, log)),
+        ]
+    return _write(jobs, folder, form, strict=False)
+
+
+def _before_and_after(log: TrainingLog) -> Any:
+    return _plots().difference_heatmap(log.look(0), log.look(-1))
+
+
+def _write(jobs: Sequence[Job], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:
+    """The paths of what was drawn, and why the rest was not; `strict` raises instead."""
+    if form not in FORMATS:
+        raise SelectionError(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     written, skipped = [], []
-    for stem, draw, subject in jobs:
+    for stem, draw in jobs:
         try:
-            written.append(_plots().save(draw(subject, look), folder / f"{stem}.{form}"))
+            written.append(_plots().save(draw(), folder / f"{stem}.{form}"))
         except SelectionError as error:
-            if kinds != "all":
+            if strict:
                 raise
             skipped.append(f"{stem}: {error}")
     return written, skipped
-
-
-def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> list[Path]:
-    """Writes the figures of training runs: dynamics of all overlaid, and entropy, refinement and drift of each."""
-    plots = _plots()
-    drawn = [("training", plots.training_dynamics(logs)), ("stability", plots.stability(logs))]
-    for log in logs:
-        drawn += [
-            (f"{log.name}-layer-entropy", plots.layer_entropy_over_steps(log)),
-            (f"{log.name}-layer-entropy-change", plots.layer_entropy_over_steps(log, change=True)),
-            (f"{log.name}-refinement", plots.refinement(log)),
-            (f"{log.name}-drift", plots.drift(log)),
-        ]
-    return [plots.save(figure, folder / f"{stem}.{form}") for stem, figure in drawn]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -8,15 +8,17 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, Look, draw_figures, draw_training
+from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, Look, draw_figures, draw_training
 from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
 from layerlens.errors import SelectionError
+
+KINDS = f"{','.join(ONE_RUN)}; of several runs {','.join(ALL_RUNS)}; of one model before and after {','.join(TWO_RUNS)}"
 
 
 def plot(
     runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
-    kind: Annotated[str, typer.Option(help=f"all, or some of {','.join(ONE_RUN)}; for several runs {','.join(ALL_RUNS)}.")] = "all",
+    kind: Annotated[str, typer.Option(help=f"all, or some of {KINDS}.")] = "all",
     sample: Annotated[
         str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
     ] = None,
@@ -31,12 +33,13 @@ def plot(
     Given the output folders of `layerlens train`, draws how training went inside the model.
     """
     import layerlens as ll
+    from layerlens.results.training import is_training
 
-    trained = [run for run in runs if (run / "monitor").is_dir()]
+    trained = [run for run in runs if is_training(run)]
     if trained:
         if len(trained) < len(runs):
             raise SelectionError("training folders and run folders do not go into one figure; plot them apart")
-        _tell(draw_training([ll.open_training(folder) for folder in trained], out, form), [], as_json)
+        _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample

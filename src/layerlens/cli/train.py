@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerlens.bundled import bundled_model
 from layerlens.errors import TrainingError
+
+if TYPE_CHECKING:
+    from layerlens.train import BuPOTrainer
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs"
 
@@ -31,7 +34,7 @@ class TrainScript:
     problems_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
     problems_seed: int = field(default=0, metadata={"help": "Seed of generated arithmetic problems."})
     system: str | None = field(default=None, metadata={"help": "A system message to put in front of every problem."})
-    chat_template_file: str | None = field(
+    chat_template: str | None = field(
         default=None, metadata={"help": "A Jinja chat template (a file, or octothinker) in place of the model's own."}
     )
     reward: str = field(default="math", metadata={"help": "math, boxed, arithmetic, or module:function."})
@@ -57,9 +60,9 @@ def train(
 
 def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
     """The two halves of a configuration file, with what the command line changes. Raises TrainingError on a field that neither has."""
-    from trl import TrlParser
+    from layerlens.train import BuPOConfig  # which says what to do about a missing TRL
 
-    from layerlens.train import BuPOConfig
+    from trl import TrlParser  # isort: skip
 
     file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
     if not file.is_file():
@@ -75,33 +78,34 @@ def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
 
 
 def run_training(script: TrainScript, args: Any) -> None:
-    """Loads, trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
+    """Trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
+    trainer = make_trainer(script, args)
+    trainer.train(resume_from_checkpoint=script.resume or None)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.accelerator.is_main_process:
+        print(f"trained model  {args.output_dir}")
+
+
+def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
+    """The trainer of a configuration: model, tokenizer with its template, problems and reward loaded."""
     import torch
     from datasets import Dataset
 
     from layerlens.models import load_pretrained
+    from layerlens.prompts import find_template
     from layerlens.train import BuPOTrainer
     from layerlens.train.rewards import load_reward
 
     if script.threads:
         torch.set_num_threads(script.threads)
     model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)
-    if script.chat_template_file:
-        shipped = CONFIGS / "templates" / f"{script.chat_template_file}.jinja"
-        tokenizer.chat_template = (shipped if shipped.exists() else Path(script.chat_template_file)).read_text(encoding="utf-8")
-    trainer = BuPOTrainer(
-        model,
-        load_reward(script.reward),
-        args,
-        train_dataset=Dataset.from_list(_problems(script)),
-        processing_class=tokenizer,
-        peft_config=_lora(script),
+    if script.chat_template:
+        tokenizer.chat_template = find_template(script.chat_template)
+    problems = Dataset.from_list(_problems(script))
+    return BuPOTrainer(
+        model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)
     )
-    trainer.train(resume_from_checkpoint=script.resume or None)
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.accelerator.is_main_process:
-        print(f"trained model  {args.output_dir}")
 
 
 def _problems(script: TrainScript) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from layerlens.plots.canvas import axes_size
-from layerlens.plots.labels import families, plain, wrapped
+from layerlens.plots.labels import families, numbered, plain, power, wrapped
 from layerlens.plots.style import STYLE
 from layerlens.results import Run
 
@@ -87,6 +88,22 @@ def open_frame(ax: Axes) -> None:
     ax.spines[["left", "bottom"]].set_linewidth(STYLE["axes.linewidth"])
 
 
+def log_axis(ax: Axes) -> None:
+    """A logarithmic y axis, its numbers without formulas."""
+    ax.set_yscale("log")
+    # matplotlib's own formatter writes powers as formulas, and crowds the axis with minor numbers
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_minor_formatter(NullFormatter() if high / low > 12 else FuncFormatter(lambda value, _: f"{value:.3g}"))
+
+
+def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
+    """An interval as a band, where it is known."""
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        ax.fill_between(x, low, high, where=known.tolist(), color=color, alpha=0.2, linewidth=0)
+
+
 def head(ax: Axes, title: str, handles: Sequence[Artist] | None = None) -> None:
     """The title, and between it and the axes a legend of `handles` (or what has labels), in as many columns as fit."""
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
@@ -111,9 +128,7 @@ def set_title(ax: Axes, title: str, pad: float) -> None:
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """A legend entry per run: its model, and whatever else tells runs of one model apart."""
-    names = [plain(run.model) for run in runs]
+    names = [run.model for run in runs]
     if len({run.norm for run in runs}) > 1:
         names = [f"{name} (norm: {run.norm})" for name, run in zip(names, runs, strict=True)]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name} #{number}" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+    return numbered(names)

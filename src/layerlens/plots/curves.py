@@ -8,14 +8,13 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from layerlens.errors import SelectionError
-from layerlens.plots.axis import by_share, depth, depth_axis, head, labels_of, open_frame
+from layerlens.plots.axis import by_share, depth, depth_axis, draw_band, head, labels_of, log_axis, open_frame
 from layerlens.plots.canvas import new_figure, settle
 from layerlens.plots.caption import add_caption, describe, finish
 from layerlens.plots.data import MeanOptions, as_runs, at, require_metric
-from layerlens.plots.labels import metric_label, power
+from layerlens.plots.labels import metric_label
 from layerlens.plots.style import MODULE_NAMES, SCALES, Look, look, styled
 from layerlens.results import Run
 
@@ -24,9 +23,7 @@ def draw_curve(ax: Axes, x: np.ndarray, mean: xr.Dataset, style: Look, label: st
     """A mean with its interval as a band; about `markers` of its points marked. NaN intervals draw no band."""
     middle, low, high = (mean[name].values.astype(np.float64) for name in ("mean", "low", "high"))
     middle = np.where(np.isfinite(middle), middle, np.nan)
-    known = np.isfinite(low) & np.isfinite(high)
-    if known.any():
-        ax.fill_between(x, low, high, where=known.tolist(), color=style.color, alpha=0.2, linewidth=0)
+    draw_band(ax, x, low, high, style.color)
     ax.plot(
         x, middle, color=style.color, linestyle=style.linestyle, marker=style.marker, markevery=max(1, round(len(x) / markers)),
         markerfacecolor=style.color if style.filled else "white", markeredgewidth=0.9, label=label,
@@ -142,17 +139,9 @@ def _lines(ax: Axes, runs: list[Run], metric: str, site: str, relative: bool, sc
     if SCALES[metric].centred:
         ax.axhline(0, color="0.4", linewidth=0.7, zorder=0)
     elif SCALES[metric].log:
-        _log_axis(ax)
+        log_axis(ax)
     elif metric == "agrees" or scale == "share":
         ax.set_ylim(0, 1.05)
     elif 0 <= min(float(line.get_ydata().min()) for line in ax.lines) < 0.4 * ax.get_ylim()[1]:  # type: ignore[union-attr]
         ax.set_ylim(bottom=0)
     return dict(attrs)
-
-
-def _log_axis(ax: Axes) -> None:
-    ax.set_yscale("log")
-    # matplotlib's own formatter writes powers as formulas, and crowds the axis with minor numbers
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
-    low, high = ax.get_ylim()
-    ax.yaxis.set_minor_formatter(NullFormatter() if high / low > 12 else FuncFormatter(lambda value, _: f"{value:.3g}"))

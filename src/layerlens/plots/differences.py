@@ -16,7 +16,7 @@ from layerlens.plots.data import Limits, MeanOptions, require_metric, second_dim
 from layerlens.plots.labels import metric_label, plain
 from layerlens.plots.mesh import color_bar, draw_mesh, hatched, normalize
 from layerlens.plots.style import MODULE_NAMES, Scale, styled
-from layerlens.plots.tokens import LABEL_SIZE, ROW_INCHES, TOKEN_INCHES, _cells, _label_tokens, _mark_response
+from layerlens.plots.tokens import LABEL_SIZE, ROW_INCHES, TOKEN_INCHES, label_tokens, mark_response, token_cells
 from layerlens.resample import LEVEL, interval
 from layerlens.results import Run
 
@@ -122,8 +122,8 @@ def _of_tokens(before: Run, after: Run, metric: str, sample: int | str, site: st
             f"sample {name} has other tokens before ({len(ids[0])}) and after ({len(ids[1])}), from row {same} on: a difference needs "
             "one text, so analyse both models on the same responses, or leave out sample= to compare means"
         )
-    place, old = _cells(parts[0], metric, site)
-    cells = _cells(parts[1], metric, site)[1] - old
+    place, old = token_cells(parts[0], metric, site)
+    cells = token_cells(parts[1], metric, site)[1] - old
     rows = parts[0].data
     n = cells.shape[1]
     size = np.clip(1.7 + TOKEN_INCHES * n, 4.5, 13), np.clip(2.1 + ROW_INCHES * cells.shape[0], 3, 8.5)
@@ -132,8 +132,8 @@ def _of_tokens(before: Run, after: Run, metric: str, sample: int | str, site: st
     color_bar(target, mesh, cells, f"difference of {metric_label(metric, mean=False)}")
     settle(target)
     number_layers(target.yaxis, before.layers, 0.85 * axes_size(target)[1], apart=0.12, rows=True)
-    _label_tokens(target, rows)
-    marked = _mark_response(target, rows["in_response"].values.astype(bool))
+    label_tokens(target, rows)
+    marked = mark_response(target, rows["in_response"].values.astype(bool))
     set_title(target, f"{_title(before, after)} · sample {name} · {place}", pad=14.0 if marked else 5.0)
     shows = [f"after − before, one sample ({name}, {n} tokens) at {place}: no mean, no interval", hatched(cells)]
     finish(target, ax, describe([before, after], shows="\u00a0· ".join(part for part in shows if part)))

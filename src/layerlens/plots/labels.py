@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 from matplotlib import font_manager, rcParams
@@ -30,6 +31,12 @@ def families() -> list[str]:
 def plain(text: str) -> str:
     """Text as matplotlib shows it letter by letter: `$` starts no formula, and what no font can draw is a hex escape."""
     return "".join(_pieces(text))
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names as matplotlib shows them, those that come twice with a number to tell them apart."""
+    shown = [plain(name) for name in names]
+    return [f"{name} #{number}" if shown.count(name) > 1 else name for number, name in enumerate(shown, 1)]
 
 
 def token_label(text: str, longest: int = LONGEST) -> str:

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from layerlens.errors import SelectionError
-from layerlens.plots.axis import head, open_frame
+from layerlens.plots.axis import draw_band, head, open_frame
 from layerlens.plots.canvas import axes_size, new_figure, settle
 from layerlens.plots.caption import finish
-from layerlens.plots.labels import plain
+from layerlens.plots.labels import numbered
 from layerlens.plots.style import look, styled
 
 COLUMNS = ("model", "task", "k", "mean", "low", "high")
@@ -34,7 +34,7 @@ def pass_curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None 
         SelectionError: a column is missing, there is no such task, or several and none is named.
     """
     curves = _curves(tables, task)
-    names = _names([str(curve["model"].iloc[0]) for curve in curves])
+    names = numbered([str(curve["model"].iloc[0]) for curve in curves])
     target = ax or new_figure(4.6, 3.2 + 0.1 * len(curves)).subplots()
     for number, (curve, name) in enumerate(zip(curves, names, strict=True)):
         _line(target, curve, number, name if len(curves) > 1 else "")
@@ -72,9 +72,7 @@ def _curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None) -> 
 def _line(ax: Axes, curve: pd.DataFrame, number: int, label: str) -> None:
     style = look(number)
     k, mean, low, high = (curve[name].to_numpy(np.float64) for name in ("k", "mean", "low", "high"))
-    known = np.isfinite(low) & np.isfinite(high)
-    if known.any():
-        ax.fill_between(k, low, high, where=known.tolist(), color=style.color, alpha=0.2, linewidth=0)
+    draw_band(ax, k, low, high, style.color)
     ax.plot(k, mean, color=style.color, linestyle=style.linestyle, marker=style.marker, markeredgewidth=0.9, label=label)
 
 
@@ -89,11 +87,6 @@ def _number_samples(ax: Axes, ks: list[int]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(kept))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _names(models: list[str]) -> list[str]:
-    names = [plain(model) for model in models]
-    return [f"{name} #{number}" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]
 
 
 def _caption(curves: list[pd.DataFrame], names: list[str]) -> str:

@@ -35,7 +35,7 @@ def token_heatmap(
         raise SelectionError("perplexity is of a whole run; draw metric='logp_next' for the tokens of one sample")
     require_metric(run, metric)
     rows = run.sample(sample)
-    place, cells = _cells(Run(rows, run.manifest), metric, site)
+    place, cells = token_cells(Run(rows, run.manifest), metric, site)
     n = rows.sizes["token"]
     window = np.arange(n)[tokens or slice(None)]
     if len(window) == 0:
@@ -47,8 +47,8 @@ def token_heatmap(
     _draw(target, cells, metric, limits)
     settle(target)
     number_layers(target.yaxis, run.layers, 0.85 * axes_size(target)[1], apart=0.12, rows=True)
-    _label_tokens(target, rows)
-    marked = _mark_response(target, rows["in_response"].values.astype(bool))
+    label_tokens(target, rows)
+    marked = mark_response(target, rows["in_response"].values.astype(bool))
     name = str(rows["sample_id"].values[0])
     set_title(target, f"{run.model} · sample {name} · {place}", pad=14.0 if marked else 5.0)
     count = f"{n} tokens" if len(window) == n else f"{len(window)} of {n} tokens"
@@ -57,7 +57,7 @@ def token_heatmap(
     return target
 
 
-def _cells(run: Run, metric: str, site: str | None) -> tuple[str, np.ndarray]:
+def token_cells(run: Run, metric: str, site: str | None) -> tuple[str, np.ndarray]:
     """Where it is read, for people, and the values there, layer × token."""
     values = run.values(metric)
     dim = second_dim(values)
@@ -83,7 +83,7 @@ def _draw(ax: Axes, cells: np.ndarray, metric: str, limits: Limits) -> None:
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=STYLE["legend.fontsize"], frameon=False)
 
 
-def _label_tokens(ax: Axes, rows: xr.Dataset) -> None:
+def label_tokens(ax: Axes, rows: xr.Dataset) -> None:
     """Each token under its column, or every n-th with its position where there is no room for all."""
     n = rows.sizes["token"]
     step = max(1, ceil(0.105 * n / axes_size(ax)[0]))
@@ -95,7 +95,7 @@ def _label_tokens(ax: Axes, rows: xr.Dataset) -> None:
     ax.set_xlabel(f"token read; its column is the policy of the next token{thinned}")
 
 
-def _mark_response(ax: Axes, response: np.ndarray) -> bool:
+def mark_response(ax: Axes, response: np.ndarray) -> bool:
     """A line before the first row that predicts the response, and after the last; False where there are not both kinds."""
     n = len(response)
     if not response.any() or response.all():

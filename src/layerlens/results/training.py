@@ -11,11 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, SelectionError
 from layerlens.results.folder import RunFolder
+from layerlens.results.run import Run, open_run
 
+FOLDER = "monitor"
 SUMMARY = "summary.jsonl"
+LOW, HIGH = "/low", "/high"
+"""After the name of a mean in a monitor's row: the ends of its 95% bootstrap interval over the probe problems."""
 STATE = "trainer_state.json"
+SCHEDULE = "schedule.json"
 PHASE = "bupo/internal_layer"
 Phase = tuple[int, int, int]
 
@@ -26,19 +31,24 @@ class TrainingLog:
 
     Attributes:
         name: of the folder.
-        monitor: a row per look into the model, by optimizer `step` (0: before the first). Empty where none was taken.
+        monitor: a row per look into the model, by optimizer `step` (0: before the first). Empty where none was taken. Beside a
+            mean over the probe stand `<its name>/low` and `<its name>/high`, its 95% bootstrap interval over problems.
         log: a row per entry of the trainer's log; the one at step s covers the optimizer steps since the entry before it.
             Empty where no checkpoint has been written yet.
         internal: phases of the internal policy in order, each (first optimizer step, last, layer), steps counted from 1 as the
-            trainer logs them. Empty where the whole policy is trained throughout, or where `log` is empty.
+            trainer logs them. Empty where the whole policy is trained throughout.
+        schedule: what `schedule.json` says: phases in rollout and optimizer steps, norm, and how "auto" chose the layer.
         manifest: of the first look's Run: model, norm, probe problems. Empty where there is no monitor.
+        path: the folder.
     """
 
     name: str
     monitor: pd.DataFrame
     log: pd.DataFrame
     internal: list[Phase]
+    schedule: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
     @property
     def model(self) -> str:
@@ -66,6 +76,13 @@ class TrainingLog:
         layer = self.manifest["config"].get("kl_from_layer") if self.manifest else None
         return None if layer is None else int(layer)
 
+    def look(self, which: int) -> Run:
+        """The Run of a look into the model: 0 the first, -1 the last. Raises SelectionError where there is none."""
+        if self.path is None or self.monitor.empty:
+            raise SelectionError(f"the training {self.name} has no monitor: train with monitor_steps")
+        step = int(self.monitor["step"].iloc[which])
+        return open_run(self.path / FOLDER / f"step-{step:06d}")
+
 
 def open_training(path: str | Path) -> TrainingLog:
     """Opens the output folder of a training run, finished, at work or interrupted.
@@ -78,56 +95,41 @@ def open_training(path: str | Path) -> TrainingLog:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder}: no such training folder; it is the output_dir of `layerlens train`")
-    monitor, log = _monitor(folder / "monitor" / SUMMARY), _log(folder)
+    monitor, log = _monitor(folder / FOLDER / SUMMARY), _log(folder)
     if monitor.empty and log.empty:
         raise RunError(
             f"{folder} holds neither monitor/{SUMMARY} nor a {STATE} (its own or a checkpoint's): is it the output_dir of "
             "`layerlens train`, and has a first look or checkpoint been written?"
         )
-    manifest = {} if monitor.empty else _manifest(folder / "monitor")
-    watched = manifest["config"].get("kl_from_layer") if manifest else None
-    return TrainingLog(folder.resolve().name, monitor, log, internal_phases(log, watched), manifest)
+    manifest = {} if monitor.empty else _manifest(folder / FOLDER)
+    schedule = _json(folder / SCHEDULE) if (folder / SCHEDULE).exists() else {}
+    internal = _planned(schedule, monitor, log) if schedule else _logged(log)
+    return TrainingLog(folder.resolve().name, monitor, log, internal, schedule, manifest, folder)
 
 
-def internal_phases(log: pd.DataFrame, first_layer: int | None = None) -> list[Phase]:
-    """Phases of the internal policy, read off a trainer's log; exact where every step is logged.
+def is_training(path: str | Path) -> bool:
+    """Whether a folder is the output of a training run, rather than a Run."""
+    return any((Path(path).expanduser() / name).exists() for name in (FOLDER, SCHEDULE, STATE))
 
-    An entry is the mean over the steps it covers. One that spans a switch is divided by its mean: that is one that is no whole
-    number, or falls short of the layer before, as phases go bottom-up.
 
-    Args:
-        log: with columns `step` and `bupo/internal_layer` (0: the whole policy); without the latter there are no phases.
-        first_layer: which layer is trained first, to divide the first entry.
+def _planned(schedule: Mapping[str, Any], *frames: pd.DataFrame) -> list[Phase]:
+    """The phases of `schedule.json`; one that lasts for the whole run ends with what has been seen of it."""
+    seen = max(int(frame["step"].max()) for frame in frames if len(frame))
+    try:
+        return [(phase["first_step"], phase["last_step"] or max(seen, phase["first_step"]), phase["layer"]) for phase in schedule["phases"]]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{SCHEDULE} is damaged: it lacks {error}") from error
 
-    Raises RunError where the log is too sparse to tell.
-    """
+
+def _logged(log: pd.DataFrame) -> list[Phase]:
+    """Phases as the log has them, where `schedule.json` is gone and every step was logged."""
     if PHASE not in log.columns:
         return []
-    entries = log[["step", PHASE]].dropna()
-    steps, values = entries["step"].astype(int).tolist(), entries[PHASE].astype(float).tolist()
-    layers: list[int] = []
-    for place, (step, value) in enumerate(zip(steps, values, strict=True)):
-        covered = step - len(layers)
-        before = layers[-1] if layers else first_layer
-        if value == round(value) and (covered == 1 or value == 0 or before is None or value >= before):
-            layers += [round(value)] * covered
-            continue
-        after = next((round(later) for later in values[place + 1 :] if later == round(later)), 0)
-        share = None if before is None or before == after else (value - after) / (before - after)
-        if before is None or share is None or not 0 < share < 1:
-            raise RunError(
-                f"the log entry of step {step} covers {covered} steps with a mean internal layer of {value:g}, too many to tell when "
-                "the phases change; train with logging_steps=1"
-            )
-        first = round(share * covered)
-        layers += [before] * first + [after] * (covered - first)
-    phases, start = [], 1
-    for layer, run in groupby(layers):
-        length = len(list(run))
-        if layer:
-            phases.append((start, start + length - 1, layer))
-        start += length
-    return phases
+    steps, layers = log["step"].tolist(), log[PHASE].tolist()
+    if steps != list(range(1, len(steps) + 1)):
+        raise RunError(f"{SCHEDULE} is missing, and a log of every few steps does not tell when the phases change")
+    runs = [(layer, [step for step, _ in run]) for layer, run in groupby(zip(steps, layers, strict=True), key=lambda entry: entry[1])]
+    return [(run[0], run[-1], int(layer)) for layer, run in runs if layer]
 
 
 def _monitor(file: Path) -> pd.DataFrame:
@@ -154,13 +156,20 @@ def _log(folder: Path) -> pd.DataFrame:
 
 
 def _state(file: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} can not be read ({error})") from error
-    if not isinstance(state, dict) or not {"global_step", "log_history"} <= state.keys():
+    state = _json(file)
+    if not {"global_step", "log_history"} <= state.keys():
         raise RunError(f"{file} is no trainer state: global_step or log_history is missing")
     return state
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} can not be read ({error})") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file} is damaged: expected an object, got {type(found).__name__}")
+    return found
 
 
 def _by_step(rows: list[dict[str, Any]]) -> pd.DataFrame:

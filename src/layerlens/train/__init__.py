@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from layerlens.train.seam import require_seam
+
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
     from layerlens.train.trainer import BuPOTrainer
@@ -17,4 +19,5 @@ __all__ = ["BuPOConfig", "BuPOTrainer"]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'layerlens.train' has no attribute {name!r}")
+    require_seam()
     return getattr(import_module(_WHERE[name]), name)

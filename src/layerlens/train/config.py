@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from layerlens.errors import TrainingError
 from layerlens.train.schedule import WHOLE_RUN, Schedule
 from layerlens.types import NORMS
-
-SEAM = {
-    "_generate_and_score_completions": {"inputs"},
-    "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
-    "_compute_loss": {"model", "inputs"},
-}
-"""Methods of GRPOTrainer that BuPO stands on, and the parameters they must have."""
-
-TRL_VERSIONS = "1.16"
 
 
 @dataclass
@@ -66,39 +56,42 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_seam()
-        if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
-            if not self.internal_layer.isdigit():
-                raise TrainingError(f"internal_layer is a layer from 1 or 'auto', got {self.internal_layer!r}")
+        if isinstance(self.internal_layer, str) and self.internal_layer.isdigit():
             self.internal_layer = int(self.internal_layer)
-        if self.internal_norm not in NORMS:
-            raise TrainingError(f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}")
-        if self.internal_schedule is not None and (self.internal_layer is not None or self.internal_steps):
-            raise TrainingError("give either internal_schedule, or internal_layer with internal_steps")
-        if self.internal_layer is not None and self.internal_steps == 0:
-            raise TrainingError("internal_layer needs internal_steps: how many rollout steps, or -1 for the whole run")
-        if self.internal_layer is None and self.internal_steps:
-            raise TrainingError("internal_steps needs internal_layer: a layer from 1, or 'auto'")
+        for message in self._contradictions():
+            raise TrainingError(message)
         if self.internal_schedule is not None:
             self.internal_schedule = [list(phase) for phase in Schedule.parse(self.internal_schedule).phases]
-        if self.internal_layer not in (None, "auto"):
-            Schedule(((self.internal_layer, self.internal_steps),))  # type: ignore[arg-type]
+
+    def _contradictions(self) -> Iterator[str]:
+        """What is wrong with these settings, the first first."""
+        if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
+            yield f"internal_layer is a layer from 1 or 'auto', got {self.internal_layer!r}"
+        if self.internal_norm not in NORMS:
+            yield f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}"
+        if self.internal_schedule is not None and (self.internal_layer is not None or self.internal_steps):
+            yield "give either internal_schedule, or internal_layer with internal_steps"
+        if self.internal_layer is not None and self.internal_steps == 0:
+            yield "internal_layer needs internal_steps: how many rollout steps, or -1 for the whole run"
+        if self.internal_layer is None and self.internal_steps:
+            yield "internal_steps needs internal_layer: a layer from 1, or 'auto'"
+        for layer, _ in self.schedule(auto_layer=None).phases:  # which refuses what is no schedule
+            if layer <= self.freeze_layers:
+                yield f"freeze_layers={self.freeze_layers} leaves nothing but the unembedding to train in layer {layer}'s policy"
+        if self.trains_internally and self.use_liger_kernel:
+            yield "Liger replaces the modules that an internal policy is cut out of: leave use_liger_kernel off, or train without one"
         if self.layer_lr_factors and self.layer_lr_decay is not None:
-            raise TrainingError("give either layer_lr_factors or layer_lr_decay")
+            yield "give either layer_lr_factors or layer_lr_decay"
         if self.layer_lr_above is not None and self.layer_lr_decay is None:
-            raise TrainingError("layer_lr_above needs layer_lr_decay: the factor of the blocks above it")
+            yield "layer_lr_above needs layer_lr_decay: the factor of the blocks above it"
         if self.layer_lr_decay is not None and self.layer_lr_above is None and not isinstance(self.internal_layer, int):
-            raise TrainingError("layer_lr_decay needs layer_lr_above: the layer above which it acts")
-        if self.monitor_steps and (self.fsdp or self.deepspeed):
-            raise TrainingError(
-                "the monitor reads whole weights, which FSDP and DeepSpeed shard: set monitor_steps=0 and analyse checkpoints instead"
-            )
+            yield "layer_lr_decay needs layer_lr_above: the layer above which it acts"
         if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
-            raise TrainingError("monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1")
-        if self.trains_internally and self.deepspeed and self.weight_decay > 0 and not self.decay_above:
-            raise TrainingError(
-                "DeepSpeed steps every weight, so blocks above the layer would decay: set weight_decay=0, or decay_above=True"
-            )
+            yield "monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1"
+        if self.deepspeed_plugin and self.monitor_steps:
+            yield "the monitor works with DDP and FSDP2, not with DeepSpeed: set monitor_steps=0 and analyse checkpoints instead"
+        if self.deepspeed_plugin and self.trains_internally and self.weight_decay > 0 and not self.decay_above:
+            yield "DeepSpeed steps every weight, so blocks above the layer would decay: set weight_decay=0, or decay_above=True"
 
     @property
     def trains_internally(self) -> bool:
@@ -112,21 +105,11 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
         layer = auto_layer if self.internal_layer == "auto" else self.internal_layer
         return Schedule() if layer is None else Schedule(((int(layer), self.internal_steps),))
 
+    @property
+    def updates(self) -> float:
+        """Optimizer steps to a rollout step."""
+        return float(self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps)
+
     def optimizer_steps(self, rollouts: int) -> float:
         """How many optimizer steps so many rollout steps are; infinite for -1."""
-        if rollouts == WHOLE_RUN:
-            return float("inf")
-        return float(rollouts * self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps)
-
-
-def require_seam() -> None:
-    """Raises TrainingError where the installed TRL is not the one whose inner methods BuPO was written against."""
-    version = importlib.metadata.version("trl")
-    differing = [
-        name
-        for name, parameters in SEAM.items()
-        if not hasattr(GRPOTrainer, name) or not parameters <= inspect.signature(getattr(GRPOTrainer, name)).parameters.keys()
-    ]
-    if not version.startswith(f"{TRL_VERSIONS}.") or differing:
-        what = f", and its {differing[0]} differs" if differing else ""
-        raise TrainingError(f"BuPO stands on TRL {TRL_VERSIONS}; installed is {version}{what}: pip install 'trl>=1.16,<1.17'")
+        return float("inf") if rollouts == WHOLE_RUN else rollouts * self.updates

@@ -1,42 +1,31 @@
 r"""Rewards in TRL's signature: `f(completions, ground_truth, **columns) -> list[float]`, one number per completion.
 
 Completions are texts or lists of chat messages; the answer column is `ground_truth`. A check that hangs or raises on one
-answer scores it 0 and is counted in `reward.counts`; it never stops training. What can hang runs in a process of its own,
-which is killed and started again, so threads, signals and CUDA of the trainer do not matter.
+answer scores it 0 and is counted in `reward.counts`; it never stops training. What can hang runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import queue
 import re
-import signal
-import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from layerlens.arithmetic.verifier import last_boxed, verify
-from layerlens.errors import LayerLensError
+from layerlens.train.checking import Failure, Pool, RewardError, find_function
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
 """Seconds that one answer may take."""
-START_SECONDS = 300.0
-"""Seconds that a checking process may take to import what it needs."""
 MATH_MEMORY = 8 << 30
 """Bytes of address space of a process that checks mathematics: an answer such as 9^{9^{9^9}} must not eat the machine."""
 TAIL = 1000
@@ -44,10 +33,6 @@ TAIL = 1000
 
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INTEGER = re.compile(r"-?[0-9]{1,30}", re.ASCII)
-
-
-class RewardError(LayerLensError):
-    """No such reward, or one that can not be used at all."""
 
 
 @dataclass
@@ -88,7 +73,7 @@ class Reward:
         self.workers = workers or max(1, min(4, (os.cpu_count() or 2) // 2))
         self.counts = Counts()
         self._lock = threading.Lock()
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
 
     def __reduce__(self) -> Any:
         return _rebuilt, (self.target, self.__name__, self.timeout, self.workers, self.quick, self.columns)
@@ -132,19 +117,19 @@ class Reward:
         if pool is not None:
             pool.finalizer()
 
-    def _check(self, requests: list[dict[str, Any]]) -> list[tuple[float, _Failure | None]]:
+    def _check(self, requests: list[dict[str, Any]]) -> list[tuple[float, Failure | None]]:
         if not requests:
             return []
         with self._lock:
             if self._pool is None or self._pool.owner != os.getpid():  # a forked child must not share its parent's pipes
-                self._pool = _Pool(self.target, self.timeout, self.workers)
+                self._pool = Pool(self.target, self.timeout, self.workers)
             pool = self._pool
         if self.workers == 1 or len(requests) == 1:
             return [pool.check(request) for request in requests]
         with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(pool.check, requests))
 
-    def _count(self, answers: int, failed: Sequence[_Failure]) -> None:
+    def _count(self, answers: int, failed: Sequence[Failure]) -> None:
         with self._lock:
             first = self.counts.hung + self.counts.raised == 0
             self.counts.answers += answers
@@ -184,6 +169,16 @@ def quick_math(answer: str, truth: str) -> float | None:
     return 0.0 if _INTEGER.fullmatch(box) and _INTEGER.fullmatch(truth) and int(box) != int(truth) else None
 
 
+def _prepare_math() -> None:
+    import resource
+
+    import math_verify  # noqa: F401
+
+    logging.disable(logging.ERROR)  # math-verify warns that it has no time limit of its own
+    with suppress(ValueError, OSError):  # a tighter limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY, MATH_MEMORY))
+
+
 def check_math(completions: Sequence[Any], ground_truth: Sequence[Any]) -> list[float]:
     r"""1 where math-verify holds the answer equal to the ground truth. Has no time limit: `math_reward` runs it under one.
 
@@ -199,6 +194,8 @@ def check_math(completions: Sequence[Any], ground_truth: Sequence[Any]) -> list[
         scores.append(float(verify(_gold(str(truth)), found, timeout_seconds=None)))
     return scores
 
+
+check_math.prepare = _prepare_math  # type: ignore[attr-defined]
 
 math_reward = Reward(f"{__name__}:check_math", name="math_reward", quick=quick_math, columns=False)
 r"""1 where the last `\boxed{...}` (or, without a box, the result at the end of the text) equals the ground truth as mathematics."""
@@ -223,7 +220,7 @@ def load_reward(spec: str, *, timeout: float = TIMEOUT, workers: int | None = No
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        _function(spec)
+        find_function(spec)
     except Exception as error:  # importing a module runs it, and it may do anything
         raise RewardError(f"reward {spec!r} can not be imported ({type(error).__name__}: {error})") from error
     return Reward(spec, timeout=timeout, workers=workers)
@@ -273,144 +270,5 @@ def _gold(truth: str) -> list[Any]:
     return list(found)
 
 
-def _function(spec: str) -> Callable[..., Any]:
-    module, _, path = spec.partition(":")
-    found: Any = import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    if not callable(found):
-        raise TypeError(f"{path} is not a function")
-    return found  # type: ignore[no-any-return]
-
-
 def _rebuilt(target: str, name: str, timeout: float, workers: int, quick: Any, columns: bool) -> Reward:
     return Reward(target, name=name, timeout=timeout, workers=workers, quick=quick, columns=columns)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: str
-    hung: bool = False
-
-
-class _Pool:
-    """Checking processes, each used by one thread at a time; an empty slot becomes a process when it is needed."""
-
-    def __init__(self, target: str, timeout: float, size: int):
-        self.target, self.timeout, self.owner = target, timeout, os.getpid()
-        self.slots: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-        self.alive: set[_Process] = set()
-        for _ in range(size):
-            self.slots.put(None)
-        self.finalizer = weakref.finalize(self, _end, self.alive, self.owner)
-
-    def check(self, request: dict[str, Any]) -> tuple[float, _Failure | None]:
-        process = self.slots.get()
-        try:
-            if process is None:
-                process = _Process(self.target, self.timeout)
-                self.alive.add(process)
-            answered = False
-            try:
-                answer = process.ask(request)
-                answered = True
-                return answer
-            except TimeoutError:
-                return 0.0, _Failure(f"no answer in {self.timeout:g} s", hung=True)
-            except (EOFError, OSError):
-                return 0.0, _Failure("the checking process died")
-            finally:
-                if not answered:  # its late answer must not be taken for the next one's
-                    self.alive.discard(process)
-                    process.end()
-                    process = None
-        finally:
-            self.slots.put(process)
-
-
-class _Process:
-    """A Python that has imported one function and scores what it is sent. It dies with its parent, even in a hung check."""
-
-    def __init__(self, target: str, timeout: float):
-        self.timeout = timeout
-        self.pipe, theirs = Pipe()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        code = f"from layerlens.train.rewards import _serve; _serve({theirs.fileno()}, {target!r}, {timeout!r})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        theirs.close()
-        try:
-            trouble = self.pipe.recv() if self.pipe.poll(START_SECONDS) else f"not ready after {START_SECONDS:g} s"
-        except (EOFError, OSError):
-            trouble = "its process died"
-        except BaseException:
-            self.end()
-            raise
-        if trouble:
-            self.end()
-            raise RewardError(f"the reward {target} can not be used ({trouble})")
-
-    def ask(self, request: dict[str, Any]) -> tuple[float, _Failure | None]:
-        """Raises TimeoutError where there is no answer in time, EOFError or OSError where the process is gone."""
-        self.pipe.send(request)
-        if not self.pipe.poll(self.timeout):
-            raise TimeoutError
-        score, error = self.pipe.recv()
-        return score, None if error is None else _Failure(error)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.pipe.close()
-
-
-def _end(alive: set[_Process], owner: int) -> None:
-    while alive and os.getpid() == owner:  # a forked child leaves its parent's processes alone
-        alive.pop().end()
-
-
-def _serve(handle: int, target: str, timeout: float) -> None:
-    """What a checking process does: say that it is ready, then score request after request until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe, parent = Connection(handle), os.getppid()
-    try:
-        function = _function(target)
-        if function.__name__ == "check_math":
-            _prepare_math()
-    except BaseException as error:
-        pipe.send(f"{type(error).__name__}: {error}")
-        return
-    pipe.send("")
-    while os.getppid() == parent:
-        if not pipe.poll(5.0):
-            continue
-        try:
-            request = pipe.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # for when the parent is killed while this check hangs
-        try:
-            answer = (_number(function(**request)), None)
-        except BaseException as error:
-            answer = (0.0, f"{type(error).__name__}: {error}"[:500])  # type: ignore[assignment]
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        pipe.send(answer)
-
-
-def _number(scores: Any) -> float:
-    [score] = scores
-    return math.nan if score is None else float(score)
-
-
-def _prepare_math() -> None:
-    import resource
-
-    import math_verify  # noqa: F401
-
-    logging.disable(logging.ERROR)  # math-verify warns that it has no time limit of its own
-    with suppress(ValueError, OSError):  # a tighter limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY, MATH_MEMORY))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from layerlens.errors import TrainingError
@@ -47,3 +48,14 @@ class Schedule:
     def rollouts(self) -> int:
         """Rollout steps of all internal phases together; -1 for the whole run."""
         return WHOLE_RUN if self.phases and self.phases[-1][1] == WHOLE_RUN else sum(steps for _, steps in self.phases)
+
+    def spans(self, updates: float) -> Iterator[tuple[int, int, int, int | None]]:
+        """Each phase's layer, rollout steps, and first and last optimizer step (from 1; None: the run's last).
+
+        `updates` is how many optimizer steps make a rollout step. One that two phases share counts to the earlier.
+        """
+        done = 0.0
+        for layer, steps in self.phases:
+            first = ceil(done) + 1
+            done += steps * updates
+            yield layer, steps, first, None if steps == WHOLE_RUN else ceil(done)

@@ -6,6 +6,7 @@ log-probabilities of the policy that is trained, and a batch that knows which po
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from contextlib import nullcontext
@@ -24,16 +25,19 @@ from trl.trainer.utils import use_adapter
 from layerlens.analysis import analyze
 from layerlens.arithmetic.verifier import last_boxed
 from layerlens.errors import TrainingError
+from layerlens.files import write_text
 from layerlens.generation import Generation
 from layerlens.lens import LensModel
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.prompts import Sample, read_prompts
+from layerlens.results.training import SCHEDULE
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.head import streamed_head
 from layerlens.train.monitor import Monitor
 from layerlens.train.rates import blocks_path, describe, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.schedule import WHOLE_RUN, Schedule
+from layerlens.train.whole import Whole
 
 log = logging.getLogger("layerlens.train")
 
@@ -175,12 +179,33 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rows += describe(self.layer_factors, self.args.freeze_layers)
         return rows
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Shows the plan, then trains as GRPOTrainer does."""
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Shows the plan and writes it to `schedule.json`, then trains as GRPOTrainer does.
+
+        Raises TrainingError where a run that goes on had another schedule before.
+        """
+        record = self.record()
+        file = Path(self.args.output_dir) / SCHEDULE
+        before = json.loads(file.read_text(encoding="utf-8")) if resume_from_checkpoint and file.exists() else record
+        if (before["phases"], before["norm"]) != (record["phases"], record["norm"]):
+            raise TrainingError(
+                f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir"
+            )
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for what, how in self.plan():
                 print(f"{what:34}  {how}", file=sys.stderr)
-        return super().train(*args, **kwargs)
+            write_text(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def record(self) -> dict[str, Any]:
+        """The schedule as it is kept on disk: phases in rollout and optimizer steps, and how "auto" chose."""
+        phases = [
+            {"layer": layer, "rollout_steps": None if steps == WHOLE_RUN else steps, "first_step": first, "last_step": last}
+            for layer, steps, first, last in self.schedule.spans(self.args.updates)
+        ]
+        choice = self.choice.to_dict() if self.choice else None
+        return {"norm": self.args.internal_norm, "optimizer_steps_per_rollout": self.args.updates, "phases": phases, "choice": choice}
 
     def _choose_layer(self) -> LayerChoice:
         """Analyses the model on its first training prompts, on the main process, and lets all know."""
@@ -207,6 +232,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             Path(self.args.output_dir),
             self._prompts(self.args.monitor_problems),
             self.processing_class,
+            Whole(self.model, self.accelerator, self.is_fsdp_enabled),
             every=self.args.monitor_steps,
             layer=layer,
             norm=self.args.internal_norm,

@@ -1,0 +1,35 @@
+"""What BuPO stands on inside TRL, and the refusal of a TRL that differs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+
+from layerlens.errors import TrainingError
+
+TRL = "1.16"
+METHODS = {
+    "_generate_and_score_completions": {"inputs"},
+    "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
+    "_compute_loss": {"model", "inputs"},
+}
+"""Methods of GRPOTrainer that BuPO overrides, and the parameters that it passes or reads."""
+
+
+def require_seam() -> None:
+    """Raises TrainingError where TRL is missing, or is not the one whose inner methods BuPO was written against."""
+    try:
+        version = importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        raise TrainingError("training needs TRL: pip install 'layerlens[train]'") from None
+    remedy = "pip install 'trl>=1.16,<1.17'"
+    if not version.startswith(f"{TRL}."):
+        raise TrainingError(f"BuPO stands on inner methods of TRL {TRL}, which change between versions; installed is {version}: {remedy}")
+    from trl import GRPOTrainer
+
+    for name, needed in METHODS.items():
+        missing = needed - inspect.signature(getattr(GRPOTrainer, name, lambda: None)).parameters.keys()
+        if missing:
+            raise TrainingError(
+                f"the installed TRL {version} is not as released: GRPOTrainer.{name} lacks {', '.join(sorted(missing))}: {remedy}"
+            )
