@@ -199,7 +199,7 @@ def test_what_is_no_answers_fault_is_an_error(checkers: Any) -> None:
 
 def test_the_checking_process_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "from layerlens.train.checking import _serve\nfrom layerlens.train.rewards import Reward\n"
+        "from layerlens.train.rewards import Reward\n"
         "r = Reward('layerlens.train.rewards:boxed_reward', workers=1)\n"
         "assert r(['x'], ['x']) == [0.0]\n"
         "[p] = r._pool.alive\n"
