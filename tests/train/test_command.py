@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from layerlens.arithmetic import problems
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, read_config, shipped_configs
+from layerlens.cli.train import CONFIGS, _problems, read_config, shipped_configs
 from layerlens.errors import TrainingError
 from tests.tiny import tiny_tokenizer
 
@@ -48,6 +49,18 @@ def test_the_plain_template_ends_where_the_answer_begins() -> None:
     tokenizer = tiny_tokenizer((CONFIGS / "templates" / "octothinker.jinja").read_text())
     text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1?"}], tokenize=False, add_generation_prompt=True)
     assert text == "Question: 1+1?\nAnswer:"
+
+
+def test_the_control_of_a_configuration_has_no_internal_phase(tmp_path: Path) -> None:
+    _, args = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--internal_layer", "none"])
+    assert not args.trains_internally
+    assert args.schedule().phases == ()
+
+
+def test_arithmetic_is_drawn_from_the_difficulties_asked_for(tmp_path: Path) -> None:
+    script, _ = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--problems_difficulties", "4", "--problems_limit", "32"])
+    drawn = [row["ground_truth"] for row in _problems(script)]
+    assert drawn == [problem.answer for problem in problems("train", 32, script.problems_seed, difficulties=(4,))]
 
 
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     internal_layer: int | str | None = field(
         default=None,
-        metadata={"help": "Layer (from 1) whose policy the internal phase trains; 'auto' analyses the model first and chooses."},
+        metadata={
+            "help": "Layer (from 1) whose policy the internal phase trains; 'auto' analyses the model first and chooses; "
+            "'none' leaves the internal phase out: plain GRPO, to compare with."
+        },
     )
     internal_steps: int = field(
         default=0, metadata={"help": "Rollout steps of the internal phase (s_inter); -1 for the whole run (internal alignment alone)."}
@@ -67,9 +70,11 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seam()
+        if self.internal_layer == "none":
+            self.internal_layer, self.internal_steps = None, 0
         if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
             if not self.internal_layer.isdigit():
-                raise TrainingError(f"internal_layer is a layer from 1 or 'auto', got {self.internal_layer!r}")
+                raise TrainingError(f"internal_layer is a layer from 1, 'auto' or 'none', got {self.internal_layer!r}")
             self.internal_layer = int(self.internal_layer)
         if self.internal_norm not in NORMS:
             raise TrainingError(f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}")
