@@ -176,7 +176,8 @@ def refinement(log: TrainingLog) -> np.ndarray:
     )
     for (left, right), (prefix, label, scale) in zip(axes, parts, strict=True):
         steps, above, values = _by_layer(log, f"{prefix}to_")
-        curves = {f"mean of layers {above[0]} to {above[-1]}": log.monitor[f"{prefix}above"].to_numpy(np.float64)}
+        what = f"mean of layers {above[0]} to {above[-1]}" if len(above) > 1 else f"layer {above[0]}"
+        curves = {what: log.monitor[f"{prefix}above"].to_numpy(np.float64)}
         curves |= {f"layer {above[0]}, the next": values[0], f"layer {above[-1]}, the last": values[-1]}
         for number, (name, curve) in enumerate(curves.items()):
             if number == 0 or len(above) > 1:
