@@ -13,8 +13,9 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from layerlens.arithmetic import problems
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, make_trainer, read_config, shipped_configs
+from layerlens.cli.train import CONFIGS, _problems, make_trainer, read_config, shipped_configs
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts import find_template
 from tests.tiny import byte_tokenizer, tiny_model
@@ -80,6 +81,18 @@ def test_a_template_is_a_file_or_a_name() -> None:
         find_template("nowhere")
     with pytest.raises(Exception, match="the OctoThinker template has no system message"):
         byte_tokenizer(find_template("octothinker")).apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
+
+
+def test_the_control_of_a_configuration_has_no_internal_phase(tmp_path: Path) -> None:
+    _, args = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--internal_layer", "none"])
+    assert not args.trains_internally
+    assert args.schedule().phases == ()
+
+
+def test_arithmetic_is_drawn_from_the_difficulties_asked_for(tmp_path: Path) -> None:
+    script, _ = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--problems_difficulties", "4", "--problems_limit", "32"])
+    drawn = [row["ground_truth"] for row in _problems(script)]
+    assert drawn == [problem.answer for problem in problems("train", 32, script.problems_seed, difficulties=(4,))]
 
 
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:

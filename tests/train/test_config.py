@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"internal_layer": 2}, "needs internal_steps"),
         ({"internal_steps": 3}, "needs internal_layer"),
         ({"internal_layer": 0, "internal_steps": 3}, "count from 1"),
-        ({"internal_layer": "six", "internal_steps": 3}, "from 1 or 'auto'"),
+        ({"internal_layer": "six", "internal_steps": 3}, "from 1, 'auto' or 'none'"),
         ({"internal_layer": 2, "internal_steps": 3, "internal_norm": "rms"}, "internal_norm is one of"),
         ({"internal_layer": 2, "internal_steps": 3, "internal_schedule": "1:2"}, "either internal_schedule"),
         ({"internal_schedule": "1:-1,2:3"}, "only the last"),

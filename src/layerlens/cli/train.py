@@ -33,6 +33,9 @@ class TrainScript:
     problems_limit: int | None = field(default=None, metadata={"help": "Read only so many."})
     problems_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
     problems_seed: int = field(default=0, metadata={"help": "Seed of generated arithmetic problems."})
+    problems_difficulties: list[int] | None = field(
+        default=None, metadata={"help": "Draw arithmetic problems of these difficulties only (1 the easiest, 4); default: all."}
+    )
     system: str | None = field(default=None, metadata={"help": "A system message to put in front of every problem."})
     chat_template: str | None = field(
         default=None, metadata={"help": "A Jinja chat template (a file, or octothinker) in place of the model's own."}
@@ -115,7 +118,7 @@ def _problems(script: TrainScript) -> list[dict[str, Any]]:
         return read_problems(script.problems, limit=script.problems_limit, split=script.problems_split, system=script.system)
     from layerlens.arithmetic import problems
 
-    drawn = problems("train", script.problems_limit or 2048, script.problems_seed)
+    drawn = problems("train", script.problems_limit or 2048, script.problems_seed, difficulties=script.problems_difficulties)
     return read_problems([{"prompt": list(problem.prompt), "ground_truth": problem.answer} for problem in drawn], system=script.system)
 
 

@@ -165,7 +165,7 @@ def refinement(log: TrainingLog) -> np.ndarray:
     )
     for (left, right), (prefix, label, scale) in zip(axes, parts, strict=True):
         steps, above, values = by_layer(log, f"{prefix}to_")
-        names = {f"mean of layers {above[0]} to {above[-1]}": "above"}
+        names = {f"mean of layers {above[0]} to {above[-1]}" if len(above) > 1 else f"layer {above[0]}": "above"}
         if len(above) > 1:
             names |= {f"layer {above[0]}, the next": f"to_{above[0]}", f"layer {above[-1]}, the last": f"to_{above[-1]}"}
         curves = {name: column(log.monitor, prefix + key) for name, key in names.items()}

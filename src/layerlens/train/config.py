@@ -23,7 +23,10 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     internal_layer: int | str | None = field(
         default=None,
-        metadata={"help": "Layer (from 1) whose policy the internal phase trains; 'auto' analyses the model first and chooses."},
+        metadata={
+            "help": "Layer (from 1) whose policy the internal phase trains; 'auto' analyses the model first and chooses; "
+            "'none' leaves the internal phase out: plain GRPO, to compare with."
+        },
     )
     internal_steps: int = field(
         default=0, metadata={"help": "Rollout steps of the internal phase (s_inter); -1 for the whole run (internal alignment alone)."}
@@ -56,6 +59,8 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.internal_layer == "none":
+            self.internal_layer, self.internal_steps = None, 0
         if isinstance(self.internal_layer, str) and self.internal_layer.isdigit():
             self.internal_layer = int(self.internal_layer)
         for message in self._contradictions():
@@ -66,7 +71,7 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
     def _contradictions(self) -> Iterator[str]:
         """What is wrong with these settings, the first first."""
         if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
-            yield f"internal_layer is a layer from 1 or 'auto', got {self.internal_layer!r}"
+            yield f"internal_layer is a layer from 1, 'auto' or 'none', got {self.internal_layer!r}"
         if self.internal_norm not in NORMS:
             yield f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}"
         if self.internal_schedule is not None and (self.internal_layer is not None or self.internal_steps):
