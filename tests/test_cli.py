@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,13 +265,16 @@ def test_layers_and_names_as_texts() -> None:
 
 
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "many.txt").write_text("".join(f"w{i} w{i + 1}\n" for i in range(120)))
+    (tmp_path / "many.txt").write_text("".join(f"w{i} w{i + 1}\n" for i in range(30)))
     command = [
         sys.executable, "-m", "layerlens", "analyze", str(folder / "model"), str(tmp_path / "many.txt"), "--out", str(tmp_path / "run"),
         "--max-new-tokens", "40", "--batch-tokens", "130", "--json",
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as worker:
+    # a shell lets what it runs in the background ignore SIGINT, and children inherit that: a person's Ctrl-C is not ignored
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=env, preexec_fn=heeded) as worker:
         samples = tmp_path / "run" / "samples"
         while worker.poll() is None and not list(samples.glob("*.nc")):
             time.sleep(0.02)
@@ -280,10 +284,10 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(folder: Path, tmp_pat
     assert err == "layerlens: interrupted; what is done is kept, and the same command goes on from there\n"
     assert out == ""
     done = len(list(samples.glob("*.nc")))
-    assert 0 < done < 120
+    assert 0 < done < 30
     before = {file.name: file.stat().st_mtime_ns for file in samples.glob("*.nc")}
     again = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
     assert (again.returncode, again.stderr) == (0, "")
-    assert json.loads(again.stdout)["samples"] == 120
+    assert json.loads(again.stdout)["samples"] == 30
     assert ll.open_run(tmp_path / "run").complete
     assert {name: (samples / name).stat().st_mtime_ns for name in before} == before, "what was done is not done again"
