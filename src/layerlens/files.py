@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +72,26 @@ def told_plainly(path: Path) -> Iterator[None]:
                 f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
             ) from error
         raise RunError(f"{path} can not be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def interrupt_waits() -> Iterator[None]:
+    """Inside, Ctrl-C is held back until the end: a library that is stopped within a call leaves half-made objects behind, which complain.
+
+    Where the program handles SIGINT in a way of its own, or another thread runs this, nothing is changed.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def cache_folder() -> Path:

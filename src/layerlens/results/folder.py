@@ -17,7 +17,7 @@ import xarray as xr
 from filelock import FileLock
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.files import claim, sweep, told_plainly, write_whole
+from layerlens.files import claim, interrupt_waits, sweep, told_plainly, write_whole
 from layerlens.results.manifest import FORMAT, require_same
 
 MANIFEST = "run.json"
@@ -91,7 +91,7 @@ class RunFolder:
 
     def write(self, index: int, sample: xr.Dataset) -> None:
         """Keeps one sample, whole or not at all. Raises RunError where the disk is full or can not be written."""
-        with told_plainly(self.path):
+        with told_plainly(self.path), interrupt_waits():
             write_whole(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
 
     def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
@@ -115,7 +115,8 @@ class RunFolder:
         """Inside, a sample's file that can not be read is a RunError of one line."""
         file = self._sample(index)
         try:
-            yield file
+            with interrupt_waits():
+                yield file
         except SelectionError:
             raise
         except Exception as error:  # a damaged HDF5 file fails in many ways
