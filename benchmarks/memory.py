@@ -20,6 +20,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import layerlens as ll
+from layerlens.bench import resident
 
 SHAPE = {
     "vocab_size": 151936,
@@ -33,12 +34,6 @@ SHAPE = {
     "tie_word_embeddings": True,
     "rope_theta": 1e6,
 }
-
-
-def memory(field: str) -> float:
-    """A line of this process's memory in /proc, MiB."""
-    text = Path("/proc/self/status").read_text()
-    return int(next(line for line in text.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
 def main() -> None:
@@ -57,11 +52,11 @@ def main() -> None:
     sample = ll.Sample(torch.randint(0, SHAPE["vocab_size"], (args.tokens,)).tolist())
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    weights = memory("VmRSS")
+    weights = resident("VmRSS")
     start = time.perf_counter()
     run = ll.analyze(lens, [sample])
     seconds = time.perf_counter() - start
-    peak = memory("VmHWM")
+    peak = resident("VmHWM")
     json.dump(
         {
             "tokens": args.tokens,

@@ -16,6 +16,9 @@ os.environ.update(
     TQDM_DISABLE="1",
 )
 
+# what is compiled and timed for this machine is kept between test runs, apart from the user's own
+os.environ.setdefault("LAYERLENS_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "layerlens"))
+
 from jaxtyping import install_import_hook
 
 ROOMS = Path(__file__).parents[1] / "src" / "layerlens"

@@ -18,6 +18,7 @@ import xarray as xr
 
 import layerlens as ll
 from layerlens.errors import RunError, SelectionError
+from layerlens.files import interrupt_waits
 from tests.fakes import make_run
 from tests.tiny import random_ids, tiny_model
 
@@ -37,9 +38,9 @@ ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], b
 """
 
 
-def start_worker(out: Path) -> subprocess.Popen[bytes]:
-    code = WORKER.format(root=str(ROOT))
-    worker = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def start_worker(out: Path, code: str = WORKER) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", code.format(root=str(ROOT)), str(out)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert worker.stdout is not None
     assert worker.stdout.readline() == b"ready\n"
     return worker
@@ -50,13 +51,30 @@ def finish(worker: subprocess.Popen[bytes]) -> None:
         assert worker.wait(timeout=120) == 0
 
 
+def run_whole(out: Path, code: str = WORKER) -> float:
+    """Seconds that a worker takes that nobody disturbs."""
+    worker = start_worker(out, code)
+    start = time.perf_counter()
+    finish(worker)
+    return time.perf_counter() - start
+
+
+def run_through_kills(out: Path, times: int, seconds: float, seed: int, code: str = WORKER) -> None:
+    """SIGKILLs at random moments, the run started again after every one, and let end."""
+    moments = random.Random(seed)
+    for _ in range(times):
+        worker = start_worker(out, code)
+        with worker:
+            time.sleep(moments.uniform(0, seconds * 0.6))
+            worker.send_signal(signal.SIGKILL)
+            worker.wait(timeout=60)
+    finish(start_worker(out, code))
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    worker = start_worker(out)
-    start = time.perf_counter()
-    finish(worker)
-    return out, time.perf_counter() - start
+    return out, run_whole(out)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -72,15 +90,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 def test_a_killed_run_ends_as_if_never_killed(portion: int, uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     """Five SIGKILLs at random moments each, twenty in all, the run started again after every one."""
     whole, seconds = uninterrupted
-    moments = random.Random(portion)
     out = tmp_path / "run"
-    for _ in range(5):
-        worker = start_worker(out)
-        with worker:
-            time.sleep(moments.uniform(0, seconds * 0.6))
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(timeout=60)
-    finish(start_worker(out))
+    run_through_kills(out, 5, seconds, seed=portion)
     assert_same_run(whole, out)
 
 
@@ -261,3 +272,17 @@ def test_frame_is_tidy(qwen: ll.LensModel) -> None:
     at = np.flatnonzero((run.data["sample"].values == 1) & (run.data["position"].values == 3))[0]
     assert row["entropy"] == run.data["entropy"].sel(layer=2, site="ffn_out").values[at]
     assert set(frame.columns) >= {"token_text", "in_response", "entropy", "logp_next", "kl_to_final", "agrees"}
+
+
+def test_an_interrupt_waits_for_the_file_in_hand() -> None:
+    done = []
+
+    def work() -> None:
+        with interrupt_waits(), interrupt_waits():
+            signal.raise_signal(signal.SIGINT)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +17,7 @@ from layerlens.errors import SelectionError
 from layerlens.results import Run
 from layerlens.settle import judge, share_of_draws, until_settled
 from tests.fakes import make_run
-from tests.test_run import ROOT, assert_same_run, finish
+from tests.test_run import ROOT, assert_same_run, finish, run_through_kills, run_whole, start_worker
 from tests.test_subsample import thinned
 from tests.tiny import random_ids, tiny_model, tiny_tokenizer
 
@@ -43,33 +37,16 @@ ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], b
 """
 
 
-def start_worker(out: Path) -> subprocess.Popen[bytes]:
-    code = WORKER.format(root=str(ROOT))
-    worker = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert worker.stdout is not None
-    assert worker.stdout.readline() == b"ready\n"
-    return worker
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    worker = start_worker(out)
-    start = time.perf_counter()
-    finish(worker)
-    return out, time.perf_counter() - start
+    return out, run_whole(out, WORKER)
 
 
 def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, seconds = uninterrupted
-    moments, out = random.Random(0), tmp_path / "run"
-    for _ in range(4):
-        worker = start_worker(out)
-        with worker:
-            time.sleep(moments.uniform(0, seconds * 0.6))
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(timeout=60)
-    finish(start_worker(out))
+    out = tmp_path / "run"
+    run_through_kills(out, 4, seconds, seed=0, code=WORKER)
     assert_same_run(whole, out)
     assert ll.open_run(whole).manifest["readout"] == ll.open_run(out).manifest["readout"]
 
@@ -77,7 +54,7 @@ def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path)
 def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, _ = uninterrupted
     out = tmp_path / "run"
-    first, second = start_worker(out), start_worker(out)
+    first, second = start_worker(out, WORKER), start_worker(out, WORKER)
     finish(first)
     finish(second)
     assert_same_run(whole, out)

@@ -149,12 +149,13 @@ def _measure_memory(question: str) -> float:
     hidden, weight = shape.tensors()
     way(hidden[:2], weight[:128].clone())  # libraries load their code when they are first called
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     way(hidden, weight)
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
+    """A line of this process's memory in /proc, MiB: VmRSS now, VmHWM at most since `/proc/self/clear_refs` was told "5" (Linux)."""
     text = Path("/proc/self/status").read_text()
     return int(next(line for line in text.splitlines() if line.startswith(field)).split()[1]) / 1024
 

@@ -99,3 +99,9 @@ def test_a_trl_with_another_method_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, batch: None)
     with pytest.raises(TrainingError, match=r"GRPOTrainer\._compute_loss lacks inputs"):
         require_seam()
+
+
+def test_a_trl_with_another_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("trl.trainer.utils._ChunkedLogProbFunction")
+    with pytest.raises(TrainingError, match="its log-probability kernel differs: pip install"):
+        require_seam()

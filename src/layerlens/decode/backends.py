@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import torch
 from filelock import FileLock
+from jaxtyping import Float
 from torch import Tensor
 
 from layerlens.decode import gpu_product, native, products
@@ -31,6 +32,9 @@ SETTING = "LAYERLENS_READOUT"
 
 WORTH_TIMING = 10**8
 """Products of two numbers in a task from which on the fastest way is looked for; smaller ones run in torch, always the same way."""
+
+NEEDS = "it needs a C++ compiler (c++, g++ or clang++), float32 or bfloat16 weights on a CPU and no soft-cap; choose 'torch'"
+"""Of the C++ pass, the one way of a CPU that can be missing."""
 
 Way = Callable[[Task], Sums]
 
@@ -58,7 +62,7 @@ def choose_backend(task: Task, backend: Backend = "auto") -> Way:
     families = ("torch", "native") if name == "auto" and big else ("torch",) if name == "auto" else (name,)
     able = [way for way in CPU if way.split("-")[0] in families and _possible(way, task)]
     if not able:
-        raise SelectionError(f"the readout backend {name!r} can not be had for this model on {where}: {_reason(name)}")
+        raise SelectionError(f"the readout backend {name!r} can not be had for this model on {where}: {NEEDS}")
     return CPU[_fastest(able, task)] if big and len(able) > 1 else CPU[able[0]]
 
 
@@ -69,11 +73,9 @@ def backends_for(task: Task) -> list[Backend]:
     return [name for name in ("torch", "compile", "native") if _possible(name, task)]
 
 
-def product_for(hidden: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The float32 product of vectors and a chunk of the weights, for a caller that keeps it."""
-    if weight.device.type == "cuda":
-        return gpu_product.product
-    return lambda rows, chunk: rows.float() @ chunk.float().t()
+def float32_product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
+    """The product of vectors and a chunk of the weights, for a caller that keeps it."""
+    return gpu_product.product(vectors, weight) if weight.device.type == "cuda" else vectors.float() @ weight.float().t()
 
 
 def _possible(way: str, task: Task) -> bool:
@@ -84,12 +86,6 @@ def _possible(way: str, task: Task) -> bool:
     if way.endswith("onednn"):
         return task.hidden.device.type == "cpu" and products.has_onednn()
     return True
-
-
-def _reason(name: str) -> str:
-    if name == "native":
-        return "it needs a C++ compiler (c++, g++ or clang++), float32 or bfloat16 weights and no soft-cap; choose 'torch'"
-    return "it needs a GPU; choose 'torch'"
 
 
 def _fastest(ways: list[str], task: Task) -> str:
@@ -104,18 +100,15 @@ def _fastest(ways: list[str], task: Task) -> str:
             path = folder / f"fastest-{key}.json"
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    seconds = _time(ways, task)
-                    found = {"way": min(seconds, key=seconds.__getitem__), "seconds": seconds, "shape": shape}
-                    write_whole(path, lambda made: made.write_text(json.dumps(found)))
+                    write_whole(path, lambda made: made.write_text(json.dumps({"shape": shape, "way": _time(ways, task)})))
                 _chosen[key] = json.loads(path.read_text())["way"]
         except OSError:  # no place to keep it
-            seconds = _time(ways, task)
-            _chosen[key] = min(seconds, key=seconds.__getitem__)
+            _chosen[key] = _time(ways, task)
     return _chosen[key]
 
 
-def _time(ways: list[str], task: Task, times: int = 3) -> dict[str, float]:
-    """Seconds that each way takes for the first two chunks of the vocabulary, at best; taken in turns."""
+def _time(ways: list[str], task: Task, times: int = 3) -> str:
+    """The way that is fastest, at its best, for the first two chunks of the vocabulary; they take turns."""
     logits = task.logits
     few = slice(0, 2 * chunk_size(task))
     part = replace(task, logits=replace(logits, weight=logits.weight[few], bias=None if logits.bias is None else logits.bias[few]))
@@ -125,4 +118,4 @@ def _time(ways: list[str], task: Task, times: int = 3) -> dict[str, float]:
             start = time.perf_counter()
             CPU[way](part)
             seconds[way] = min(seconds[way], time.perf_counter() - start)
-    return seconds
+    return min(seconds, key=seconds.__getitem__)

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from layerlens.decode.gpu_product import LOW_PRECISION, TILE, Product
 from layerlens.decode.logits import Logits, Task
-from layerlens.decode.reduction import Found, Reducer, _largest, _TopK, first, with_ids
+from layerlens.decode.reduction import Found, Reducer, TopK, first, with_ids
 from layerlens.decode.sums import Moments, Sums, join, merge
 from layerlens.errors import SelectionError
 
@@ -119,13 +119,14 @@ class _KernelReduction:
         self.task = task
         self.tile = min(TILE, 1 << (chunk - 1).bit_length())
         self.parts = _Parts(task, -(-task.vocab // self.tile))
-        self.top = _EveryTopK(len(task.hidden), task.top_k, task.hidden.device) if task.top_k else None
+        self.top = TopK(len(task.hidden), task.top_k, task.hidden.device) if task.top_k else None
 
     def take(self, x: Float[Tensor, "n chunk"], start: int) -> None:
         task, parts, (n, width) = self.task, self.parts, x.shape
         finishing = _finishing(task.logits)
         if self.top is not None:  # it wants the logits written
-            self.top.update(task.logits.finish_(x, start, start + width)[parts.cuts["own"]], None, start)
+            own = task.logits.finish_(x, start, start + width)[parts.cuts["own"]]
+            self.top.update(own, torch.arange(len(own), device=x.device), start)  # which rows need it only the GPU knows
             finishing = None, None, None, None
         final, reference = (x[parts.cuts[name]] if wanted else None for name, wanted in (("final", task.kl), ("reference", task.kl_from)))
         _kernels().reduce_rows[(n, -(-width // self.tile))](
@@ -135,17 +136,6 @@ class _KernelReduction:
 
     def result(self) -> Sums:
         return self.parts.joined(None if self.top is None else (self.top.values, self.top.ids))
-
-
-class _EveryTopK(_TopK):
-    """The k largest logits of each row so far, looked for in every row: which rows need it only the GPU knows."""
-
-    def update(self, x: Float[Tensor, "n chunk"], _m: Float[Tensor, " n"] | None, start: int) -> None:
-        k = self.values.shape[1]
-        values, ids = _largest(x, torch.arange(len(x), device=x.device), k)
-        values, ids = torch.cat([self.values, values], dim=-1), torch.cat([self.ids, ids + start], dim=-1)
-        self.values, order = values.topk(k, dim=-1)
-        self.ids = ids.gather(-1, order)
 
 
 def _states(task: Task) -> Float[Tensor, "n d"]:

@@ -53,7 +53,7 @@ class Reducer:
         lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
         self.rows = min(lengths.values())
         self.best = {name: _Best(length, device) for name, length in lengths.items()} if task.agrees else {}
-        self.top = _TopK(len(task.hidden), task.top_k, device) if task.top_k else None
+        self.top = TopK(len(task.hidden), task.top_k, device) if task.top_k else None
 
     def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> Sums:
         """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors."""
@@ -66,7 +66,7 @@ class Reducer:
         for name, best in self.best.items():
             best.update(x[name], anchors.get(name, sums.own).m, start)
         if self.top is not None:
-            self.top.update(x["own"], m, start)
+            self.top.update(x["own"], self.top.beaten(m), start)
         return sums
 
     @property
@@ -124,22 +124,26 @@ class _Best:
             self.m = torch.maximum(self.m, m)
 
 
-class _TopK:
-    """The k largest logits of each row so far, likewise."""
+class TopK:
+    """The k largest logits of each row so far."""
 
     def __init__(self, n: int, k: int, device: torch.device):
         self.values = torch.full((n, k), -torch.inf, device=device)
         self.ids = torch.zeros((n, k), dtype=torch.long, device=device)
 
-    def update(self, x: Float[Tensor, "n chunk"], m: Float[Tensor, " n"], start: int) -> None:
-        better = (m > self.values[:, -1]).nonzero()[:, 0]
-        if not len(better):
+    def beaten(self, m: Float[Tensor, " n"]) -> Int[Tensor, " rows"]:
+        """The rows in which a chunk of these largest logits holds one of the k."""
+        return (m > self.values[:, -1]).nonzero()[:, 0]
+
+    def update(self, x: Float[Tensor, "n chunk"], rows: Int[Tensor, " rows"], start: int) -> None:
+        """Takes in a chunk, in those rows alone."""
+        if not len(rows):
             return
         k = self.values.shape[1]
-        values, ids = _largest(x, better, k)
-        values, ids = torch.cat([self.values[better], values], dim=-1), torch.cat([self.ids[better], ids + start], dim=-1)
-        self.values[better], order = values.topk(k, dim=-1)
-        self.ids[better] = ids.gather(-1, order)
+        values, ids = _largest(x, rows, k)
+        values, ids = torch.cat([self.values[rows], values], dim=-1), torch.cat([self.ids[rows], ids + start], dim=-1)
+        self.values[rows], order = values.topk(k, dim=-1)
+        self.ids[rows] = ids.gather(-1, order)
 
 
 def _largest(x: Float[Tensor, "n chunk"], rows: Int[Tensor, " m"], k: int, width: int = 32) -> tuple[Tensor, Tensor]:

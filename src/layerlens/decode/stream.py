@@ -36,16 +36,14 @@ Work = Callable[[int, int], Sums]
 """The sums of the tokens from the first number to the one before the second."""
 
 
-def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer, upcast: bool = True) -> Sums:
-    """One pass over the whole vocabulary; with `upcast` everything is float32 before it comes to the product."""
-    if upcast:
-        anchors = {name: rows.float() for name, rows in task.anchors.items()}
-        task = replace(task, hidden=task.hidden.float(), anchors=anchors)
+def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer) -> Sums:
+    """One pass over the whole vocabulary; everything is float32 before it comes to the product."""
+    task = replace(task, hidden=task.hidden.float(), anchors={name: rows.float() for name, rows in task.anchors.items()})
     reducers: list[Reducer] = []
 
     def worker() -> Work:
         reducers.append(reducer(task))
-        return partial(_range, task, product, reducers[-1], upcast)
+        return partial(_range, task, product, reducers[-1])
 
     return with_ids(merge(over_ranges(task, worker)), [each.found for each in reducers])
 
@@ -81,11 +79,11 @@ def chunk_size(task: Task) -> int:
     return max(64, min(4096, size))
 
 
-def _range(task: Task, product: Product, reducer: Reducer, upcast: bool, start: int, stop: int) -> Sums:
+def _range(task: Task, product: Product, reducer: Reducer, start: int, stop: int) -> Sums:
     weight, chunk = task.logits.weight, chunk_size(task)
     vectors = {"own": task.hidden, **task.anchors}
     space = {name: weight.new_empty(len(rows) * chunk, dtype=torch.float32) for name, rows in vectors.items()}
-    floats = weight.new_empty((chunk, weight.shape[1]), dtype=torch.float32) if upcast and weight.dtype != torch.float32 else None
+    floats = weight.new_empty((chunk, weight.shape[1]), dtype=torch.float32) if weight.dtype != torch.float32 else None
     parts = []
     for a in range(start, stop, chunk):
         b = min(a + chunk, stop)

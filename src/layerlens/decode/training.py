@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.decode.backends import choose_backend, product_for
+from layerlens.decode.backends import choose_backend, float32_product
 from layerlens.decode.logits import Logits, Task
 from layerlens.decode.streamed import rows_at_once
 
@@ -80,14 +80,13 @@ class _TokenLogProbs(torch.autograd.Function):
         rows = moved.nonzero()[:, 0]
         size = rows_at_once(logits, 1)
         chunk = max(64, BACKWARD_ELEMENTS.get(hidden.device.type, BACKWARD_ELEMENTS["cpu"]) // max(1, min(size, len(rows))))
-        product = product_for(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in torch.split(rows, size):
                 h, aim, z = hidden[part], targets[part], log_z[part, None]
                 for start in range(0, len(weight), chunk):
                     w = weight[start : start + chunk]
                     stop = start + len(w)
-                    x = logits.finish_(product(h, w), start, stop)
+                    x = logits.finish_(float32_product(h, w), start, stop)
                     slope = _slope(x, logits)
                     p = (x - z).exp()
                     g = torch.zeros_like(x)

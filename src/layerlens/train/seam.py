@@ -14,6 +14,10 @@ METHODS = {
     "_compute_loss": {"model", "inputs"},
 }
 """Methods of GRPOTrainer that BuPO overrides, and the parameters that it passes or reads."""
+KERNEL = (
+    "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
+)  # fmt: skip
+"""What TRL's head gives, in this order, to the kernel that `streamed_head` stands in for."""
 
 
 def require_seam() -> None:
@@ -33,3 +37,8 @@ def require_seam() -> None:
             raise TrainingError(
                 f"the installed TRL {version} is not as released: GRPOTrainer.{name} lacks {', '.join(sorted(missing))}: {remedy}"
             )
+    from trl.trainer import utils
+
+    kernel = getattr(utils, "_ChunkedLogProbFunction", None)
+    if kernel is None or tuple(inspect.signature(kernel.forward).parameters) != KERNEL:
+        raise TrainingError(f"the installed TRL {version} is not as released: its log-probability kernel differs: {remedy}")
