@@ -55,6 +55,26 @@ def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int,
 
 
 @pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "one row rises"])
+@pytest.mark.parametrize("k", [1, 7, 90])
+def test_top_k_holds_wherever_the_large_logits_lie(order: str, k: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each chunk holds larger logits than all before it, or none does; more of them than a chunk has tokens."""
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 64)
+    ramp = torch.linspace(-5, 5, 1500)
+    logits = {
+        "rising": torch.stack([ramp, 2 * ramp]),
+        "falling": torch.stack([ramp.flip(0), ramp]),
+        "equal": torch.zeros(2, 1500),
+        "one row rises": torch.stack([ramp, *torch.randn(3, 1500, generator=torch.Generator().manual_seed(0))]),
+    }[order]
+    got = readout(torch.eye(len(logits)), logits.T.contiguous(), top_k=k, backend=backend)
+    p = plain(logits).exp()
+    torch.testing.assert_close(got.top_probs.double(), p.topk(k).values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(p.gather(-1, got.top_ids), got.top_probs.double(), atol=1e-6, rtol=0)
+    assert all(len(set(ids)) == k for ids in got.top_ids.tolist())
+
+
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("offset", [-200.0, 0.0, 200.0])
 @pytest.mark.parametrize("shape", ["peaked", "flat", "mixed"])
 def test_extreme_rows(shape: str, offset: float, backend: str) -> None:
