@@ -139,7 +139,7 @@ class TopK:
         """Takes in a chunk: the few logits in it that are larger than a row's k-th so far, or all rows where they are many."""
         least, cells = self.values[:, -1:], x.shape[1] // CELL
         left = cells * CELL
-        row, cell = (x[:, :left].view(-1, CELL, cells).amax(1) > least).nonzero(as_tuple=True)
+        row, cell = (x[:, :left].view(len(x), CELL, cells).amax(1) > least).nonzero(as_tuple=True)
         if len(row) > self.values.numel():
             return self.take_all(x, start)
         columns = cell[:, None] + torch.arange(0, left, cells or 1, device=x.device)
