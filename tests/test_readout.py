@@ -15,9 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import layerlens as ll
 from layerlens.decode import backends, native, readout, stream, streamed
 from layerlens.decode.logits import Logits, Task
 from layerlens.errors import ReadoutError, SelectionError
+from tests.tiny import random_ids, tiny_model
 
 HERE = ("torch", *(("native",) if native.library() is not None else ()))
 """The ways to compute a readout on this machine; `native` where there is a C++ compiler."""
@@ -232,6 +234,24 @@ def test_a_bad_row_is_named(poison: float, backend: str) -> None:
     with pytest.raises(ReadoutError, match="row 3 of state 1") as caught:
         readout(hidden, torch.randn(50, 4), backend=backend)
     assert (caught.value.stack, caught.value.row) == (1, 3)
+
+
+@pytest.mark.parametrize(("layers", "where"), [("all", "layer 2, ffn_out: .* at token 4"), ([1], "layer 4, resid_post: .* at token 0")])
+def test_an_analysis_names_token_layer_and_site_of_a_bad_state(layers: object, where: str) -> None:
+    """The first in the order of the flow; the model's own policy, where what is measured is fine and only the comparison fails.
+
+    By then attention has spread it to all tokens: one that a mask hides counts 0 times NaN.
+    """
+    model = tiny_model()
+    lens = ll.LensModel.wrap(model)
+    samples = [ll.Sample(random_ids(9), 3, id="good"), ll.Sample(random_ids(7, seed=1), 3, id="bad")]
+
+    def spoil(_module: object, _inputs: object, output: torch.Tensor) -> None:
+        output[1, 4, 0] = math.nan
+
+    model.model.layers[1].mlp.register_forward_hook(spoil)
+    with pytest.raises(ReadoutError, match=f"^{where} of sample bad"):
+        ll.analyze(lens, samples, layers=layers, progress=False)
 
 
 @pytest.mark.parametrize("backend", HERE)
