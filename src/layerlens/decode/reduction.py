@@ -38,7 +38,7 @@ def sum_block(
 class Found:
     """Token ids that a part of the vocabulary holds: of each policy's largest logit, and of the k largest, with these logits."""
 
-    best: dict[str, tuple[Float[Tensor, " n"], Int[Tensor, " n"]]]
+    best: dict[str, tuple[Float[Tensor, " _"], Int[Tensor, " _"]]]
     top: tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]] | None
 
 
