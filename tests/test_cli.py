@@ -175,6 +175,34 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"
 
 
+def test_model_and_prompt_options_are_the_same_for_every_verb(
+    layerlens: Layerlens, qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
+
+    def load(name: str, **keywords: Any) -> ll.LensModel:
+        loaded.append({"name": name} | keywords)
+        return qwen
+
+    def reader(source: Any, model: Any, **keywords: Any) -> Any:
+        read.append(keywords)
+        raise SelectionError("seen enough")
+
+    monkeypatch.setattr(ll, "load", load)
+    monkeypatch.setattr("layerlens.evaluate.engines.load", load)
+    monkeypatch.setattr("layerlens.prompts.read_prompts", reader)
+    model = ("--dtype", "float64", "--device-map", "auto", "--revision", "main", "--trust-remote-code")
+    prompts = ("--limit", 3, "--split", "train", "--column", "q", "--no-chat", "--system", "Be brief.", "--no-thinking")
+    assert layerlens("check", "m", *model).code == 0
+    one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
+    one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
+    asked = {"dtype": "float64", "device": None, "device_map": "auto", "revision": "main", "trust_remote_code": True}
+    assert loaded == [{"name": "m", **asked, "check": False}, {"name": "m", **asked}, {"name": "m", **asked}]
+    options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
+    assert read == [{"limit": 3, **options}] * 2
+
+
 def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     model, prompts, out = folder / "model", folder / "prompts.txt", tmp_path / "out"
 

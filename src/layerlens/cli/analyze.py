@@ -9,22 +9,20 @@ import typer
 
 from layerlens.cli.options import (
     AsJson,
-    Device,
-    DeviceMap,
-    Dtype,
     ModelName,
+    ModelOptions,
     NormName,
-    Revision,
+    PromptOptions,
     RowsName,
-    TrustRemoteCode,
+    grouped,
     parse_count,
     parse_layers,
     parse_names,
-    pick_device,
     print_json,
 )
 
 
+@grouped
 def analyze_command(
     model: ModelName,
     prompts: Annotated[
@@ -36,24 +34,9 @@ def analyze_command(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. One that was stopped goes on where it was.")],
+    *,
     limit: Annotated[int | None, typer.Option(help="Read only so many prompts.", min=1, rich_help_panel="Prompts")] = None,
-    split: Annotated[str, typer.Option(help="Split of a hub dataset.", rich_help_panel="Prompts")] = "test",
-    column: Annotated[
-        str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.", rich_help_panel="Prompts")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.", rich_help_panel="Prompts")
-    ] = True,
-    system: Annotated[str | None, typer.Option(help="A system message to put in front.", rich_help_panel="Prompts")] = None,
-    thinking: Annotated[
-        bool | None,
-        typer.Option(
-            "--thinking/--no-thinking",
-            help="Pass enable_thinking to the chat template (Qwen3's switch).",
-            rich_help_panel="Prompts",
-            show_default=False,
-        ),
-    ] = None,
+    reading: Annotated[PromptOptions, "Prompts"],
     generate: Annotated[
         bool,
         typer.Option(
@@ -105,11 +88,7 @@ def analyze_command(
             show_default=False,
         ),
     ] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: ModelOptions,
     batch_tokens: Annotated[
         int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
     ] = 8192,
@@ -122,16 +101,8 @@ def analyze_command(
     import layerlens as ll
     from layerlens.bundled import bundled_prompts
 
-    lens = ll.load(
-        model,
-        revision=revision,
-        dtype=dtype,
-        device=pick_device(device, device_map),
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-    )
-    source = bundled_prompts() if prompts == "arithmetic" else prompts
-    samples = ll.read_prompts(source, lens, limit=limit, split=split, column=column, chat=chat, system=system, enable_thinking=thinking)
+    lens = ll.load(model, **loading.keywords())
+    samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, lens, limit)
     run = ll.analyze(
         lens,
         samples,

@@ -6,16 +6,14 @@ import math
 
 import typer
 
-from layerlens.cli.options import AsJson, Device, DeviceMap, Dtype, ModelName, Revision, TrustRemoteCode, pick_device, print_json
+from layerlens.cli.options import AsJson, ModelName, ModelOptions, grouped, print_json
 
 
+@grouped
 def check(
     model: ModelName,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    loading: ModelOptions,
     as_json: AsJson = False,
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
@@ -25,15 +23,7 @@ def check(
     import layerlens as ll
     from layerlens.models import check_identities
 
-    lens = ll.load(
-        model,
-        revision=revision,
-        dtype=dtype,
-        device=pick_device(device, device_map),
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        check=False,
-    )
+    lens = ll.load(model, **loading.keywords(), check=False)
     parts, config = lens.parts, lens.parts.model.config
     report = check_identities(parts)
     vocabulary, width = parts.unembedding.shape
