@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 import layerlens as ll
@@ -274,8 +276,8 @@ WRONG_USAGE = {
     "select x --nonsense": "no such option: --nonsense; see layerlens select --help",
     "select x --rule best": "invalid value for '--rule': 'best' is not one of 'boundary', 'entropy_drop', 'agreement'; see",
     "select x --tolerance": "'--tolerance' requires an argument; see layerlens select --help",
-    "compare": "missing argument 'RUN...'; see layerlens compare --help",
-    "plot": "missing argument 'RUN...'; see layerlens plot --help",
+    "compare": "missing argument 'RUN'; see layerlens compare --help",
+    "plot": "missing argument 'RUN'; see layerlens plot --help",
     "check": "missing argument 'MODEL'; see layerlens check --help",
     "analyze m p": "missing option '--out' / '-o'; see layerlens analyze --help",
     "analyze m p -o x --limit 0": "'--limit': input should be greater than or equal to 1; see layerlens analyze --help",
@@ -322,6 +324,28 @@ def test_help_and_version(layerlens: Layerlens, monkeypatch: pytest.MonkeyPatch)
         "--json",
     ):
         assert option in analyze
+
+
+@pytest.mark.parametrize("verb", [command.name for command in app.registered_commands])
+def test_help_loses_no_word(layerlens: Layerlens, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are markup to some renderers: `[default: ...]` and `layerlens[accelerate]` once vanished."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"[\s│`]", "", text)
+
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = layerlens(verb, "--help").out
+    assert f"Usage: layerlens {verb} " in shown
+    assert "[[" not in shown
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    for text in (command.help, *(parameter.help for parameter in command.params)):
+        assert bare(text) in bare(shown), text
+
+
+def test_training_folders_take_no_options_of_runs(layerlens: Layerlens, tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for option in (("--kind", "flow"), ("--sample", 0), ("--site", "ffn_out"), ("--rows", "all"), ("--over", "token")):
+        one_line(layerlens("plot", tmp_path, *option, "--out", tmp_path / "figures"), "leave them out for training folders")
 
 
 def test_layers_and_names_as_texts() -> None:

@@ -16,9 +16,10 @@ MENDABLE = 2
 
 app = typer.Typer(
     name="layerlens",
-    help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer to train.",
+    help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer and train it.\n\n"
+    "Begin with `layerlens demo`. On a model of yours: analyze, then plot, compare or select what it has measured, then train and eval.",
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
@@ -26,10 +27,10 @@ app.command("analyze")(analyze.analyze_command)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
-app.command("check")(check.check)
-app.command("bench")(bench.bench_command)
-app.command("eval")(eval.eval_command)
 app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command("eval")(eval.eval_command)
+app.command("bench")(bench.bench_command)
+app.command("check")(check.check)
 
 
 @app.callback(invoke_without_command=True)

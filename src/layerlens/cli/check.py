@@ -18,7 +18,9 @@ def check(
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
 
-    Exits with 2 where an identity fails: such a model would be analysed wrongly, and is refused.
+    Exits with 2 where it does not: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
+
+    Example: layerlens check Qwen/Qwen3-4B
     """
     import layerlens as ll
     from layerlens.models import check_identities

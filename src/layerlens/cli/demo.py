@@ -31,7 +31,7 @@ def demo(
     """Analyse the two bundled models on held-out problems, draw every figure, compare them and choose a layer. Minutes, offline.
 
     Both models answer the same problems (sampled at temperature 1, seed 0) and are measured at every layer and site, with
-    norm none and norm final.
+    norm none (states as they are) and norm final (the logit lens). Comparison and choice are those of norm none.
     """
     import torch
 

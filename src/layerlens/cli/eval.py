@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from layerlens.cli.options import AsJson, ModelName, ModelOptions, NormName, PromptOptions, grouped, print_json
+from layerlens.cli.options import AsJson, ModelName, ModelOptions, NormName, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many problems of each task.", min=1, rich_help_panel="Problems")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many problems of each task, from the start.", min=1, rich_help_panel="Problems")
+    ] = None,
     reading: Annotated[PromptOptions, "Problems"],
     reward: Annotated[
         str | None,
@@ -84,9 +86,7 @@ def eval_command(
             rich_help_panel="Answers",
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0, rich_help_panel="Answers")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.", rich_help_panel="Answers")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.", rich_help_panel="Answers")] = 0,
+    sampling: Annotated[SamplingOptions, "Answers"],
     layer: Annotated[
         int | None,
         typer.Option(help="Answer from this layer's internal policy (1...L) instead of the model.", min=1, rich_help_panel="Answers"),
@@ -120,7 +120,6 @@ def eval_command(
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
     from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
-    from layerlens.generation import Generation
     from layerlens.train.rewards import load_reward
     from layerlens.types import resolve_norm, resolve_sites
 
@@ -146,7 +145,7 @@ def eval_command(
             problems,
             samples or task.samples,
             reward=check,
-            generation=Generation(longest, temperature, top_p, seed),
+            generation=sampling.generation(longest),
             out=out / task.name,
             name=task.name,
             batch_size=batch_size,

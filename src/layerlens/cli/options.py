@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from layerlens.errors import SelectionError
+from layerlens.prompts import PROMPT_COLUMNS
 
 if TYPE_CHECKING:
+    from layerlens.generation import Generation
     from layerlens.prompts import Sample
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub name (Qwen/Qwen3-4B), a local folder, or a bundled model (tiny-qwen3, tiny-llama).")
 ]
-RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as `layerlens analyze --out` made them.")]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, as `layerlens analyze --out` made them.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel="Model")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16, float32 or float64.", rich_help_panel="Model")]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where the model goes: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
+        help="Where it runs: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -83,7 +85,7 @@ Rule = Annotated[
         "agreement: first to agree with the final policy."
     ),
 ]
-Rows = Annotated[RowsName, typer.Option(help="Average over response tokens, or all.")]
+Rows = Annotated[RowsName, typer.Option(help="Average over the rows that predict a response token, or all.")]
 Over = Annotated[WeightingName, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[float, typer.Option(help="Share of the early rise under which a mean ΔS counts as zero.", min=0.0, max=1.0)]
 
@@ -104,13 +106,32 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """How responses are sampled, but for their length."""
+
+    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 takes the most likely token.", min=0.0)] = 1.0
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the probability.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Of the sampling. Each response has a random stream of its own.")] = 0
+
+    def generation(self, max_new_tokens: int) -> Generation:
+        from layerlens.generation import Generation
+
+        return Generation(max_new_tokens, **asdict(self))
+
+
+@dataclass(frozen=True)
 class PromptOptions:
     """How prompts are read from their source and put to a model."""
 
     split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "test"
-    column: Annotated[str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.")] = None
-    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.")] = True
-    system: Annotated[str | None, typer.Option(help="A system message to put in front.")] = None
+    column: Annotated[
+        str | None,
+        typer.Option(help=f"Field that holds the prompt. [default: the first there is of {', '.join(PROMPT_COLUMNS)}]", show_default=False),
+    ] = None
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one, or the text as it stands.")
+    ] = True
+    system: Annotated[str | None, typer.Option(help="A system message to put in front of every prompt.")] = None
     thinking: Annotated[
         bool | None,
         typer.Option("--thinking/--no-thinking", help="Pass enable_thinking to the chat template (Qwen3's switch).", show_default=False),

@@ -52,14 +52,24 @@ class TrainScript:
 
 def train(
     config: Annotated[str, typer.Option("--config", "-c", help=f"A YAML file, or a shipped one by name: {', '.join(shipped_configs())}.")],
-    fields: Annotated[list[str] | None, typer.Argument(metavar="[--FIELD VALUE]...", help="Any field of the file, to change it.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="--FIELD VALUE",
+            help="Fields of the file, to change them or to add to them. What is trained on what: "
+            f"{', '.join(each.name for each in fields(TrainScript))}. How: every field of BuPOConfig (internal_layer, internal_steps, "
+            "output_dir, ...; docs/training.md) and so of TRL's GRPOConfig.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model with BuPO: the chosen layer's policy for some rollout steps, then the whole policy.
 
-    Every field can also be given on the command line and then wins: --internal_layer 6 --max_steps 20. To go on after a
-    stop: the same command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ...
+    A field of the configuration file that is also given on the command line is taken from there. To go on after a stop: the same
+    command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ... Needs layerlens[train].
+
+    Example: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_dir bupo
     """
-    script, args = read_config(config, fields or [])
+    script, args = read_config(config, changes or [])
     run_training(script, args)
 
 
