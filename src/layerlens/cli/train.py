@@ -92,7 +92,7 @@ def read_config(name: str, overrides: Sequence[str]) -> tuple[TrainScript, Any]:
     # an abbreviation would mean another field as soon as TRL has a new one
     parser = Parser((TrainScript, BuPOConfig), allow_abbrev=False)
     known = [each.name for half in (TrainScript, BuPOConfig) for each in fields(half)]
-    # both before a configuration is built: that takes seconds, and prints other libraries' warnings
+    # both before a configuration is built, which prints other libraries' warnings
     _refuse_unknown(parser.set_defaults_with_config(**_read_yaml(file)), known, f"{file}: ")
     _refuse_unknown(parser.parse_known_args(overrides)[1], known)
     try:
@@ -121,9 +121,9 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], where: str = "")
     """Raises TrainingError for the first of the words that a parser had no field for."""
     if not words:
         return
-    name = words[0].removeprefix("--").partition("=")[0].replace("-", "_")
     if not words[0].startswith("--"):
         raise TrainingError(f"{where}unexpected {words[0]!r}: expected --field value; see layerlens train --help")
+    name = words[0].removeprefix("--").partition("=")[0].replace("-", "_")
     close = ", ".join(get_close_matches(name, known))
     raise TrainingError(f"{where}no such field: {name}{f' (close to it: {close})' if close else ''}; see layerlens train --help")
 
