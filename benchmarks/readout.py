@@ -85,7 +85,7 @@ def memory() -> list[dict[str, Any]]:
 
 
 def extras(repeats: int) -> dict[str, Any]:
-    """64 states of 8 tokens: entropy alone, with top-10, KL to the final policy and the next token's log-probability, and with agreement too."""
+    """64 states of 8 tokens: entropy alone, with top-10, KL to the final policy and log-probability, and with agreement too."""
     shape = Shape()
     hidden, weight = shape.tensors()
     stack, final = hidden.view(64, 8, -1), hidden[-8:].flip(0)
