@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 
 from layerlens.decode.training import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.results.training import open_training
-from layerlens.train import head
+from layerlens.train import BuPOConfig, BuPOTrainer, head
 from layerlens.train.trainer import LAYER
-from tests.tiny import random_ids, tiny_model
-from tests.train.harness import fixed_batch, make_trainer, plain_logps
+from tests.tiny import random_ids, tiny_model, tiny_tokenizer
+from tests.train.harness import fixed_batch, make_trainer, plain_logps, reward
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -253,3 +254,24 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
+
+
+@pytest.mark.parametrize("layer", [2, "auto"])
+def test_layers_above_the_trained_one_learn_slower(layer: int | str, tmp_path: Path) -> None:
+    auto = {"internal_rule": "entropy_drop", "internal_samples": 4} if layer == "auto" else {}
+    trainer = make_trainer(tmp_path, internal_layer=layer, internal_steps=1, layer_lr_decay=0.1, **auto)
+    [(trained, _)] = trainer.schedule.phases
+    assert trainer.layer_factors == {number: 1.0 if number <= trained else 0.1 for number in range(1, 5)}
+    assert any(how == "learning rate x 0.1" for _, how in trainer.plan())
+
+
+def test_probes_are_asked_as_training_asks(tmp_path: Path) -> None:
+    args = BuPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_completion_length=4,
+        chat_template_kwargs={"enable_thinking": True},
+    )  # fmt: skip
+    asked = Dataset.from_dict({"prompt": [[{"role": "user", "content": "w9 w8"}]] * 8})
+    trainer = BuPOTrainer(tiny_model("qwen3"), reward, args, train_dataset=asked, processing_class=tiny_tokenizer())
+    [probe] = trainer._prompts(1)
+    assert trainer.processing_class.decode(probe.token_ids).startswith("think user w9")
+    assert [list(probe.token_ids)] == trainer._tokenize_prompts([asked[0]["prompt"]])[0]

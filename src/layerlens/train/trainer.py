@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import AutoConfig, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -29,7 +29,8 @@ from layerlens.files import write_text
 from layerlens.generation import Generation
 from layerlens.lens import LensModel
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
-from layerlens.prompts import Sample, read_prompts
+from layerlens.models.layout import layout_for
+from layerlens.prompts import Sample
 from layerlens.results.training import SCHEDULE
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
@@ -78,15 +79,16 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
         self._active_layer: int | None = None
         self._started_at = 0
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        n_layers = count_blocks(self.model)
-        self.choice = self._choose_layer() if args.internal_layer == "auto" else None
-        self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
-        for layer, _ in self.schedule.phases:
+        n_layers = _depth(model, args)  # before anything is loaded or started that a refusal would waste
+        for layer, _ in args.schedule().phases:
             if layer > n_layers:
                 raise TrainingError(f"the model has {n_layers} layers; the internal phase asks for layer {layer}")
-        above = args.layer_lr_above if args.layer_lr_above is not None else args.internal_layer
-        self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above if isinstance(above, int) else None)
+        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        self.choice = self._choose_layer() if args.internal_layer == "auto" else None
+        self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
+        first = next((layer for layer, _ in self.schedule.phases), None)
+        above = first if args.layer_lr_above is None else args.layer_lr_above
+        self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
         freeze_up_to(self.model, args.freeze_layers)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
             self.add_callback(_DecayUntouched())
@@ -248,8 +250,9 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._metrics["train"][name].append(value)
 
     def _prompts(self, n: int) -> list[Sample]:
-        rows = [{"prompt": row["prompt"]} for row in islice(self.train_dataset, n)]
-        return read_prompts(rows, self.processing_class)
+        """The first n training prompts, of the very tokens that training samples from."""
+        tokens, *_ = self._tokenize_prompts([row["prompt"] for row in islice(self.train_dataset, n)])
+        return [Sample(ids, len(ids), str(index)) for index, ids in enumerate(tokens)]
 
     def _generation(self) -> Generation:
         return Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
@@ -259,6 +262,16 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts = self._prompts(self.args.internal_samples)
         run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
         return select_layer(run, self.args.internal_rule)
+
+
+def _depth(model: Any, args: BuPOConfig) -> int:
+    """L, from the model or from the configuration of the one that is named; refuses an architecture that has no cut."""
+    if isinstance(model, nn.Module):
+        return count_blocks(model)
+    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if name in ("revision", "trust_remote_code")}
+    config = AutoConfig.from_pretrained(model, **options)
+    layout_for(config)
+    return int(config.num_hidden_layers)
 
 
 class _DecayUntouched(TrainerCallback):  # type: ignore[misc]
