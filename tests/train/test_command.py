@@ -15,10 +15,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.arithmetic import problems
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, _problems, make_trainer, read_config, shipped_configs
+from layerlens.cli.train import CONFIGS, _fitting, _problems, make_trainer, read_config, shipped_configs
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts import find_template
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -95,9 +95,50 @@ def test_arithmetic_is_drawn_from_the_difficulties_asked_for(tmp_path: Path) -> 
     assert drawn == [problem.answer for problem in problems("train", 32, script.problems_seed, difficulties=(4,))]
 
 
+def test_a_schedule_is_read_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("model: tiny-qwen3\ninternal_schedule: [[4, 10], [8, 20]]\nuse_cpu: true\nbf16: false\n")
+    file = str(tmp_path / "two.yaml")
+    assert read_config(file, ["--output_dir", str(tmp_path)])[1].schedule().phases == ((4, 10), (8, 20))
+    other = ["--output_dir", str(tmp_path), "--internal_schedule", "2:1,6:-1"]
+    assert read_config(file, other)[1].schedule().phases == ((2, 1), (6, -1))
+
+
+def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"prompt": [{"role": "user", "content": "x" * size}], "ground_truth": "1"} for size in (5, 50)]
+    tokenizer = tiny_tokenizer()
+    [kept] = _fitting(asked, 30, byte_tokenizer(tokenizer.chat_template), {})
+    assert kept is asked[0]
+    assert "1 of 2 problems left out" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="every one of 2 prompts is longer than max_prompt_length=30"):
+        _fitting(asked, 30, byte_tokenizer(tokenizer.chat_template + "and twenty more characters"), {})
+    assert _fitting(asked, None, None, {}) is asked
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max_steps", "few"], "argument --max_steps/--max-steps: invalid int value: 'few'"),
+        (["--learning_speed", "3"], "learning_speed"),
+        (["--internal_layer", "13"], "the model has 12 layers; the internal phase asks for layer 13"),
+        (["--resume", "true"], "out holds no checkpoint to go on from: start without --resume true"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path / "out"), *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [told in line for line in lines if line.startswith("layerlens: ")] == [True]
+    assert not any(line.startswith(("usage", "Traceback")) for line in lines)
+
+
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no such configuration file; shipped are"):
         read_config("nowhere.yaml", [])
+    (tmp_path / "broken.yaml").write_text("model: tiny-qwen3\n  x: [\n")
+    with pytest.raises(TrainingError, match=r"broken\.yaml: mapping values are not allowed here"):
+        read_config(str(tmp_path / "broken.yaml"), [])
     (tmp_path / "odd.yaml").write_text("model: tiny-qwen3\nlearning_speed: 3\n")
     with pytest.raises(TrainingError, match="learning_speed"):
         read_config(str(tmp_path / "odd.yaml"), ON_CPU)

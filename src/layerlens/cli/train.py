@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -36,6 +37,9 @@ class TrainScript:
     problems_difficulties: list[int] | None = field(
         default=None, metadata={"help": "Draw arithmetic problems of these difficulties only (1 the easiest, 4); default: all."}
     )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out problems whose prompt is longer than this, in tokens; default: keep all."}
+    )
     system: str | None = field(default=None, metadata={"help": "A system message to put in front of every problem."})
     chat_template: str | None = field(
         default=None, metadata={"help": "A Jinja chat template (a file, or octothinker) in place of the model's own."}
@@ -66,22 +70,30 @@ def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
     from layerlens.train import BuPOConfig  # which says what to do about a missing TRL
 
     from trl import TrlParser  # isort: skip
+    from yaml import YAMLError  # isort: skip
 
     file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
     if not file.is_file():
         raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
     parser = TrlParser((TrainScript, BuPOConfig))
+    parser.error = _refuse  # argparse's own would print every field there is
     try:
         script, args = parser.parse_args_and_config(["--config", str(file), *overrides])
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         raise TrainingError(f"{file}: {error}") from error
     if not script.model:
         raise TrainingError(f"{file}: which model? give model: in the file or --model")
     return script, args
 
 
+def _refuse(message: str) -> NoReturn:
+    raise TrainingError(message)
+
+
 def run_training(script: TrainScript, args: Any) -> None:
     """Trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
+    if script.resume and not any(Path(args.output_dir).glob("checkpoint-*")):
+        raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
     trainer = make_trainer(script, args)
     trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
@@ -105,10 +117,23 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)
     if script.chat_template:
         tokenizer.chat_template = find_template(script.chat_template)
-    problems = Dataset.from_list(_problems(script))
+    problems = Dataset.from_list(_fitting(_problems(script), script.max_prompt_length, tokenizer, args.chat_template_kwargs or {}))
     return BuPOTrainer(
         model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)
     )
+
+
+def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any, template: dict[str, Any]) -> list[dict[str, Any]]:
+    """The problems whose prompt has no more tokens than that, template included; TRL itself neither cuts nor drops a prompt."""
+    if longest is None:
+        return problems
+    options = {"add_generation_prompt": True, "return_dict": False, **template}
+    kept = [problem for problem in problems if len(tokenizer.apply_chat_template(problem["prompt"], **options)) <= longest]
+    if not kept:
+        raise TrainingError(f"every one of {len(problems)} prompts is longer than max_prompt_length={longest} tokens: allow more")
+    if len(kept) < len(problems):
+        print(f"{len(problems) - len(kept)} of {len(problems)} problems left out: longer than {longest} tokens", file=sys.stderr)
+    return kept
 
 
 def _problems(script: TrainScript) -> list[dict[str, Any]]:
