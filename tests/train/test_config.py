@@ -49,6 +49,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
             "internal_rule is one of boundary, entropy_drop",
         ),
         ({"internal_layer": "auto", "internal_steps": 3, "internal_samples": 0}, "internal_samples must be at least 1"),
+        ({"monitor_layer": 2}, "needs monitor_steps, got 2"),
+        ({"monitor_layer": 0, "monitor_steps": 1}, "monitor_layer is a layer from 1"),
         ({"internal_schedule": "1:2,3:2", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"internal_layer": "none", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"layer_lr_above": 2, "layer_lr_decay": -0.1}, "layer_lr_decay must be 0 or more"),
@@ -94,6 +96,8 @@ def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_loaded(tmp_p
         make_trainer(tmp_path, internal_layer=9, internal_steps=1)
     with pytest.raises(TrainingError, match="4 layers; the internal phase asks for layer 5"):
         make_trainer(tmp_path, internal_schedule="2:1,5:1")
+    with pytest.raises(TrainingError, match="4 layers; monitor_layer asks for layer 5"):
+        make_trainer(tmp_path, monitor_layer=5, monitor_steps=1)
 
 
 @pytest.mark.parametrize("settings", [{"layer_lr_above": 4}, {"layer_lr_above": 0}, {"internal_layer": 4, "internal_steps": 1}])

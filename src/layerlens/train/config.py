@@ -55,7 +55,13 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     monitor_steps: int = field(
         default=0,
-        metadata={"help": "Look into the model every so many optimizer steps (and before the first and after the last); 0: never."},
+        metadata={
+            "help": "Look into the model every so many optimizer steps, and at the start, the end, and the end of a phase; 0: never."
+        },
+    )
+    monitor_layer: int | None = field(
+        default=None,
+        metadata={"help": "Layer whose similarity and KL to those above are watched; default: the first internal one, or the last."},
     )
     monitor_problems: int = field(default=16, metadata={"help": "Problems of the fixed probe set that the monitor looks at."})
     monitor_repeats: int = field(default=4, metadata={"help": "Fresh answers per probe problem, for length and stability."})
@@ -104,6 +110,8 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             yield "layer_lr_decay needs layer_lr_above: the layer above which it acts"
         if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             yield "monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1"
+        if self.monitor_layer is not None and (self.monitor_layer < 1 or not self.monitor_steps):
+            yield f"monitor_layer is a layer from 1 and needs monitor_steps, got {self.monitor_layer} with {self.monitor_steps}"
         if self.deepspeed_plugin and self.internal_layer == "auto":
             yield "internal_layer='auto' can not look into DeepSpeed's model: take the layer that `layerlens analyze` and `select` give"
         if self.deepspeed_plugin and self.monitor_steps:

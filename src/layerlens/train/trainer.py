@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, Trainer, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -80,9 +80,10 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._active_layer: int | None = None
         self._started_at = 0
         n_layers = _depth(model, args)  # before anything is loaded or started that a refusal would waste
-        for layer, _ in args.schedule().phases:
+        asked = [("the internal phase", layer) for layer, _ in args.schedule().phases] + [("monitor_layer", args.monitor_layer or 1)]
+        for who, layer in asked:
             if layer > n_layers:
-                raise TrainingError(f"the model has {n_layers} layers; the internal phase asks for layer {layer}")
+                raise TrainingError(f"the model has {n_layers} layers; {who} asks for layer {layer}")
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         self.choice = self._choose_layer() if args.internal_layer == "auto" else None
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
@@ -229,13 +230,14 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return choice  # type: ignore[no-any-return]
 
     def _monitor(self, n_layers: int) -> Monitor:
-        layer = self.schedule.phases[0][0] if self.schedule.phases else n_layers
+        layer = self.args.monitor_layer or (self.schedule.phases[0][0] if self.schedule.phases else n_layers)
         return Monitor(
             Path(self.args.output_dir),
             self._prompts(self.args.monitor_problems),
             self.processing_class,
             Whole(self.model, self.accelerator, self.is_fsdp_enabled),
             every=self.args.monitor_steps,
+            also=[last for *_, last in self.schedule.spans(self.args.updates) if last],
             layer=layer,
             norm=self.args.internal_norm,
             repeats=self.args.monitor_repeats,
@@ -245,9 +247,10 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _report(self, row: dict[str, float]) -> None:
-        """Into the next log, beside TRL's own numbers."""
-        for name, value in row.items():
-            self._metrics["train"][name].append(value)
+        """To whatever logs training, at the step of the look; not through TRL's averages over the steps of an entry."""
+        due = self.control.should_log  # which logging takes for done
+        Trainer.log(self, dict(row))
+        self.control.should_log = due
 
     def _prompts(self, n: int) -> list[Sample]:
         """The first n training prompts, of the very tokens that training samples from."""
