@@ -187,7 +187,7 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     told = json.loads(capsys.readouterr().out)
     drawn = {Path(path).name for path in told["figures"]}
     assert drawn == {"training.png"} | {
-        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "refinement", "drift", "difference")
+        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "modules", "refinement", "drift", "difference")
     }
     assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
 
