@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -69,6 +70,18 @@ def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
             tmp_path / "b" / "arithmetic" / "answers" / name
         ).read_text()
+
+
+def test_sixteen_samples_unless_the_user_or_the_task_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = TASKS["aime24"]
+    record = {"prompt": [[{"role": "user", "content": "What is 1 + 1?"}]], "reward_model": [{"ground_truth": "2"}]}
+    pd.DataFrame(record).to_parquet(tmp_path / file)
+    words = evaluation(tmp_path / "a", "--data", tmp_path, "--reward", "boxed", "--no-figure", "--json", tasks="arithmetic,aime24")
+    words[words.index("--limit") + 1] = words[words.index("--max-new-tokens") + 1] = "1"
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["tasks"]
+    assert [("avg@16" in found[0], found[0]["samples"]), ("avg@32" in found[1], found[1]["samples"])] == [(True, 16), (True, 32)]
 
 
 def test_several_models_are_compared_in_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

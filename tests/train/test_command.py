@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
         answers = args.per_device_train_batch_size * args.steps_per_generation * 8
         assert answers == 128 * args.num_generations == 1024
         assert args.max_steps == 4 * 300
+        assert (script.max_prompt_length, args.vllm_max_model_length) == (1024, 1024 + args.max_completion_length)
         assert (args.learning_rate, args.epsilon, args.delta, args.beta, args.temperature) == (1e-6, 0.2, 10.0, 0.0, 1.0)
 
 
@@ -43,12 +45,29 @@ def test_all_configurations_of_the_paper_are_there() -> None:
     assert set(PAPER) <= set(shipped_configs())
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
-def test_accelerate_files_are_read(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "machines", "processes"), [("one-gpu", 1, 1), ("fsdp2-8gpu", 1, 8), ("fsdp2-multinode", 4, 32)], ids=lambda value: str(value)
+)
+def test_accelerate_files_make_the_papers_batches(name: str, machines: int, processes: int, tmp_path: Path) -> None:
     from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
+    file = CONFIGS / "accelerate" / f"{name}.yaml"
     config = ClusterConfig.from_yaml_file(yaml_file=str(file))
-    assert config.num_processes in (1, 8, 32)
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
+    if processes > 1:
+        assert config.distributed_type == "FSDP"
+        options = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
+        options["fsdp_version"] = options.pop("version")
+        assert FullyShardedDataParallelPlugin(**options).fsdp_version == 2
+    changed = re.findall(r"(--(?:gradient|steps)_\w+) (\d+)", file.read_text())  # what its comment says to change
+    _, args = read_config("qwen3-4b", [*ON_CPU, "--output_dir", str(tmp_path), *(word for pair in changed for word in pair)])
+    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 32 * args.num_generations
+    assert processes * args.per_device_train_batch_size * args.steps_per_generation == 128 * args.num_generations
+
+
+def test_every_accelerate_file_is_tested() -> None:
+    assert {file.stem for file in (CONFIGS / "accelerate").glob("*.yaml")} == {"one-gpu", "fsdp2-8gpu", "fsdp2-multinode"}
 
 
 SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."

@@ -261,9 +261,14 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
 
     def _analyse_and_choose(self) -> LayerChoice:
-        lens = LensModel.wrap(causal_lm(self.model), self.processing_class)
-        prompts = self._prompts(self.args.internal_samples)
-        run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
+        model = causal_lm(self.model)
+        home = model.device  # FSDP leaves the model on the CPU until it is sharded
+        try:
+            lens = LensModel.wrap(model.to(self.accelerator.device), self.processing_class)
+            prompts = self._prompts(self.args.internal_samples)
+            run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
+        finally:
+            model.to(home)
         return select_layer(run, self.args.internal_rule)
 
 
