@@ -53,9 +53,10 @@ def main() -> None:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     weights = resident("VmRSS")
-    start = time.perf_counter()
+    before, start = time.process_time(), time.perf_counter()
     run = ll.analyze(lens, [sample])
     seconds = time.perf_counter() - start
+    processor = time.process_time() - before
     peak = resident("VmHWM")
     json.dump(
         {
@@ -70,6 +71,7 @@ def main() -> None:
             "peak_mib": round(peak),
             "over_weights_mib": round(peak - weights),
             "seconds": round(seconds, 1),
+            "processor_seconds": round(processor, 1),
             "tokens_per_second": round(args.tokens / seconds, 2),
             "machine": platform.machine(),
             "torch": torch.__version__,

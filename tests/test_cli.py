@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 import layerlens as ll
+from layerlens.bundled import bundled_prompts
 from layerlens.cli import main
 from layerlens.cli.app import app
 from layerlens.cli.options import parse_layers, parse_names
 from layerlens.errors import SelectionError
+from layerlens.generation import generate_responses
 from tests.tiny import tiny_model, tiny_tokenizer
 
 VERBS = ("analyze", "select", "compare", "check")
@@ -131,6 +136,32 @@ def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Pat
         assert "boundary" in plain.out
 
 
+def test_the_demo_samples_once_and_reads_the_same_texts_under_both_norms(
+    layerlens: Layerlens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled: list[str] = []
+
+    def counted(model: Any, samples: Any, *more: Any) -> Any:
+        sampled.extend(f"{model.name} {sample.id}" for sample in samples if not sample.has_response)
+        return generate_responses(model, samples, *more)
+
+    monkeypatch.setattr("layerlens.job.generate_responses", counted)
+    monkeypatch.setattr("layerlens.cli.demo.draw_figures", lambda *_: ([], []))
+    done = layerlens("demo", "--samples", 2, "--out", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert len(sampled) == len(set(sampled)) == 4, "two problems, two models"
+    for name in ("tiny-qwen3", "tiny-llama"):
+        run, normed = (ll.open_run(tmp_path / "runs" / folder) for folder in (name, f"{name}-final"))
+        assert (run.norm, normed.norm) == ("none", "final")
+        for coord in ("sample", "sample_id", "sample_text", "ground_truth", "position", "token_id", "token_text", "in_response"):
+            np.testing.assert_array_equal(run.data[coord].values, normed.data[coord].values)
+        assert not run.data["entropy"].equals(normed.data["entropy"])
+    lens = ll.load("tiny-llama", dtype="float32")
+    anew = ll.analyze(lens, ll.read_prompts(bundled_prompts(), lens, limit=2), generate=ll.Generation(256, seed=0), norm="final")
+    np.testing.assert_allclose(normed.data["entropy"], anew.data["entropy"], atol=1e-4)
+    np.testing.assert_array_equal(normed.data["token_id"], anew.data["token_id"])
+
+
 def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     done = layerlens(
         "analyze", folder / "model", folder / "prompts.txt", "-o", tmp_path / "r", "--limit", 2, "--no-generate", "--norm", "final",
@@ -144,6 +175,34 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     assert run.manifest["config"]["generate"] is None
     assert run.manifest["model"]["dtype"] == "float64"
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"
+
+
+def test_model_and_prompt_options_are_the_same_for_every_verb(
+    layerlens: Layerlens, qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
+
+    def load(name: str, **keywords: Any) -> ll.LensModel:
+        loaded.append({"name": name} | keywords)
+        return qwen
+
+    def reader(source: Any, model: Any, **keywords: Any) -> Any:
+        read.append(keywords)
+        raise SelectionError("seen enough")
+
+    monkeypatch.setattr(ll, "load", load)
+    monkeypatch.setattr("layerlens.evaluate.engines.load", load)
+    monkeypatch.setattr("layerlens.prompts.read_prompts", reader)
+    model = ("--dtype", "float64", "--device-map", "auto", "--revision", "main", "--trust-remote-code")
+    prompts = ("--limit", 3, "--split", "train", "--column", "q", "--no-chat", "--system", "Be brief.", "--no-thinking")
+    assert layerlens("check", "m", *model).code == 0
+    one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
+    one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
+    asked = {"dtype": "float64", "device": None, "device_map": "auto", "revision": "main", "trust_remote_code": True}
+    assert loaded == [{"name": "m", **asked, "check": False}, {"name": "m", **asked}, {"name": "m", **asked}]
+    options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
+    assert read == [{"limit": 3, **options}] * 2
 
 
 def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
@@ -208,20 +267,32 @@ def test_a_full_disk_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: P
     one_line(ended, "no space left", "run the same command again")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("select", "x", "--rule", "best"), ("select",), ("bogus",), ("analyze", "m", "p"), ("select", "x", "--nonsense"), ("compare",)],
-)
-def test_wrong_usage_is_no_traceback(layerlens: Layerlens, arguments: tuple[str, ...]) -> None:
-    ended = layerlens(*arguments)
-    assert ended.code == 2
-    assert "Traceback" not in ended.err
-    assert ended.err
+WRONG_USAGE = {
+    "bogus": "no such command 'bogus'; see layerlens --help",
+    "selct": "did you mean 'select'",
+    "--nonsense": "no such option: --nonsense; see layerlens --help",
+    "select": "missing argument 'RUN'; see layerlens select --help",
+    "select x y": "unexpected extra argument(s) (y); see layerlens select --help",
+    "select x --nonsense": "no such option: --nonsense; see layerlens select --help",
+    "select x --rule best": "invalid value for '--rule': 'best' is not one of 'boundary', 'entropy_drop', 'agreement'; see",
+    "select x --tolerance": "'--tolerance' requires an argument; see layerlens select --help",
+    "compare": "missing argument 'RUN'; see layerlens compare --help",
+    "plot": "missing argument 'RUN'; see layerlens plot --help",
+    "check": "missing argument 'MODEL'; see layerlens check --help",
+    "analyze m p": "missing option '--out' / '-o'; see layerlens analyze --help",
+    "analyze m p -o x --limit 0": "'--limit': input should be greater than or equal to 1; see layerlens analyze --help",
+    "eval m --out o": "missing option '--tasks'; see layerlens eval --help",
+    "bench --rows x": "'--rows': input should be a valid integer",
+    "demo --smaples 3": "--smaples (possible options: --samples); see layerlens demo --help",
+    "train --fiel 3": "missing option '--config' / '-c'; see layerlens train --help",
+}
 
 
-def test_unknown_rule_names_the_rules(layerlens: Layerlens) -> None:
-    err = layerlens("select", "x", "--rule", "best").err
-    assert all(rule in err for rule in ("boundary", "entropy_drop", "agreement"))
+@pytest.mark.parametrize("words", WRONG_USAGE)
+def test_wrong_usage_is_one_line(layerlens: Layerlens, words: str) -> None:
+    ended = layerlens(*words.split())
+    one_line(ended)
+    assert WRONG_USAGE[words].lower() in ended.err.lower()
 
 
 def test_help_and_version(layerlens: Layerlens, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +302,7 @@ def test_help_and_version(layerlens: Layerlens, monkeypatch: pytest.MonkeyPatch)
     assert set(VERBS) | {"demo", "plot"} <= set(names)
     front = layerlens("--help")
     assert front.code == 0
+    assert layerlens() == front, "no verb: the help"
     for name in names:
         assert name is not None
         assert name in front.out
@@ -252,6 +324,28 @@ def test_help_and_version(layerlens: Layerlens, monkeypatch: pytest.MonkeyPatch)
         "--json",
     ):
         assert option in analyze
+
+
+@pytest.mark.parametrize("verb", [command.name for command in app.registered_commands])
+def test_help_loses_no_word(layerlens: Layerlens, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are markup to some renderers: `[default: ...]` and `layerlens[accelerate]` once vanished."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"[\s│`]", "", text)
+
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = layerlens(verb, "--help").out
+    assert f"Usage: layerlens {verb} " in shown
+    assert "[[" not in shown
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    for text in (command.help, *(parameter.help for parameter in command.params)):
+        assert bare(text) in bare(shown), text
+
+
+def test_training_folders_take_no_options_of_runs(layerlens: Layerlens, tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for option in (("--kind", "flow"), ("--sample", 0), ("--site", "ffn_out"), ("--rows", "all"), ("--over", "token")):
+        one_line(layerlens("plot", tmp_path, *option, "--out", tmp_path / "figures"), "leave them out for training folders")
 
 
 def test_layers_and_names_as_texts() -> None:

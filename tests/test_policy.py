@@ -132,6 +132,22 @@ def test_text_ids_and_tensors_are_alike(qwen: ll.LensModel) -> None:
         bare.entropy("w1")
 
 
+def test_a_text_must_fit_the_context(qwen: ll.LensModel) -> None:
+    context, policy = qwen.parts.context, qwen.policy(2)
+    assert context == 128
+    full = random_ids(context)
+    assert len(policy.log_probs(full)) == context - 1
+    assert len(policy.entropy(full)) == context
+    assert len(policy.top(full, 3)) == 3
+    assert len(policy.sample(full[:-3], max_new_tokens=3)[0]) <= 3
+    for ask in (policy.log_probs, policy.entropy, policy.top):
+        with pytest.raises(PromptError, match=r"^the text: 129 tokens exceed the context of tiny-random \(128\); shorten it$"):
+            ask([*full, 9])
+    told = r"^the text: 126 tokens and 3 new tokens exceed the context of tiny-random \(128\); shorten it or ask for fewer new tokens$"
+    with pytest.raises(PromptError, match=told):
+        policy.sample(full[:-2], max_new_tokens=3)
+
+
 def test_what_makes_no_sense_is_refused(qwen: ll.LensModel) -> None:
     policy = qwen.policy(2)
     for ids, message in (

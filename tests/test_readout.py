@@ -15,9 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import layerlens as ll
 from layerlens.decode import backends, native, readout, stream, streamed
 from layerlens.decode.logits import Logits, Task
 from layerlens.errors import ReadoutError, SelectionError
+from tests.tiny import random_ids, tiny_model
 
 HERE = ("torch", *(("native",) if native.library() is not None else ()))
 """The ways to compute a readout on this machine; `native` where there is a C++ compiler."""
@@ -55,6 +57,26 @@ def test_streamed_is_naive(seed: int, stack: int, rows: int, vocab: int, d: int,
 
 
 @pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "one row rises"])
+@pytest.mark.parametrize("k", [1, 7, 90])
+def test_top_k_holds_wherever_the_large_logits_lie(order: str, k: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each chunk holds larger logits than all before it, or none does; more of them than a chunk has tokens."""
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 64)
+    ramp = torch.linspace(-5, 5, 1500)
+    logits = {
+        "rising": torch.stack([ramp, 2 * ramp]),
+        "falling": torch.stack([ramp.flip(0), ramp]),
+        "equal": torch.zeros(2, 1500),
+        "one row rises": torch.stack([ramp, *torch.randn(3, 1500, generator=torch.Generator().manual_seed(0))]),
+    }[order]
+    got = readout(torch.eye(len(logits)), logits.T.contiguous(), top_k=k, backend=backend)
+    p = plain(logits).exp()
+    torch.testing.assert_close(got.top_probs.double(), p.topk(k).values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(p.gather(-1, got.top_ids), got.top_probs.double(), atol=1e-6, rtol=0)
+    assert all(len(set(ids)) == k for ids in got.top_ids.tolist())
+
+
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("offset", [-200.0, 0.0, 200.0])
 @pytest.mark.parametrize("shape", ["peaked", "flat", "mixed"])
 def test_extreme_rows(shape: str, offset: float, backend: str) -> None:
@@ -75,14 +97,16 @@ def test_a_zero_row_is_uniform_and_a_single_token_certain(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("scale", [2.0**-10, 1.0, 2.0**7, 2.0**14])
 def test_entropy_holds_at_every_scale(scale: float, backend: str) -> None:
-    """Within 1e-4 nats of float64 on the float32 logits' own rounding: beyond some scale one token has it all."""
+    """Of logits that float32 holds exactly (whole numbers times a power of two), so that all that differs from float64 is the readout."""
     generator = torch.Generator().manual_seed(3)
-    h, w = torch.randn(40, 48, generator=generator), torch.randn(10_007, 48, generator=generator)
-    logp = plain(scale * h.double() @ w.double().T)
-    got = readout(scale * h, w, backend=backend).entropy
-    torch.testing.assert_close(got.double(), -(logp.exp() * logp).sum(-1), atol=1e-4 if scale <= 1 else 1e-4 * scale, rtol=0)
+    h, w = (torch.randn(n, 48, generator=generator).mul(2).round() for n in (200, 10_007))
+    logp = plain(scale / 4 * h.double() @ w.double().T)
+    entropy = -(logp.exp() * logp).sum(-1)
+    got = readout(scale / 4 * h, w, want=("entropy", "logp"), targets=torch.arange(200), backend=backend)
+    torch.testing.assert_close(got.entropy.double(), entropy, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.logp.double(), logp[torch.arange(200), torch.arange(200)], atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -210,6 +234,24 @@ def test_a_bad_row_is_named(poison: float, backend: str) -> None:
     with pytest.raises(ReadoutError, match="row 3 of state 1") as caught:
         readout(hidden, torch.randn(50, 4), backend=backend)
     assert (caught.value.stack, caught.value.row) == (1, 3)
+
+
+@pytest.mark.parametrize(("layers", "where"), [("all", "layer 2, ffn_out: .* at token 4"), ([1], "layer 4, resid_post: .* at token 0")])
+def test_an_analysis_names_token_layer_and_site_of_a_bad_state(layers: object, where: str) -> None:
+    """The first in the order of the flow; the model's own policy, where what is measured is fine and only the comparison fails.
+
+    By then attention has spread it to all tokens: one that a mask hides counts 0 times NaN.
+    """
+    model = tiny_model()
+    lens = ll.LensModel.wrap(model)
+    samples = [ll.Sample(random_ids(9), 3, id="good"), ll.Sample(random_ids(7, seed=1), 3, id="bad")]
+
+    def spoil(_module: object, _inputs: object, output: torch.Tensor) -> None:
+        output[1, 4, 0] = math.nan
+
+    model.model.layers[1].mlp.register_forward_hook(spoil)
+    with pytest.raises(ReadoutError, match=f"^{where} of sample bad"):
+        ll.analyze(lens, samples, layers=layers, progress=False)
 
 
 @pytest.mark.parametrize("backend", HERE)

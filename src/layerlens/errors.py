@@ -22,12 +22,13 @@ class PromptError(LayerLensError):
 class ReadoutError(LayerLensError, ValueError):
     """A readout met NaN, an infinite logit or an empty vocabulary.
 
-    `stack` and `row` name the offending row of the states that were read, counted from 0.
+    `stack` and `row` name the offending row of the states that were read, counted from 0; where it is a row of the policy that
+    these are compared with, `anchor` is "final" or "reference".
     """
 
-    def __init__(self, message: str, stack: int = 0, row: int = 0):
+    def __init__(self, message: str, stack: int = 0, row: int = 0, anchor: str | None = None):
         super().__init__(message)
-        self.stack, self.row = stack, row
+        self.stack, self.row, self.anchor = stack, row, anchor
 
 
 class RunError(LayerLensError):

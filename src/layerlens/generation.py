@@ -109,18 +109,8 @@ def _plain_defaults(network: Any) -> Iterator[None]:
 
 def require_room(model: LensModel, samples: Sequence[Sample], new_tokens: int = 0) -> None:
     """Raises PromptError for the first sample that, with the response it still waits for, outgrows the model's context or vocabulary."""
-    context, vocab = model.parts.context, model.parts.model.get_input_embeddings().weight.shape[0]
     for index, sample in enumerate(samples):
-        where = f"prompt {sample.id or index}"
-        new = 0 if sample.has_response else new_tokens
-        if context is not None and len(sample.token_ids) + new > context:
-            more = f" and {new} new tokens" if new else ""
-            raise PromptError(
-                f"{where}: {len(sample.token_ids)} tokens{more} exceed the context of {model.name} ({context}); shorten it"
-                f"{' or ask for fewer new tokens' if new else ''}"
-            )
-        if max(sample.token_ids) >= vocab or min(sample.token_ids) < 0:
-            raise PromptError(f"{where}: a token id lies outside the vocabulary of {model.name} ({vocab} tokens); wrong tokenizer?")
+        model.require_room(sample.token_ids, 0 if sample.has_response else new_tokens, f"prompt {sample.id or index}")
 
 
 def _answered(sample: Sample, tokens: list[int], ends: list[int]) -> Sample:

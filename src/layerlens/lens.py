@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layerlens.bundled import bundled_model
 from layerlens.decode import InternalPolicy
 from layerlens.decode.logits import Logits
+from layerlens.errors import PromptError
 from layerlens.models import EnoughSeen, Parts, Place, capture, check_identities, find_parts, load_pretrained
 from layerlens.models.capture import OnState
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
@@ -102,6 +103,18 @@ class LensModel:
         with self.evaluating(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(EnoughSeen):
             self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
 
+    def require_room(self, token_ids: Sequence[int], new_tokens: int = 0, what: str = "the text") -> None:
+        """Raises PromptError where a text, with so many tokens to come, outgrows the model's context, or lies outside its vocabulary."""
+        context, vocab = self.parts.context, self.parts.model.get_input_embeddings().weight.shape[0]
+        if context is not None and len(token_ids) + new_tokens > context:
+            more = f" and {new_tokens} new tokens" if new_tokens else ""
+            raise PromptError(
+                f"{what}: {len(token_ids)} tokens{more} exceed the context of {self.name} ({context}); shorten it"
+                f"{' or ask for fewer new tokens' if new_tokens else ''}"
+            )
+        if max(token_ids) >= vocab or min(token_ids) < 0:
+            raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocab} tokens); wrong tokenizer?")
+
     def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
         """The internal policy at a layer (1...L) and site; at the last layer's `resid_post` with `norm="final"` the model's own."""
         layer, site, norm = resolve_layers(layer, self.n_layers)[0], resolve_sites(site)[0], resolve_norm(norm)
@@ -111,7 +124,8 @@ class LensModel:
             self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
             return self.normalise(kept[0], norm)
 
-        return InternalPolicy(layer, site, norm, states, self.logits(temperature), self.tokenizer, self.device, self.end_tokens)
+        logits = self.logits(temperature)
+        return InternalPolicy(layer, site, norm, states, logits, self.require_room, self.tokenizer, self.device, self.end_tokens)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

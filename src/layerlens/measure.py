@@ -218,11 +218,15 @@ class _Sink:
             )
         except ReadoutError as error:
             (layer, site), _ = self.waiting[error.stack]
+            if error.anchor is not None:
+                kl_from = self.plan.kl_from_layer if error.anchor == "reference" else None
+                layer, site = kl_from or self.model.n_layers, "resid_post"
             raise ReadoutError(
                 f"layer {layer}, {site}: NaN or infinite logits at {self.batch.whose(error.row)}, so the state has no policy; "
                 "try another dtype (bfloat16 or float32 in place of float16), or check the weights",
                 error.stack,
                 error.row,
+                error.anchor,
             ) from error
         for stack, ((layer, site), _) in enumerate(self.waiting):
             at = self._place(layer, site)

@@ -136,13 +136,11 @@ def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--max_steps", "few"], "argument --max_steps/--max-steps: invalid int value: 'few'"),
-        (["--learning_speed", "3"], "learning_speed"),
         (["--internal_layer", "13"], "the model has 12 layers; the internal phase asks for layer 13"),
         (["--resume", "true"], "out holds no checkpoint to go on from: start without --resume true"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_what_can_not_be_trained_is_one_line(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -152,15 +150,41 @@ def test_a_mistake_is_told_in_one_line(
     assert not any(line.startswith(("usage", "Traceback")) for line in lines)
 
 
+MISTAKES = {
+    "--fiel 3": "no such field: fiel; see layerlens train --help",
+    "--lerning-rate=3": "no such field: lerning_rate (close to it: learning_rate",
+    "--max_step 3": "no such field: max_step (close to it: max_steps",  # an abbreviation
+    "--output_dir x 3": "unexpected '3': expected --field value",
+    "--max_steps many": "argument --max_steps/--max-steps: invalid int value: 'many'; see layerlens train --help",
+    "--learning_rate": "argument --learning_rate/--learning-rate: expected one argument; see layerlens train --help",
+    "--bf16 maybe": "argument --bf16: Truthy value expected: got maybe",
+    "--optim best": "argument --optim: invalid choice: 'best'",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistaken_field_is_one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", *words.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"layerlens: {MISTAKES[words]}")
+    assert told.err.count("\n") == 1
+
+
 def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no such configuration file; shipped are"):
         read_config("nowhere.yaml", [])
-    (tmp_path / "broken.yaml").write_text("model: tiny-qwen3\n  x: [\n")
-    with pytest.raises(TrainingError, match=r"broken\.yaml: mapping values are not allowed here"):
-        read_config(str(tmp_path / "broken.yaml"), [])
-    (tmp_path / "odd.yaml").write_text("model: tiny-qwen3\nlearning_speed: 3\n")
-    with pytest.raises(TrainingError, match="learning_speed"):
-        read_config(str(tmp_path / "odd.yaml"), ON_CPU)
+    for text, told in {
+        "model: tiny-qwen3\nlearning_speed: 3\n": "odd.yaml: no such field: learning_speed",
+        "model: tiny-qwen3\nmax_steps: many\n": "argument --max_steps/--max-steps: invalid int value: 'many'",
+        "model: [tiny\n": "odd.yaml: not YAML",
+        "- model\n": "odd.yaml: expected a field: value on each line, got list",
+        "": "odd.yaml: expected a field: value on each line, got NoneType",
+        "output_dir: x\n": "odd.yaml: which model?",
+    }.items():
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(TrainingError, match=re.escape(told)):
+            read_config(str(tmp_path / "odd.yaml"), ON_CPU)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -9,22 +9,21 @@ import typer
 
 from layerlens.cli.options import (
     AsJson,
-    Device,
-    DeviceMap,
-    Dtype,
     ModelName,
+    ModelOptions,
     NormName,
-    Revision,
+    PromptOptions,
     RowsName,
-    TrustRemoteCode,
+    SamplingOptions,
+    grouped,
     parse_count,
     parse_layers,
     parse_names,
-    pick_device,
     print_json,
 )
 
 
+@grouped
 def analyze_command(
     model: ModelName,
     prompts: Annotated[
@@ -36,36 +35,19 @@ def analyze_command(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. One that was stopped goes on where it was.")],
-    limit: Annotated[int | None, typer.Option(help="Read only so many prompts.", min=1, rich_help_panel="Prompts")] = None,
-    split: Annotated[str, typer.Option(help="Split of a hub dataset.", rich_help_panel="Prompts")] = "test",
-    column: Annotated[
-        str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.", rich_help_panel="Prompts")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.", rich_help_panel="Prompts")
-    ] = True,
-    system: Annotated[str | None, typer.Option(help="A system message to put in front.", rich_help_panel="Prompts")] = None,
-    thinking: Annotated[
-        bool | None,
-        typer.Option(
-            "--thinking/--no-thinking",
-            help="Pass enable_thinking to the chat template (Qwen3's switch).",
-            rich_help_panel="Prompts",
-            show_default=False,
-        ),
-    ] = None,
+    *,
+    limit: Annotated[int | None, typer.Option(help="Read only so many prompts, from the start.", min=1, rich_help_panel="Prompts")] = None,
+    reading: Annotated[PromptOptions, "Prompts"],
     generate: Annotated[
         bool,
         typer.Option(
             "--generate/--no-generate",
-            help="Sample a response to prompts that have none; or analyse the prompts alone.",
+            help="Sample a response to prompts that have none, or analyse the prompts alone.",
             rich_help_panel="Responses",
         ),
     ] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0, rich_help_panel="Responses")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.", rich_help_panel="Responses")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.", rich_help_panel="Responses")] = 0,
+    sampling: Annotated[SamplingOptions, "Responses"],
     norm: Annotated[
         NormName,
         typer.Option(
@@ -74,19 +56,27 @@ def analyze_command(
     ] = NormName.none,
     sites: Annotated[
         str,
-        typer.Option(help="all, or some of resid_pre,attn_in,attn_out,resid_mid,ffn_in,ffn_out,resid_post.", rich_help_panel="Measurement"),
+        typer.Option(
+            help="all, or some of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post, separated by commas.",
+            rich_help_panel="Measurement",
+        ),
     ] = "all",
     layers: Annotated[str, typer.Option(help="all, or like 1-6,12 (counted from 1).", rich_help_panel="Measurement")] = "all",
     metrics: Annotated[
         str,
-        typer.Option(help="all, or some of entropy,logp_next,kl_to_final,agrees,similarity,stream_cosine.", rich_help_panel="Measurement"),
+        typer.Option(
+            help="all, or some of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine, separated by commas.",
+            rich_help_panel="Measurement",
+        ),
     ] = "all",
     rows: Annotated[
-        RowsName, typer.Option(help="Decode all tokens, or those that predict a response token.", rich_help_panel="Measurement")
+        RowsName, typer.Option(help="Decode all rows, or those that predict a response token.", rich_help_panel="Measurement")
     ] = RowsName.all,
-    top_k: Annotated[int, typer.Option(help="Also keep the k most likely tokens.", min=0, rich_help_panel="Measurement")] = 0,
+    top_k: Annotated[
+        int, typer.Option(help="Also keep so many of the most likely tokens, everywhere.", min=0, rich_help_panel="Measurement")
+    ] = 0,
     kl_from_layer: Annotated[
-        int | None, typer.Option(help="Also measure KL from this layer's policy.", rich_help_panel="Measurement")
+        int | None, typer.Option(help="Also measure KL from this layer's policy to the others.", rich_help_panel="Measurement")
     ] = None,
     tokens_per_sample: Annotated[
         str | None,
@@ -105,11 +95,7 @@ def analyze_command(
             show_default=False,
         ),
     ] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: ModelOptions,
     batch_tokens: Annotated[
         int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
     ] = 8192,
@@ -122,16 +108,8 @@ def analyze_command(
     import layerlens as ll
     from layerlens.bundled import bundled_prompts
 
-    lens = ll.load(
-        model,
-        revision=revision,
-        dtype=dtype,
-        device=pick_device(device, device_map),
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-    )
-    source = bundled_prompts() if prompts == "arithmetic" else prompts
-    samples = ll.read_prompts(source, lens, limit=limit, split=split, column=column, chat=chat, system=system, enable_thinking=thinking)
+    lens = ll.load(model, **loading.keywords())
+    samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, lens, limit)
     run = ll.analyze(
         lens,
         samples,
@@ -146,7 +124,7 @@ def analyze_command(
         precision=precision,
         out=out,
         batch_tokens=batch_tokens,
-        generate=ll.Generation(max_new_tokens, temperature, top_p, seed) if generate else None,
+        generate=sampling.generation(max_new_tokens) if generate else None,
     )
     tokens = run.data.sizes["token"]
     what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm}"

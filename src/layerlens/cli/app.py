@@ -16,10 +16,10 @@ MENDABLE = 2
 
 app = typer.Typer(
     name="layerlens",
-    help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer to train.",
-    no_args_is_help=True,
+    help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer and train it.\n\n"
+    "Begin with `layerlens demo`. On a model of yours: analyze, then plot, compare or select what it has measured, then train and eval.",
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
@@ -27,10 +27,10 @@ app.command("analyze")(analyze.analyze_command)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
-app.command("check")(check.check)
-app.command("bench")(bench.bench_command)
-app.command("eval")(eval.eval_command)
 app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command("eval")(eval.eval_command)
+app.command("bench")(bench.bench_command)
+app.command("check")(check.check)
 
 
 @app.callback(invoke_without_command=True)
@@ -47,15 +47,25 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' progress bars would fill a log
     try:
-        app()
+        # not standalone: typer would tell of wrong usage in a box of several lines
+        code = app(sys.argv[1:] or ["--help"], prog_name="layerlens", standalone_mode=False)
+    except typer.TyperException as error:
+        _leave(_usage(error.format_message()))
     except LayerLensError as error:
         _leave(str(error))
     except OSError as error:
         _leave(f"{error.filename or 'file'}: {error.strerror or error}")
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
-        raise
+    if code == INTERRUPTED:
+        print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(code)
+
+
+def _usage(message: str) -> str:
+    """What is wrong with the command as it was typed, and which help says how it should be."""
+    verbs = [command.name for command in app.registered_commands]
+    verb = next((f" {word}" for word in sys.argv[1:2] if word in verbs), "")
+    message = message.replace("Value error, ", "")  # pydantic's, in front of typer's own words
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}; see layerlens{verb} --help"
 
 
 def _leave(message: str) -> NoReturn:

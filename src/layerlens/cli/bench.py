@@ -15,24 +15,27 @@ from layerlens.cli.options import AsJson, Device, TrustRemoteCode, pick_device, 
 def bench_command(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Whose width, vocabulary and dtype to take; its weights are not read."),
+        typer.Argument(metavar="MODEL", help="Whose width, vocabulary and dtype to take; its weights are not read."),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Vectors to decode: tokens x layers x sites.")] = 512,
-    d: Annotated[int, typer.Option("--d-model", help="Width of the residual stream, where no model is named.")] = 1024,
-    vocabulary: Annotated[int, typer.Option(help="Rows of the unembedding, where no model is named.")] = 151_936,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto takes the model's.")] = "auto",
+    rows: Annotated[int, typer.Option(help="Vectors to decode: tokens x layers x sites.", min=1)] = 512,
+    d: Annotated[int, typer.Option("--d-model", help="Width of the residual stream, where no model is named.", min=1)] = 1024,
+    vocabulary: Annotated[int, typer.Option(help="Rows of the unembedding, where no model is named.", min=1)] = 151_936,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto takes the model's, or float32.")] = "auto",
     device: Device = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Rounds; of each way the best counts.")] = 5,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also the way made by torch.compile.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds; of each way the best counts.", min=1)] = 5,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time what torch.compile makes of it.")] = False,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, each way in a process of its own.")] = True,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this CSV file.")] = None,
 ) -> None:
-    """Time our ways to read out entropy beside the bare matrix product, the usual formulas and other libraries.
+    """Time the readout of entropy on this machine, beside the bare matrix product, the usual formulas and other libraries.
 
-    All take turns in one process; ratios are to the fastest bare product. Random vectors and weights: values do not matter to speed.
+    All ways take turns in one process; ratios are to the fastest bare product. Vectors and weights are random: values do not matter
+    to speed.
+
+    Example: layerlens bench Qwen/Qwen3-4B --rows 2048
     """
     from layerlens.bench import Shape, bench
     from layerlens.bundled import bundled_model

@@ -6,34 +6,26 @@ import math
 
 import typer
 
-from layerlens.cli.options import AsJson, Device, DeviceMap, Dtype, ModelName, Revision, TrustRemoteCode, pick_device, print_json
+from layerlens.cli.options import AsJson, ModelName, ModelOptions, grouped, print_json
 
 
+@grouped
 def check(
     model: ModelName,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    loading: ModelOptions,
     as_json: AsJson = False,
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
 
-    Exits with 2 where an identity fails: such a model would be analysed wrongly, and is refused.
+    Exits with 2 where it does not: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
+
+    Example: layerlens check Qwen/Qwen3-4B
     """
     import layerlens as ll
     from layerlens.models import check_identities
 
-    lens = ll.load(
-        model,
-        revision=revision,
-        dtype=dtype,
-        device=pick_device(device, device_map),
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        check=False,
-    )
+    lens = ll.load(model, **loading.keywords(), check=False)
     parts, config = lens.parts, lens.parts.model.config
     report = check_identities(parts)
     vocabulary, width = parts.unembedding.shape

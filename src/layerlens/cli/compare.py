@@ -24,7 +24,10 @@ def compare_command(
     """Compare how models converge: one row per run, every number with its 95% bootstrap interval over samples.
 
     convergence layer: first layer from which mean entropy stays under 10% of its maximum. abruptness: share of the entropy drop
-    in the last three layers. effective depth: area under the entropy curve over its maximum, as a share of the layers.
+    in the last three layers. effective depth: area under the entropy curve over its maximum, as a share of the layers. exploration
+    and integration end: last layers of these phases of the FFN's entropy change. chosen layer: what `layerlens select` answers.
+
+    Example: layerlens compare runs/qwen3-4b runs/llama-8b --out comparison.csv
     """
     import layerlens as ll
     from layerlens.metrics import PhaseRule

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,10 @@ from layerlens.cli.figures import Look, draw_figures
 from layerlens.cli.options import AsJson, print_json
 from layerlens.cli.tables import records, show_choice, show_comparison
 from layerlens.files import write_text
+
+if TYPE_CHECKING:
+    from layerlens.prompts import Sample
+    from layerlens.results import Run
 
 SEED = 0
 
@@ -25,7 +31,7 @@ def demo(
     """Analyse the two bundled models on held-out problems, draw every figure, compare them and choose a layer. Minutes, offline.
 
     Both models answer the same problems (sampled at temperature 1, seed 0) and are measured at every layer and site, with
-    norm none and norm final.
+    norm none (states as they are) and norm final (the logit lens). Comparison and choice are those of norm none.
     """
     import torch
 
@@ -36,9 +42,9 @@ def demo(
     for name in MODELS:
         lens = ll.load(name, dtype="float32")
         prompts = ll.read_prompts(bundled_prompts(), lens, limit=samples)
-        generation = ll.Generation(max_new_tokens=256, seed=SEED)
-        runs.append(ll.analyze(lens, prompts, generate=generation, out=out / "runs" / name))
-        normed.append(ll.analyze(lens, prompts, generate=generation, norm="final", out=out / "runs" / f"{name}-final"))
+        run = ll.analyze(lens, prompts, generate=ll.Generation(max_new_tokens=256, seed=SEED), out=out / "runs" / name)
+        runs.append(run)
+        normed.append(ll.analyze(lens, _answered(prompts, run), norm="final", out=out / "runs" / f"{name}-final"))
     figures, _ = draw_figures(runs, out / "figures", "all", Look())
     figures += draw_figures(normed, out / "figures" / "norm-final", "all", Look())[0]
     table = ll.compare(runs)
@@ -57,3 +63,8 @@ def demo(
     print(f"comparison  {out / 'comparison.csv'}")
     print(f"choice      {out / 'choice.json'}")
     print(f"runs        {out / 'runs'}   (open one with layerlens.open_run)")
+
+
+def _answered(prompts: Sequence[Sample], run: Run) -> list[Sample]:
+    """The prompts with the responses that a run (of all rows) has sampled: its other norm is about the very same texts."""
+    return [replace(prompt, token_ids=run.sample(index)["token_id"].values.tolist()) for index, prompt in enumerate(prompts)]

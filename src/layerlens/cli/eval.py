@@ -13,18 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from layerlens.cli.options import (
-    AsJson,
-    Device,
-    DeviceMap,
-    Dtype,
-    ModelName,
-    NormName,
-    Revision,
-    TrustRemoteCode,
-    pick_device,
-    print_json,
-)
+from layerlens.cli.options import AsJson, ModelName, ModelOptions, NormName, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
 
 if TYPE_CHECKING:
@@ -43,6 +32,7 @@ class EngineName(StrEnum):
     vllm = "vllm"
 
 
+@grouped
 def eval_command(
     model: ModelName,
     tasks: Annotated[
@@ -56,6 +46,7 @@ def eval_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the answers, one folder per task. One that was stopped goes on where it was.")
     ],
+    *,
     samples: Annotated[
         int | None,
         typer.Option(
@@ -73,24 +64,10 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many problems of each task.", min=1, rich_help_panel="Problems")] = None,
-    split: Annotated[str, typer.Option(help="Split of a hub dataset.", rich_help_panel="Problems")] = "test",
-    column: Annotated[
-        str | None, typer.Option(help="Field that holds the prompt, if not one of the usual.", rich_help_panel="Problems")
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many problems of each task, from the start.", min=1, rich_help_panel="Problems")
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one.", rich_help_panel="Problems")
-    ] = True,
-    system: Annotated[str | None, typer.Option(help="A system message to put in front.", rich_help_panel="Problems")] = None,
-    thinking: Annotated[
-        bool | None,
-        typer.Option(
-            "--thinking/--no-thinking",
-            help="Pass enable_thinking to the chat template (Qwen3's switch).",
-            rich_help_panel="Problems",
-            show_default=False,
-        ),
-    ] = None,
+    reading: Annotated[PromptOptions, "Problems"],
     reward: Annotated[
         str | None,
         typer.Option(
@@ -109,9 +86,7 @@ def eval_command(
             rich_help_panel="Answers",
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.", min=0.0, rich_help_panel="Answers")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.", rich_help_panel="Answers")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.", rich_help_panel="Answers")] = 0,
+    sampling: Annotated[SamplingOptions, "Answers"],
     layer: Annotated[
         int | None,
         typer.Option(help="Answer from this layer's internal policy (1...L) instead of the model.", min=1, rich_help_panel="Answers"),
@@ -132,11 +107,7 @@ def eval_command(
     engine: Annotated[
         EngineName, typer.Option(help="auto takes vLLM where it is installed and there is a GPU.", rich_help_panel="Model")
     ] = EngineName.auto,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: ModelOptions,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Model")] = 1,
     batch_size: Annotated[
         int | None,
@@ -149,8 +120,6 @@ def eval_command(
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
     from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
-    from layerlens.generation import Generation
-    from layerlens.prompts import read_prompts
     from layerlens.train.rewards import load_reward
     from layerlens.types import resolve_norm, resolve_sites
 
@@ -164,17 +133,10 @@ def eval_command(
         layer=layer,
         site=resolve_sites(site)[0],
         norm=resolve_norm(norm.value),
-        revision=revision,
-        dtype=dtype,
-        device=pick_device(device, device_map),
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
+        **loading.keywords(),
         tensor_parallel=tensor_parallel,
     )
-    read = [
-        read_prompts(task.source, lens, limit=limit, split=split, column=column, chat=chat, system=system, enable_thinking=thinking)
-        for task in chosen
-    ]
+    read = [reading.read(task.source, lens, limit) for task in chosen]
     done, figures = [], []
     for task, problems, check in zip(chosen, read, checks, strict=True):
         longest = max_new_tokens or _room(lens, problems)
@@ -183,7 +145,7 @@ def eval_command(
             problems,
             samples or task.samples,
             reward=check,
-            generation=Generation(longest, temperature, top_p, seed),
+            generation=sampling.generation(longest),
             out=out / task.name,
             name=task.name,
             batch_size=batch_size,

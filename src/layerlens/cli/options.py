@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from layerlens.errors import SelectionError
+from layerlens.prompts import PROMPT_COLUMNS
+
+if TYPE_CHECKING:
+    from layerlens.generation import Generation
+    from layerlens.prompts import Sample
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub name (Qwen/Qwen3-4B), a local folder, or a bundled model (tiny-qwen3, tiny-llama).")
 ]
-RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, as `layerlens analyze --out` made them.")]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, as `layerlens analyze --out` made them.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel="Model")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16, float32 or float64.", rich_help_panel="Model")]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where the model goes: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
+        help="Where it runs: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -75,9 +85,101 @@ Rule = Annotated[
         "agreement: first to agree with the final policy."
     ),
 ]
-Rows = Annotated[RowsName, typer.Option(help="Average over response tokens, or all.")]
+Rows = Annotated[RowsName, typer.Option(help="Average over the rows that predict a response token, or all.")]
 Over = Annotated[WeightingName, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[float, typer.Option(help="Share of the early rise under which a mean ΔS counts as zero.", min=0.0, max=1.0)]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    dtype: Dtype = "auto"
+    device: Device = None
+    device_map: DeviceMap = None
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+
+    def keywords(self) -> dict[str, Any]:
+        """What `load` and `open_engine` take, with a device chosen where none is asked for."""
+        return {**asdict(self), "device": pick_device(self.device, self.device_map)}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How responses are sampled, but for their length."""
+
+    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 takes the most likely token.", min=0.0)] = 1.0
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the probability.")] = 1.0
+    seed: Annotated[int, typer.Option(help="Of the sampling. Each response has a random stream of its own.")] = 0
+
+    def generation(self, max_new_tokens: int) -> Generation:
+        from layerlens.generation import Generation
+
+        return Generation(max_new_tokens, **asdict(self))
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are read from their source and put to a model."""
+
+    split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "test"
+    column: Annotated[
+        str | None,
+        typer.Option(help=f"Field that holds the prompt. [default: the first there is of {', '.join(PROMPT_COLUMNS)}]", show_default=False),
+    ] = None
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one, or the text as it stands.")
+    ] = True
+    system: Annotated[str | None, typer.Option(help="A system message to put in front of every prompt.")] = None
+    thinking: Annotated[
+        bool | None,
+        typer.Option("--thinking/--no-thinking", help="Pass enable_thinking to the chat template (Qwen3's switch).", show_default=False),
+    ] = None
+
+    def read(self, source: Any, model: Any, limit: int | None) -> list[Sample]:
+        """`read_prompts` with these options."""
+        from layerlens.prompts import read_prompts
+
+        options = asdict(self)
+        return read_prompts(source, model, limit=limit, enable_thinking=options.pop("thinking"), **options)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: each parameter that is a dataclass of options stands as those options, in its place.
+
+    `Annotated[PromptOptions, "Problems"]` lists them in that panel of the help.
+    """
+    groups: dict[str, type] = {}
+    shown: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = getattr(parameter.annotation, "__origin__", parameter.annotation)
+        if not (isinstance(group, type) and is_dataclass(group)):
+            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = group
+        shown += _options_of(group, *getattr(parameter.annotation, "__metadata__", ()))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    return run
+
+
+def _options_of(group: type, panel: str | None = None) -> list[inspect.Parameter]:
+    """A parameter for each field, its option in the panel where one is named."""
+    hints = get_type_hints(group, include_extras=True)
+    parameters = []
+    for field in fields(group):
+        option = copy(hints[field.name].__metadata__[0])
+        option.rich_help_panel = panel or option.rich_help_panel
+        annotation = Annotated[hints[field.name].__origin__, option]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation))
+    return parameters
 
 
 def pick_device(device: str | None, device_map: str | None) -> str | None:

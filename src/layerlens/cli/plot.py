@@ -12,25 +12,29 @@ from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, Look, dr
 from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
 from layerlens.errors import SelectionError
 
-KINDS = f"{','.join(ONE_RUN)}; of several runs {','.join(ALL_RUNS)}; of one model before and after {','.join(TWO_RUNS)}"
+KINDS = f"{', '.join(ONE_RUN)}; of several runs {', '.join(ALL_RUNS)}; of one model before and after {', '.join(TWO_RUNS)}"
 
 
 def plot(
     runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
-    kind: Annotated[str, typer.Option(help=f"all, or some of {KINDS}.")] = "all",
+    kind: Annotated[
+        str, typer.Option(help=f"all, or some of these, separated by commas: {KINDS}. all leaves {', '.join(TWO_RUNS)} out.")
+    ] = "all",
     sample: Annotated[
         str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
     ] = None,
     site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
-    form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "png",
+    form: Annotated[str, typer.Option("--format", help=f"Of the files: {', '.join(FORMATS)}.")] = "png",
     rows: Rows = RowsName.response,
     over: Over = WeightingName.sample,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
 
-    Given the output folders of `layerlens train`, draws how training went inside the model.
+    Given output folders of `layerlens train` instead, draws how training went inside the model, with --out, --format and --json.
+
+    Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """
     import layerlens as ll
     from layerlens.results.training import is_training
@@ -39,6 +43,8 @@ def plot(
     if trained:
         if len(trained) < len(runs):
             raise SelectionError("training folders and run folders do not go into one figure; plot them apart")
+        if (kind, sample, Look(site=site, rows=rows.value, over=over.value)) != ("all", None, Look()):
+            raise SelectionError("--kind, --sample, --site, --rows and --over are of runs' figures; leave them out for training folders")
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
     opened = [ll.open_run(run) for run in runs]

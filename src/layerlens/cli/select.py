@@ -20,7 +20,12 @@ def select(
     over: Over = WeightingName.sample,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the layer whose policy to optimise, with how often resamples of the data agree, and the runners-up."""
+    """Choose the layer whose policy to optimise, with how often resamples of the data agree, and the runners-up.
+
+    Where the data show no such layer it says so and why, and what the other rules answer.
+
+    Example: layerlens select runs/qwen3-4b
+    """
     import layerlens as ll
     from layerlens.metrics import PhaseRule
 

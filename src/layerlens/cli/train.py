@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -54,40 +56,80 @@ class TrainScript:
 
 def train(
     config: Annotated[str, typer.Option("--config", "-c", help=f"A YAML file, or a shipped one by name: {', '.join(shipped_configs())}.")],
-    fields: Annotated[list[str] | None, typer.Argument(metavar="[--FIELD VALUE]...", help="Any field of the file, to change it.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="--FIELD VALUE",
+            help="Fields of the file, to change them or to add to them. What is trained on what: "
+            f"{', '.join(each.name for each in fields(TrainScript))}. How: every field of BuPOConfig (internal_layer, internal_steps, "
+            "output_dir, ...; docs/training.md) and so of TRL's GRPOConfig.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model with BuPO: the chosen layer's policy for some rollout steps, then the whole policy.
 
-    Every field can also be given on the command line and then wins: --internal_layer 6 --max_steps 20. To go on after a
-    stop: the same command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ...
+    A field of the configuration file that is also given on the command line is taken from there. To go on after a stop: the same
+    command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ... Needs layerlens[train].
+
+    Example: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_dir bupo
     """
-    script, args = read_config(config, fields or [])
+    script, args = read_config(config, changes or [])
     run_training(script, args)
 
 
-def read_config(name: str, overrides: list[str]) -> tuple[TrainScript, Any]:
-    """The two halves of a configuration file, with what the command line changes. Raises TrainingError on a field that neither has."""
+def read_config(name: str, overrides: Sequence[str]) -> tuple[TrainScript, Any]:
+    """The two halves of a configuration file, with what the command line changes.
+
+    Raises TrainingError on a file that can not be read, a field that neither half has, or a value that does not suit its field.
+    """
     from layerlens.train import BuPOConfig  # which says what to do about a missing TRL
 
     from trl import TrlParser  # isort: skip
-    from yaml import YAMLError  # isort: skip
+
+    class Parser(TrlParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:  # argparse's own prints the usage of some two hundred fields and exits
+            raise TrainingError(f"{message.rstrip('.')}; see layerlens train --help")
 
     file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
     if not file.is_file():
         raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
-    parser = TrlParser((TrainScript, BuPOConfig))
-    parser.error = _refuse  # argparse's own would print every field there is
+    # an abbreviation would mean another field as soon as TRL has a new one
+    parser = Parser((TrainScript, BuPOConfig), allow_abbrev=False)
+    known = [each.name for half in (TrainScript, BuPOConfig) for each in fields(half)]
+    # both before a configuration is built, which prints other libraries' warnings
+    _refuse_unknown(parser.set_defaults_with_config(**_read_yaml(file)), known, f"{file}: ")
+    _refuse_unknown(parser.parse_known_args(overrides)[1], known)
     try:
         script, args = parser.parse_args_and_config(["--config", str(file), *overrides])
-    except (ValueError, YAMLError) as error:
+    except ValueError as error:
         raise TrainingError(f"{file}: {error}") from error
     if not script.model:
         raise TrainingError(f"{file}: which model? give model: in the file or --model")
     return script, args
 
 
-def _refuse(message: str) -> NoReturn:
-    raise TrainingError(message)
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The fields that a configuration file sets; TRL takes `env` out, for the environment."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{file}: not YAML ({error})") from error
+    if not isinstance(found, dict):
+        raise TrainingError(f"{file}: expected a field: value on each line, got {type(found).__name__}")
+    return {str(name): value for name, value in found.items() if name != "env"}
+
+
+def _refuse_unknown(words: Sequence[str], known: Sequence[str], where: str = "") -> None:
+    """Raises TrainingError for the first of the words that a parser had no field for."""
+    if not words:
+        return
+    if not words[0].startswith("--"):
+        raise TrainingError(f"{where}unexpected {words[0]!r}: expected --field value; see layerlens train --help")
+    name = words[0].removeprefix("--").partition("=")[0].replace("-", "_")
+    close = ", ".join(get_close_matches(name, known))
+    raise TrainingError(f"{where}no such field: {name}{f' (close to it: {close})' if close else ''}; see layerlens train --help")
 
 
 def run_training(script: TrainScript, args: Any) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
-from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +56,7 @@ def kernels_run(device: torch.device) -> bool:
 
 def workspace(task: Task) -> Sums:
     """A matrix product writes the float32 logits of a chunk, a kernel reads them once; without Triton, torch reads them."""
-    states = _states(task)
+    states = task.states
     product = Product(states, task.logits.weight)
     reduction = (_KernelReduction if kernels_run(states.device) else _TorchReduction)(task, product.chunk)
     with _on(states.device):
@@ -68,7 +67,7 @@ def workspace(task: Task) -> Sums:
 
 def fused(task: Task) -> Sums:
     """One kernel makes the logits and reduces them; they are never written. For entropy, log-probability and agreement."""
-    kernels, states, weight = _kernels(), _states(task), task.logits.weight
+    kernels, states, weight = _kernels(), task.states, task.logits.weight
     if states.dtype == torch.float64:
         states = states.float()
     n, d = states.shape
@@ -103,7 +102,7 @@ class _TorchReduction:
 
     def __init__(self, task: Task, _chunk: int):
         self.task, self.reducer = task, self._Blocks(task)
-        self.cuts = _cuts(task)
+        self.cuts = task.cuts
         self.parts: list[Sums] = []
 
     def take(self, x: Float[Tensor, "n chunk"], start: int) -> None:
@@ -126,7 +125,7 @@ class _KernelReduction:
         finishing = _finishing(task.logits)
         if self.top is not None:  # it wants the logits written
             own = task.logits.finish_(x, start, start + width)[parts.cuts["own"]]
-            self.top.update(own, torch.arange(len(own), device=x.device), start)  # which rows need it only the GPU knows
+            self.top.take_all(own, start)  # which rows need it only the GPU knows
             finishing = None, None, None, None
         final, reference = (x[parts.cuts[name]] if wanted else None for name, wanted in (("final", task.kl), ("reference", task.kl_from)))
         _kernels().reduce_rows[(n, -(-width // self.tile))](
@@ -138,17 +137,6 @@ class _KernelReduction:
         return self.parts.joined(None if self.top is None else (self.top.values, self.top.ids))
 
 
-def _states(task: Task) -> Float[Tensor, "n d"]:
-    """All vectors of the task one below the other: its own, then the anchors, as further states of the stack."""
-    return torch.cat([task.hidden, *task.anchors.values()]) if task.anchors else task.hidden.contiguous()
-
-
-def _cuts(task: Task) -> dict[str, slice]:
-    """Whose rows of `_states` are where."""
-    lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
-    return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}
-
-
 def _finishing(logits: Logits) -> tuple[Tensor | None, float | None, float | None, float | None]:
     """Bias, scale, soft-cap and temperature as the kernels take them: None where there is nothing to do."""
     scale, temperature = (None if value == 1.0 else float(value) for value in (logits.scale, logits.temperature))
@@ -156,11 +144,11 @@ def _finishing(logits: Logits) -> tuple[Tensor | None, float | None, float | Non
 
 
 class _Parts:
-    """Where kernels leave the sums of each part of the vocabulary, of all rows of `_states`."""
+    """Where kernels leave the sums of each part of the vocabulary, of all rows of `Task.states`."""
 
     def __init__(self, task: Task, count: int):
-        self.cuts, self.count, weight = _cuts(task), count, task.logits.weight
-        n = max(rows.stop for rows in self.cuts.values())
+        self.cuts, self.count, weight = task.cuts, count, task.logits.weight
+        n = task.n_states
         self.rows = min(rows.stop - rows.start for rows in self.cuts.values())
         wanted = {"target": task.targets is not None, "kl": task.kl, "kl_from": task.kl_from}
         self.fields = ["m", "S", "A", *(name for name, want in wanted.items() if want)]

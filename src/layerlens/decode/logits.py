@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -64,3 +65,18 @@ class Task:
     @property
     def vocab(self) -> int:
         return self.logits.weight.shape[0]
+
+    @property
+    def states(self) -> Float[Tensor, "n_all d"]:
+        """All vectors one below the other: the task's own, then the anchors, as further states of the stack. `cuts` says whose is where."""
+        return torch.cat([self.hidden, *self.anchors.values()]) if self.anchors else self.hidden.contiguous()
+
+    @property
+    def n_states(self) -> int:
+        return len(self.hidden) + sum(len(rows) for rows in self.anchors.values())
+
+    @property
+    def cuts(self) -> dict[str, slice]:
+        """Whose rows of `states` are where: "own", then the anchors by name."""
+        lengths = {"own": len(self.hidden), **{name: len(rows) for name, rows in self.anchors.items()}}
+        return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}

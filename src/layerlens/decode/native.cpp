@@ -1,7 +1,7 @@
 // One fused pass over a range of the vocabulary: matrix product and, while its result is in the cache, every sum of sums.py.
 //
-// Rows of hidden vectors are lanes: they are packed once as [depth][PANEL], the unembedding is read as it lies, and a tile of
-// logits comes out as [token][row], so that no sum ever crosses lanes. Plain C++17 with the vector extension of GCC and Clang;
+// Rows of hidden vectors are lanes: anchors first, each set of policies from a new vector on, they are packed once as panels of
+// [depth][PANEL], the unembedding is read as it lies, and a tile of logits comes out as [token][row], so that no sum ever crosses lanes. Plain C++17 with the vector extension of GCC and Clang;
 // the one intrinsic is the product of bfloat16 pairs, exact products summed in float32. Within a chunk sums are float32,
 // across chunks double.
 #include <cmath>
@@ -53,8 +53,7 @@ static inline vec exp_of(vec y) {
 
 // a set of policies: its vectors and what is known of each so far
 struct Policies {
-  const uint32_t* packed;
-  long n;
+  long n, first;  // rows, and the vector that holds the first of them
   float* m;
   double* S;
   double* A;
@@ -63,7 +62,10 @@ struct Policies {
   int64_t* ids;
 };
 
+static long vectors_of(const Policies& who) { return (who.n + LANES - 1) / LANES; }
+
 struct Pass {
+  const uint32_t* packed;
   const void* weight;  // [vocab, d]
   const float* bias;  // [vocab] or null
   long d, start, stop;
@@ -79,19 +81,22 @@ struct Pass {
 // depth in units of 32 bits: a float, or a pair of bfloat16
 static long units(const Pass& p) { return p.dot_bf16 ? p.d / 2 : p.d; }
 
-extern "C" void layerlens_pack(const void* hidden, long n, long d, int bf16, int dot, uint32_t* packed) {
+// writes rows where they belong in the panels, from the vector `first` on
+extern "C" void layerlens_pack(const void* hidden, long n, long d, int bf16, int dot, long first, uint32_t* packed) {
   const long depth = dot ? d / 2 : d;
-  for (long panel = 0; panel * PANEL < n; panel++, packed += depth * PANEL) {
-    const long rows = n - panel * PANEL < PANEL ? n - panel * PANEL : PANEL;
+  for (long v = 0; v * LANES < n; v++) {
+    const long rows = n - v * LANES < LANES ? n - v * LANES : LANES;
+    uint32_t* out = packed + (first + v) / VECTORS * depth * PANEL + (first + v) % VECTORS * LANES;
     for (long k0 = 0; k0 < depth; k0 += 16)  // a line of the cache from each row, then the next
       for (long i = 0; i < rows; i++)
         for (long k = k0; k < k0 + 16 && k < depth; k++) {
-          long at = (panel * PANEL + i) * (bf16 && !dot ? d : depth) + k;
-          packed[k * PANEL + i] = bf16 && !dot ? uint32_t(((const uint16_t*)hidden)[at]) << 16 : ((const uint32_t*)hidden)[at];
+          long at = (v * LANES + i) * (bf16 && !dot ? d : depth) + k;
+          out[k * PANEL + i] = bf16 && !dot ? uint32_t(((const uint16_t*)hidden)[at]) << 16 : ((const uint32_t*)hidden)[at];
         }
   }
 }
 
+extern "C" int layerlens_lanes() { return LANES; }
 extern "C" int layerlens_panel() { return PANEL; }
 
 template <bool DOT, int T, int N>  // T tokens, N vectors of rows
@@ -128,10 +133,10 @@ static void tiles(const uint32_t* weight, long stride, long tokens, const uint32
   for (; t < tokens; t++) tile<DOT, 1, N>(weight + t * stride, stride, rows, depth, out + t * PANEL);
 }
 
-// logits of the `n` rows that a panel holds: [tokens][PANEL]
+// logits of the first `vectors` of a panel: [tokens][PANEL]
 template <bool DOT>
-static void product(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long n, long depth, float* out) {
-  auto how = n > 2 * LANES ? tiles<DOT, 3> : n > LANES ? tiles<DOT, 2> : tiles<DOT, 1>;
+static void product(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long vectors, long depth, float* out) {
+  auto how = vectors > 2 ? tiles<DOT, 3> : vectors > 1 ? tiles<DOT, 2> : tiles<DOT, 1>;
   how(weight, stride, tokens, rows, depth, out);
 }
 
@@ -170,48 +175,45 @@ static void repeat(Anchor& anchor, long n, long tokens) {
       for (long i = 0; i < LANES; i++) (*values)[t * anchor.width + n + i] = (*values)[t * anchor.width + i];
 }
 
-// takes a panel's chunk of logits into the sums of its rows
-static void reduce(const Pass& p, const Policies& who, long panel, const float* x, long tokens, long start, const Anchor* final,
+// takes one vector's chunk of logits, [tokens][PANEL], into the sums of its rows, the `first` of a set and those after it
+static void reduce(const Pass& p, const Policies& who, long first, const float* x, long tokens, long start, const Anchor* final,
                    const Anchor* reference, Anchor* keep) {
   const bool own = &who == &p.own;
-  for (int c = 0; c < VECTORS; c++) {
-    long first = panel * PANEL + c * LANES, rows = who.n - first < LANES ? who.n - first : LANES;
-    if (rows <= 0) return;
-    auto at = [&](long t) { return load(x + t * PANEL + c * LANES); };
-    vec m = all(-INF), S = {}, A = {}, D = {}, D_from = {};
-    for (long t = 0; t < tokens; t++) m = larger(at(t), m);
-    for (long t = 0; t < tokens; t++) {
-      vec logits = at(t), y = logits - m, e = exp_of(y);
-      S += e;
-      A += e * y;
-      if (final) D += e * (logits - load(final->x.data() + t * final->width + first % p.final.n));
-      if (reference) {
-        long at = t * reference->width + first % p.reference.n;
-        D_from += load(reference->e.data() + at) * (load(reference->x.data() + at) - logits);
-      }
-      if (keep) {
-        std::memcpy(keep->x.data() + t * keep->width + first, &logits, sizeof logits);
-        std::memcpy(keep->e.data() + t * keep->width + first, &e, sizeof e);
-      }
+  const long rows = who.n - first < LANES ? who.n - first : LANES;
+  auto at = [&](long t) { return load(x + t * PANEL); };
+  const float* x_final = final ? final->x.data() + first % p.final.n : nullptr;
+  const float* x_from = reference ? reference->x.data() + first % p.reference.n : nullptr;
+  const float* e_from = reference ? reference->e.data() + first % p.reference.n : nullptr;
+  vec m = all(-INF), S = {}, A = {}, D = {}, D_from = {};
+  for (long t = 0; t < tokens; t++) m = larger(at(t), m);
+  for (long t = 0; t < tokens; t++) {
+    vec logits = at(t), y = logits - m, e = exp_of(y);
+    S += e;
+    A += e * y;
+    if (final) D += e * (logits - load(x_final + t * final->width));
+    if (reference) D_from += load(e_from + t * reference->width) * (load(x_from + t * reference->width) - logits);
+    if (keep) {
+      std::memcpy(keep->x.data() + t * keep->width + first, &logits, sizeof logits);
+      std::memcpy(keep->e.data() + t * keep->width + first, &e, sizeof e);
     }
-    for (int i = 0; i < rows; i++) {
-      long row = first + i;
-      float top = who.m[row] > m[i] ? who.m[row] : m[i];
-      double shift = who.S[row] > 0 ? double(who.m[row]) - top : 0, added = double(m[i]) - top;  // of what was there, and of what comes
-      double ratio = std::exp(shift), weight = std::exp(added);
-      if (own && p.targets && p.targets[row] >= start && p.targets[row] < start + tokens)
-        p.target[row] = x[(p.targets[row] - start) * PANEL + c * LANES + i];
-      if (who.k && m[i] > who.values[row * who.k + who.k - 1]) keep_largest(who, row, x + c * LANES + i, tokens, start);
-      if (final) p.kl[row] = ratio * p.kl[row] + weight * D[i];
-      if (reference) {
-        long j = (first + i) % p.reference.n;
-        p.kl_from[row] = reference->ratio[j] * p.kl_from[row] + reference->weight[j] * D_from[i];
-      }
-      who.A[row] = ratio * (who.A[row] + who.S[row] * shift) + weight * (A[i] + S[i] * added);
-      who.S[row] = ratio * who.S[row] + weight * S[i];
-      who.m[row] = top;
-      if (keep) keep->ratio[row] = ratio, keep->weight[row] = weight;
+  }
+  for (int i = 0; i < rows; i++) {
+    long row = first + i;
+    float top = who.m[row] > m[i] ? who.m[row] : m[i];
+    double shift = who.S[row] > 0 ? double(who.m[row]) - top : 0, added = double(m[i]) - top;  // of what was there, and of what comes
+    double ratio = std::exp(shift), weight = std::exp(added);
+    if (own && p.targets && p.targets[row] >= start && p.targets[row] < start + tokens)
+      p.target[row] = x[(p.targets[row] - start) * PANEL + i];
+    if (who.k && m[i] > who.values[row * who.k + who.k - 1]) keep_largest(who, row, x + i, tokens, start);
+    if (final) p.kl[row] = ratio * p.kl[row] + weight * D[i];
+    if (reference) {
+      long j = (first + i) % p.reference.n;
+      p.kl_from[row] = reference->ratio[j] * p.kl_from[row] + reference->weight[j] * D_from[i];
     }
+    who.A[row] = ratio * (who.A[row] + who.S[row] * shift) + weight * (A[i] + S[i] * added);
+    who.S[row] = ratio * who.S[row] + weight * S[i];
+    who.m[row] = top;
+    if (keep) keep->ratio[row] = ratio, keep->weight[row] = weight;
   }
 }
 
@@ -223,13 +225,14 @@ extern "C" void layerlens_pass(const Pass* pass) {
   Anchor anchors[2];
   for (int g = 0; g < 2; g++) {
     Anchor& anchor = anchors[g];
-    anchor.width = (groups[g]->n + PANEL - 1) / PANEL * PANEL + LANES;
+    anchor.width = vectors_of(*groups[g]) * LANES + LANES;
     anchor.x.resize(CHUNK * anchor.width), anchor.e.resize(CHUNK * anchor.width);
     anchor.ratio.resize(anchor.width), anchor.weight.resize(anchor.width);
   }
   const long stride = upcast ? depth + 16 : depth;  // rows a page apart would share one set of the cache
   std::vector<uint32_t> floats(upcast ? CHUNK * stride : 0);
   std::vector<float> x(CHUNK * PANEL);
+  const long end = p.own.first + vectors_of(p.own);
   for (long start = p.start; start < p.stop; start += CHUNK) {
     long tokens = p.stop - start < CHUNK ? p.stop - start : CHUNK;
     const uint32_t* weight = (const uint32_t*)p.weight + start * depth;
@@ -238,21 +241,18 @@ extern "C" void layerlens_pass(const Pass* pass) {
         for (long k = 0; k < depth; k++) floats[t * stride + k] = uint32_t(((const uint16_t*)p.weight)[(start + t) * p.d + k]) << 16;
       weight = floats.data();
     }
-    for (int g = 0; g < 3; g++) {
-      const Policies& who = *groups[g];
-      for (long panel = 0; panel * PANEL < who.n; panel++) {
-        const uint32_t* rows = who.packed + panel * depth * PANEL;
-        const long left = who.n - panel * PANEL;
-        if (p.dot_bf16)
-          product<true>(weight, stride, tokens, rows, left, depth, x.data());
-        else
-          product<false>(weight, stride, tokens, rows, left, depth, x.data());
-        if (p.product_alone) continue;
-        finish(p, start, tokens, x.data());
-        reduce(p, who, panel, x.data(), tokens, start, g == 2 && p.kl ? &anchors[0] : nullptr,
+    for (long panel = 0; panel * VECTORS < end; panel++) {
+      const long vectors = end - panel * VECTORS < VECTORS ? end - panel * VECTORS : VECTORS;
+      (p.dot_bf16 ? product<true> : product<false>)(weight, stride, tokens, p.packed + panel * depth * PANEL, vectors, depth, x.data());
+      if (p.product_alone) continue;
+      finish(p, start, tokens, x.data());
+      for (long v = panel * VECTORS; v < panel * VECTORS + vectors; v++) {
+        const int g = v >= p.own.first ? 2 : p.reference.n && v >= p.reference.first ? 1 : 0;
+        const Policies& who = *groups[g];
+        reduce(p, who, (v - who.first) * LANES, x.data() + v % VECTORS * LANES, tokens, start, g == 2 && p.kl ? &anchors[0] : nullptr,
                g == 2 && p.kl_from ? &anchors[1] : nullptr, g < 2 ? &anchors[g] : nullptr);
+        if (g < 2 && v + 1 == who.first + vectors_of(who)) repeat(anchors[g], who.n, tokens);
       }
-      if (g < 2 && !p.product_alone) repeat(anchors[g], who.n, tokens);
     }
   }
 }

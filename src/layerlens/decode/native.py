@@ -27,12 +27,14 @@ log = logging.getLogger("layerlens.decode")
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 DTYPES = (torch.float32, torch.bfloat16)
+ANCHORS = ("final", "reference")
+"""In the order in which the pass reads them, before the policies that are compared with them."""
 
 
 class _Policies(ctypes.Structure):
     _fields_ = (
-        ("packed", ctypes.c_void_p),
         ("n", ctypes.c_long),
+        ("first", ctypes.c_long),
         *((name, ctypes.c_void_p) for name in ("m", "S", "A")),
         ("k", ctypes.c_long),
         ("values", ctypes.c_void_p),
@@ -42,8 +44,7 @@ class _Policies(ctypes.Structure):
 
 class _Pass(ctypes.Structure):
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("packed", "weight", "bias")),
         *((name, ctypes.c_long) for name in ("d", "start", "stop")),
         *((name, ctypes.c_int32) for name in ("weight_bf16", "dot_bf16", "product_alone")),
         ("scale", ctypes.c_float),
@@ -57,8 +58,8 @@ class _Pass(ctypes.Structure):
 class _Rows:
     """What the pass fills in for one set of policies; the tensors live as long as it does."""
 
-    packed: Tensor
     n: int
+    first: int
     k: int
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class _Rows:
 
     def struct(self) -> _Policies:
         addresses = [tensor.data_ptr() for tensor in (self.m, self.S, self.A)]
-        return _Policies(self.packed.data_ptr(), self.n, *addresses, self.k, self.values.data_ptr(), self.ids.data_ptr())
+        return _Policies(self.n, self.first, *addresses, self.k, self.values.data_ptr(), self.ids.data_ptr())
 
     @property
     def moments(self) -> Moments:
@@ -93,13 +94,13 @@ def can_dot(task: Task) -> bool:
 
 def native(task: Task, dot: bool = False, product_alone: bool = False) -> Sums:
     """One pass over the whole vocabulary; with `dot` on bfloat16 pairs. The product alone, for timing, leaves no sums."""
-    packed = {name: _pack(rows, dot) for name, rows in {"own": task.hidden, **task.anchors}.items()}
+    packed, places = _pack({**{name: task.anchors[name] for name in ANCHORS if name in task.anchors}, "own": task.hidden}, dot)
     bias = None if task.logits.bias is None else task.logits.bias.float().contiguous()
     targets = None if task.targets is None else task.targets.contiguous()
     found: dict[int, Found] = {}
 
     def part(start: int, stop: int) -> Sums:
-        sums, found[start] = _range(task, packed, bias, targets, dot, product_alone, start, stop)
+        sums, found[start] = _range(task, packed, places, bias, targets, dot, product_alone, start, stop)
         return sums
 
     parts = over_ranges(task, lambda: part)
@@ -108,7 +109,8 @@ def native(task: Task, dot: bool = False, product_alone: bool = False) -> Sums:
 
 def _range(
     task: Task,
-    packed: dict[str, Tensor],
+    packed: Tensor,
+    places: dict[str, tuple[int, int]],
     bias: Tensor | None,
     targets: Tensor | None,
     dot: bool,
@@ -118,14 +120,12 @@ def _range(
 ) -> tuple[Sums, Found]:
     weight, n = task.logits.weight, len(task.hidden)
     keep = max(task.top_k, int(task.agrees))
-    lengths = {"own": n, **{name: len(rows) for name, rows in task.anchors.items()}}
-    rows = {name: _Rows(packed[name], length, keep if name == "own" else int(task.agrees)) for name, length in lengths.items()}
+    rows = {name: _Rows(*place, keep if name == "own" else int(task.agrees)) for name, place in places.items()}
     target = None if targets is None else torch.full((n,), -torch.inf)
     kl, kl_from = (torch.zeros(n, dtype=torch.float64) if asked else None for asked in (task.kl, task.kl_from))
     none = _Policies()
     request = _Pass(
-        weight.data_ptr(),
-        _address(bias),
+        *map(_address, (packed, weight, bias)),
         weight.shape[1],
         start,
         stop,
@@ -145,15 +145,24 @@ def _range(
     return sums, Found(best, (rows["own"].values[:, : task.top_k], rows["own"].ids[:, : task.top_k]) if task.top_k else None)
 
 
-def _pack(rows: Tensor, dot: bool) -> Tensor:
-    """Rows side by side as the pass reads them: 32 bits are a float, or with `dot` a pair of bfloat16."""
+def _pack(sets: dict[str, Tensor], dot: bool) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Rows side by side as the pass reads them, and of each set how many and in which vector they begin.
+
+    32 bits are a float, or with `dot` a pair of bfloat16.
+    """
     found = library()
     assert found is not None
-    rows = (rows if rows.dtype in DTYPES else rows.float()).contiguous()
-    (n, d), panel = rows.shape, found.layerlens_panel()
-    packed = torch.zeros((-(-n // panel), d // 2 if dot else d, panel), dtype=torch.int32)
-    found.layerlens_pack(rows.data_ptr(), n, d, rows.dtype == torch.bfloat16, dot, packed.data_ptr())
-    return packed
+    lanes, panel, first = found.layerlens_lanes(), found.layerlens_panel(), 0
+    places = {}
+    for name, rows in sets.items():
+        places[name] = len(rows), first
+        first += -(-len(rows) // lanes)
+    d = sets["own"].shape[1]
+    packed = torch.zeros((-(-first * lanes // panel), d // 2 if dot else d, panel), dtype=torch.int32)
+    for name, rows in sets.items():
+        rows = (rows if rows.dtype in DTYPES else rows.float()).contiguous()
+        found.layerlens_pack(rows.data_ptr(), len(rows), d, rows.dtype == torch.bfloat16, dot, places[name][1], packed.data_ptr())
+    return packed, places
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -174,7 +183,8 @@ def library() -> ctypes.CDLL | None:
         log.debug("the C++ pass does not build here, the readout runs in torch: %s", getattr(error, "stderr", None) or error)
         return None
     found.layerlens_pass.argtypes = [ctypes.POINTER(_Pass)]
-    found.layerlens_pack.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    shape = [ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    found.layerlens_pack.argtypes = [ctypes.c_void_p, *shape, ctypes.c_void_p]
     found.layerlens_pass.restype = found.layerlens_pack.restype = None
     found.layerlens_has_dot.restype = ctypes.c_int
     return found

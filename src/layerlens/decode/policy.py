@@ -26,7 +26,8 @@ class InternalPolicy:
     """softmax(E_u · N(h)) at one layer and site (DEFINITIONS, "Internal policy"): sample from it, score with it, look at it.
 
     Make one with `LensModel.policy`. Only the blocks up to `layer` run. Wherever `ids` are asked for, a text does as well:
-    it is tokenised as it stands, without a chat template.
+    it is tokenised as it stands, without a chat template. A text that outgrows the model's context, or a token outside its
+    vocabulary, is a PromptError.
     """
 
     layer: int
@@ -34,6 +35,8 @@ class InternalPolicy:
     norm: Norm
     states: States
     logits: Logits
+    require_room: Callable[[Sequence[int], int], None]
+    """Raises PromptError where token ids, with so many more to come, do not fit the model's context or vocabulary."""
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
@@ -76,11 +79,12 @@ class InternalPolicy:
     ) -> list[list[int]]:
         """`n` continuations drawn from this policy alone, each token fed back in; a continuation ends at end-of-sequence.
 
-        Temperature 0 takes the most likely token. The end-of-sequence token is kept as a continuation's last.
+        Temperature 0 takes the most likely token. The end-of-sequence token is kept as a continuation's last. The text and
+        `max_new_tokens` must fit the model's context together.
         """
         if n < 1 or not temperature >= 0 or not 0 < top_p <= 1:
             raise PromptError(f"n must be at least 1, temperature 0 or more and top_p in (0, 1], got {n}, {temperature} and {top_p}")
-        tokens = self._tokens(ids).expand(n, -1)
+        tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
         warp = LogitsProcessorList()
         if temperature not in (0.0, 1.0):
             warp.append(TemperatureLogitsWarper(temperature))
@@ -107,7 +111,7 @@ class InternalPolicy:
         with torch.inference_mode():
             return self.states(tokens[None], None)[0]
 
-    def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1) -> Int[Tensor, " seq"]:
+    def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1, new: int = 0) -> Int[Tensor, " seq"]:
         if isinstance(ids, str):
             if self.tokenizer is None:
                 raise PromptError("a text needs a tokenizer: wrap the model with one, or pass token ids")
@@ -115,7 +119,5 @@ class InternalPolicy:
         tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
         if len(tokens) < at_least:
             raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")
-        vocab = self.logits.weight.shape[0]
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocab:
-            raise PromptError(f"a token id lies outside the vocabulary ({vocab} tokens); wrong tokenizer?")
+        self.require_room(tokens.tolist(), new)
         return tokens

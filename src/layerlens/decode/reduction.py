@@ -10,34 +10,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.decode.logits import Task
-from layerlens.decode.sums import Moments, Sums
+from layerlens.decode.sums import Moments, Sums, cross_sum
 
 BLOCK_ELEMENTS = 1 << 16
 """Logits that are worked on at a time on a CPU, so that all that is made of them stays in the cache."""
 
 
+CELL = 32
+"""Logits of which only the largest is looked at first, in a search for the k largest of all."""
+
+
 def sum_block(
     x: Float[Tensor, "stack rows chunk"],
-    final: Float[Tensor, "rows chunk"] | None = None,
-    reference: Float[Tensor, "rows chunk"] | None = None,
+    y_final: Float[Tensor, "rows chunk"] | None = None,
+    e_reference: Float[Tensor, "rows chunk"] | None = None,
 ) -> list[Float[Tensor, "stack rows"]]:
-    """m, S and A of each row; then D of KL(row ‖ final) and of KL(reference ‖ row), where their logits are given."""
+    """m, S and A of each row; then Σ e^(x-m) y_final and Σ e_reference (x-m), where these are given."""
     m = x.amax(-1)
     y = x - m[..., None]
     e = y.exp()
-    sums = [m, e.sum(-1), (e * y).sum(-1)]
-    if final is not None:
-        sums.append((e * (x - final)).sum(-1))
-    if reference is not None:
-        sums.append(((reference - reference.amax(-1, keepdim=True)).exp() * (reference - x)).sum(-1))
-    return sums
+    cross = [] if e_reference is None else [(e_reference * y).sum(-1)]
+    sums = [m, e.sum(-1), y.mul_(e).sum(-1)]
+    return [*sums, *([] if y_final is None else [e.mul_(y_final).sum(-1)]), *cross]
 
 
 @dataclass(frozen=True)
 class Found:
     """Token ids that a part of the vocabulary holds: of each policy's largest logit, and of the k largest, with these logits."""
 
-    best: dict[str, tuple[Float[Tensor, " n"], Int[Tensor, " n"]]]
+    best: dict[str, tuple[Float[Tensor, " _"], Int[Tensor, " _"]]]
     top: tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]] | None
 
 
@@ -56,17 +57,20 @@ class Reducer:
         self.top = TopK(len(task.hidden), task.top_k, device) if task.top_k else None
 
     def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> Sums:
-        """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors."""
+        """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors, which it overwrites."""
         anchors = {name: Moments(*self._sums(x[name])) for name in self.task.anchors}
-        kl = x["final"] if self.task.kl else None
-        kl_from = x["reference"] if self.task.kl_from else None
-        m, S, A, *cross = self._sums(x["own"], kl, kl_from)
-        sums = Sums(Moments(m, S, A), anchors, self._target(x["own"], start))
-        sums = replace(sums, kl=cross[0] if kl is not None else None, kl_from=cross[-1] if kl_from is not None else None)
+        y = {name: x[name].sub_(moments.m[:, None]) for name, moments in anchors.items()}
+        m, S, A, *cross = self._sums(x["own"], y["final"] if self.task.kl else None, y["reference"].exp() if self.task.kl_from else None)
+        own = Moments(m, S, A)
+        sums = Sums(own, anchors, self._target(x["own"], start))
+        if self.task.kl:
+            sums = replace(sums, kl=cross_sum(own, anchors["final"], cross[0]))
+        if self.task.kl_from:
+            sums = replace(sums, kl_from=cross_sum(anchors["reference"], own, cross[-1]))
         for name, best in self.best.items():
-            best.update(x[name], anchors.get(name, sums.own).m, start)
+            best.update(x[name], anchors.get(name, own).m, start)
         if self.top is not None:
-            self.top.update(x["own"], self.top.beaten(m), start)
+            self.top.take(x["own"], start)
         return sums
 
     @property
@@ -76,7 +80,7 @@ class Reducer:
     def _sums(self, x: Float[Tensor, "_ chunk"], *cross: Float[Tensor, "rows chunk"] | None) -> list[Float[Tensor, " _"]]:
         stacked = x.view(-1, self.rows, x.shape[1])
         blocks = _blocks(len(stacked), self.rows, max(1, self.block_elements // x.shape[1]))
-        parts = [self.sum_block(stacked[states, rows], *(None if y is None else y[rows] for y in cross)) for states, rows in blocks]
+        parts = [self.sum_block(stacked[states, rows], *(y if y is None else y[rows] for y in cross)) for states, rows in blocks]
         return [torch.cat([value.flatten() for value in values]) for values in zip(*parts, strict=True)]
 
     def _target(self, x: Float[Tensor, "n chunk"], start: int) -> Float[Tensor, " n"] | None:
@@ -131,33 +135,49 @@ class TopK:
         self.values = torch.full((n, k), -torch.inf, device=device)
         self.ids = torch.zeros((n, k), dtype=torch.long, device=device)
 
-    def beaten(self, m: Float[Tensor, " n"]) -> Int[Tensor, " rows"]:
-        """The rows in which a chunk of these largest logits holds one of the k."""
-        return (m > self.values[:, -1]).nonzero()[:, 0]
+    def take(self, x: Float[Tensor, "n chunk"], start: int) -> None:
+        """Takes in a chunk: the few logits in it that are larger than a row's k-th so far, or all rows where they are many."""
+        least, cells = self.values[:, -1:], x.shape[1] // CELL
+        left = cells * CELL
+        row, cell = (x[:, :left].view(len(x), CELL, cells).amax(1) > least).nonzero(as_tuple=True)
+        if len(row) > self.values.numel():
+            return self.take_all(x, start)
+        columns = cell[:, None] + torch.arange(0, left, cells or 1, device=x.device)
+        pair, place = (x[row[:, None], columns] > least[row]).nonzero(as_tuple=True)
+        last = (x[:, left:] > least).nonzero(as_tuple=True)
+        row, order = torch.cat([row[pair], last[0]]).sort(stable=True)
+        column = torch.cat([columns[pair, place], last[1] + left])[order]
+        if len(row):
+            starts = torch.cat([torch.zeros_like(row[:1]), (row[1:] != row[:-1]).nonzero()[:, 0] + 1])
+            slot = torch.zeros_like(row).index_fill_(0, starts[1:], 1).cumsum(0)
+            at = slot, torch.arange(len(row), device=x.device) - starts[slot]
+            values = x.new_full((len(starts), int(at[1].max()) + 1), -torch.inf)
+            ids = torch.zeros_like(values, dtype=torch.long)
+            values[at], ids[at] = x[row, column], column + start
+            self._join(row[starts], values, ids)
 
-    def update(self, x: Float[Tensor, "n chunk"], rows: Int[Tensor, " rows"], start: int) -> None:
-        """Takes in a chunk, in those rows alone."""
-        if not len(rows):
-            return
-        k = self.values.shape[1]
-        values, ids = _largest(x, rows, k)
-        values, ids = torch.cat([self.values[rows], values], dim=-1), torch.cat([self.ids[rows], ids + start], dim=-1)
-        self.values[rows], order = values.topk(k, dim=-1)
+    def take_all(self, x: Float[Tensor, "n chunk"], start: int) -> None:
+        """The same without looking at what a chunk holds, for which a GPU would have to be waited for."""
+        values, ids = _largest(x, self.values.shape[1])
+        self._join(slice(None), values, ids + start)
+
+    def _join(self, rows: Int[Tensor, " rows"] | slice, values: Float[Tensor, "rows more"], ids: Int[Tensor, "rows more"]) -> None:
+        values, ids = torch.cat([self.values[rows], values], dim=-1), torch.cat([self.ids[rows], ids], dim=-1)
+        self.values[rows], order = values.topk(self.values.shape[1], dim=-1)
         self.ids[rows] = ids.gather(-1, order)
 
 
-def _largest(x: Float[Tensor, "n chunk"], rows: Int[Tensor, " m"], k: int, width: int = 32) -> tuple[Tensor, Tensor]:
-    """topk of some rows in two steps: their k largest logits lie in the k cells of `width` logits whose largest ones are largest."""
-    chunk = x.shape[1]
-    cells = chunk // width
+def _largest(x: Float[Tensor, "n chunk"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """topk in two steps: the k largest logits lie in the k cells whose largest ones are largest."""
+    n, chunk = x.shape
+    cells = chunk // CELL
     if k * 4 > cells:
-        return x[rows].topk(min(k, chunk), dim=-1)
-    left = cells * width
-    _, cell = x[:, :left].view(len(x), cells, width).amax(-1)[rows].topk(k, dim=-1)
-    ids = (cell[..., None] * width + torch.arange(width, device=x.device)).flatten(1)
-    if left < chunk:
-        ids = torch.cat([ids, torch.arange(left, chunk, device=x.device).expand(len(rows), -1)], dim=1)
-    values, order = x[rows[:, None], ids].topk(k, dim=-1)
+        return x.topk(min(k, chunk), dim=-1)
+    left = cells * CELL
+    cell = x[:, :left].view(n, CELL, cells).amax(1).topk(k, dim=-1).indices
+    ids = (cell[..., None] + torch.arange(0, left, cells, device=x.device)).flatten(1)
+    ids = torch.cat([ids, torch.arange(left, chunk, device=x.device).expand(n, -1)], dim=1)
+    values, order = x.gather(1, ids).topk(k, dim=-1)
     return values, ids.gather(1, order)
 
 

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache, partial
 from queue import Empty, SimpleQueue
 
@@ -38,12 +37,12 @@ Work = Callable[[int, int], Sums]
 
 def stream(task: Task, product: Product, reducer: type[Reducer] = Reducer) -> Sums:
     """One pass over the whole vocabulary; everything is float32 before it comes to the product."""
-    task = replace(task, hidden=task.hidden.float(), anchors={name: rows.float() for name, rows in task.anchors.items()})
+    states = task.states.float()
     reducers: list[Reducer] = []
 
     def worker() -> Work:
         reducers.append(reducer(task))
-        return partial(_range, task, product, reducers[-1])
+        return partial(_range, task, states, product, reducers[-1])
 
     return with_ids(merge(over_ranges(task, worker)), [each.found for each in reducers])
 
@@ -73,26 +72,24 @@ def over_ranges(task: Task, worker: Callable[[], Work]) -> list[Sums]:
 
 def chunk_size(task: Task) -> int:
     """Tokens of the vocabulary in a chunk: bounded logits, and bounded weights where these have to be made float32."""
-    size = CHUNK_ELEMENTS // max(1, len(task.hidden))
+    size = CHUNK_ELEMENTS // max(1, task.n_states)
     if task.logits.weight.dtype != torch.float32:
         size = min(size, WEIGHT_ELEMENTS // task.hidden.shape[1])
     return max(64, min(4096, size))
 
 
-def _range(task: Task, product: Product, reducer: Reducer, start: int, stop: int) -> Sums:
+def _range(task: Task, states: Float[Tensor, "n d"], product: Product, reducer: Reducer, start: int, stop: int) -> Sums:
     weight, chunk = task.logits.weight, chunk_size(task)
-    vectors = {"own": task.hidden, **task.anchors}
-    space = {name: weight.new_empty(len(rows) * chunk, dtype=torch.float32) for name, rows in vectors.items()}
+    space = weight.new_empty(len(states) * chunk, dtype=torch.float32)
     floats = weight.new_empty((chunk, weight.shape[1]), dtype=torch.float32) if weight.dtype != torch.float32 else None
     parts = []
     for a in range(start, stop, chunk):
         b = min(a + chunk, stop)
         here = weight[a:b] if floats is None else floats[: b - a].copy_(weight[a:b])
-        x = {name: space[name][: len(rows) * (b - a)].view(len(rows), b - a) for name, rows in vectors.items()}
-        for name, rows in vectors.items():
-            product(rows, here, x[name])
-            task.logits.finish_(x[name], a, b)
-        parts.append(reducer.take(x, a))
+        x = space[: len(states) * (b - a)].view(len(states), b - a)
+        product(states, here, x)
+        task.logits.finish_(x, a, b)
+        parts.append(reducer.take({name: x[rows] for name, rows in task.cuts.items()}, a))
     return merge(parts)
 
 

@@ -70,7 +70,7 @@ def readout(
 
     Raises:
         SelectionError: `want` or `backend` names something unknown or unavailable, or an input is missing.
-        ReadoutError: the vocabulary is empty, or a row holds NaN or an infinite logit (its `stack` and `row` say which).
+        ReadoutError: the vocabulary is empty, or a row holds NaN or an infinite logit (its `stack`, `row` and `anchor` say which).
     """
     logits = unembed if isinstance(unembed, Logits) else Logits(unembed)
     needs = {"logp": ("targets", targets), "kl": ("final", final), "agrees": ("final", final), "kl_from": ("reference", reference)}
@@ -105,8 +105,8 @@ def readout(
         )
         sums = choose_backend(task, backend)(task)
         n_rows = task.hidden.shape[0] // stack.shape[0]
-        for policy in (sums.own, *sums.anchors.values()):
-            _refuse_bad_rows(policy, n_rows, first)
+        for anchor, policy in (None, sums.own), *sums.anchors.items():
+            _refuse_bad_rows(policy, n_rows, first, anchor)
         parts.append({name: value.reshape(stack.shape[0], n_rows, *value.shape[1:]) for name, value in _values(task, sums).items()})
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     unwanted = {"entropy"} - set(want)
@@ -140,9 +140,10 @@ def _values(task: Task, sums: Sums) -> dict[str, Tensor]:
     return out
 
 
-def _refuse_bad_rows(policy: Moments, n_rows: int, first_row: int) -> None:
+def _refuse_bad_rows(policy: Moments, n_rows: int, first_row: int, anchor: str | None) -> None:
     fine = policy.m.isfinite() & policy.S.isfinite() & policy.A.isfinite()
     if not fine.all():
         index = int((~fine).nonzero()[0, 0])
         stack, row = index // n_rows, first_row + index % n_rows
-        raise ReadoutError(f"row {row} of state {stack} has NaN or infinite logits: no policy to measure", stack, row)
+        whose = f"state {stack}" if anchor is None else f"the {anchor} policy"
+        raise ReadoutError(f"row {row} of {whose} has NaN or infinite logits: no policy to measure", stack, row, anchor)

@@ -76,6 +76,13 @@ def divergence(cross: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[T
     return (cross / p_S - p_log + q_log).clamp_min(0)
 
 
+def cross_sum(p: Moments, q: Moments, cross: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """D of the same part's sums and Σ e^(p-m_p) (q-m_q), float64."""
+    n = len(cross)
+    p_m, p_S, p_A, q_m = (values.double().repeat(n // len(values)) for values in (p.m, p.S, p.A, q.m))
+    return p_A + p_S * (p_m - q_m) - cross.double()
+
+
 def _join_moments(parts: Moments) -> tuple[Moments, Float[Tensor, "parts rows"]]:
     """The parts as one, and how far each had to be shifted for that."""
     top = parts.m.amax(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,21 +18,31 @@ CAPTION = "caption"
 """The gid of a caption's text, to find it by: `figure.findobj(lambda artist: artist.get_gid() == CAPTION)`."""
 
 
-def describe(runs: Run | Sequence[Run], mean: Mapping[str, Any] | None = None, *, shows: str = "", interval: bool = True) -> str:
+def describe(
+    runs: Run | Sequence[Run],
+    means: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    shows: str = "",
+    interval: bool = True,
+) -> str:
     """What a caption must say.
 
     Args:
         runs: the runs that are drawn.
-        mean: the attrs of a mean that is drawn (`over`, `rows`, `drop_first`, `level`); None where no mean is.
+        means: the attrs of the mean that is drawn of each run (`over`, `rows`, `drop_first`, `samples`, `level`), or of one
+            that stands for all; None where no mean is. Its `samples`, and not the run's, are what the figure rests on: a
+            sample without a response has no part in a mean over response rows.
         shows: what else a reader needs, first.
         interval: whether the mean's interval is drawn.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
+    means = [means] * len(runs) if isinstance(means, Mapping) else list(means or ())
     parts = [shows, _models(runs), _norms(runs), _temperatures(runs), _layers(runs), _draws(runs)]
-    if mean is not None:
-        parts += [_samples(runs), _weighting(runs, mean)]
+    if means:
+        counts = [int(mean["samples"]) for mean in means]
+        parts += [_samples(runs, counts), _weighting(counts, means[0])]
         if interval:
-            parts.append(_interval(runs, float(mean["level"])))
+            parts.append(_interval(counts, float(means[0]["level"])))
     # the space before each dot does not break, so no line begins with a dot
     return "\u00a0· ".join(part for part in parts if part)
 
@@ -91,27 +100,27 @@ def _draws(runs: Sequence[Run]) -> str:
     return _each("tokens decoded per sample: ", ["all" if n is None else f"up to {n}" for n in most]) if any(most) else ""
 
 
-def _samples(runs: Sequence[Run]) -> str:
-    counts = [str(run.n_samples) if run.complete else f"{run.n_samples} of {run.manifest['samples']['count']}" for run in runs]
-    if len(set(counts)) > 1:
-        return f"samples: {' / '.join(counts)}"
-    return f"{counts[0]} sample{'' if counts[0] == '1' else 's'}{' each' if len(runs) > 1 else ''}"
+def _samples(runs: Sequence[Run], counts: Sequence[int]) -> str:
+    totals = [int(run.manifest["samples"]["count"]) for run in runs]
+    shown = [f"{n}" if n == total else f"{n} of {total}" for n, total in zip(counts, totals, strict=True)]
+    if len(set(shown)) > 1:
+        return f"samples: {' / '.join(shown)}"
+    return f"{shown[0]} sample{'' if shown[0] == '1' else 's'}{' each' if len(runs) > 1 else ''}"
 
 
-def _weighting(runs: Sequence[Run], mean: Mapping[str, Any]) -> str:
-    per_sample = mean["over"] == "sample" and any(run.n_samples > 1 for run in runs)
+def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
+    per_sample = mean["over"] == "sample" and max(counts) > 1
     weighting = "mean of per-sample means" if per_sample else "mean over tokens"
     rows = "response rows" if mean["rows"] == "response" else "all rows"
     dropped = f", without each sample's first {mean['drop_first']}" if mean["drop_first"] else ""
     return f"{weighting}, {rows}{dropped}"
 
 
-def _interval(runs: Sequence[Run], level: float) -> str:
+def _interval(counts: Sequence[int], level: float) -> str:
     known = f"{100 * level:g}% bootstrap interval over samples"
-    single = np.array([run.n_samples < 2 for run in runs])
-    if single.all():
+    if max(counts) < 2:
         return "1 sample: no interval"
-    return f"{known} (none for runs of 1 sample)" if single.any() else known
+    return f"{known} (none for runs of 1 sample)" if min(counts) < 2 else known
 
 
 def _each(prefix: str, values: Sequence[str]) -> str:

@@ -103,8 +103,9 @@ def compare_families(runs: Sequence[Run], *, scale: str = "nats", **mean: Unpack
     left.set_title("residual stream (resid_post)")
     right.set_title("FFN")
     handles, labels = left.get_legend_handles_labels()
-    widest = max(map(len, labels)) * 0.6 * 7 + 40
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), max(1, int(8.0 * 72 // widest))), handlelength=3)
+    if labels:  # one run alone has no legend
+        widest = max(map(len, labels)) * 0.6 * 7 + 40
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), max(1, int(8.0 * 72 // widest))), handlelength=3)
     add_caption(figure, describe(runs, attrs))
     return np.array([left, right], dtype=object)
 
@@ -124,13 +125,13 @@ def _draw(runs: list[Run], metric: str, site: str, relative: bool, scale: str, a
     return finish(target, ax, describe(runs, attrs))
 
 
-def _lines(ax: Axes, runs: list[Run], metric: str, site: str, relative: bool, scale: str, options: MeanOptions) -> dict[str, object]:
-    """Draws a line per run, and the axes around them; the attrs of their means."""
-    attrs = {}
+def _lines(ax: Axes, runs: list[Run], metric: str, site: str, relative: bool, scale: str, options: MeanOptions) -> list[dict[str, object]]:
+    """Draws a line per run, and the axes around them; the attrs of each one's mean."""
+    attrs = []
     for number, (run, label) in enumerate(zip(runs, labels_of(runs), strict=True)):
         require_metric(run, metric)
         curve = at(run.mean(metric, **options), site, run)
-        attrs = curve.attrs
+        attrs.append(dict(curve.attrs))
         if scale == "share":
             curve = curve / curve["mean"].max()
         draw_curve(ax, depth(run, relative), curve, look(number), label if len(runs) > 1 else "", markers=12 if len(runs) > 1 else 48)
@@ -144,4 +145,4 @@ def _lines(ax: Axes, runs: list[Run], metric: str, site: str, relative: bool, sc
         ax.set_ylim(0, 1.05)
     elif 0 <= min(float(line.get_ydata().min()) for line in ax.lines) < 0.4 * ax.get_ylim()[1]:  # type: ignore[union-attr]
         ax.set_ylim(bottom=0)
-    return dict(attrs)
+    return attrs

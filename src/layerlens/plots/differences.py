@@ -101,11 +101,12 @@ def _of_means(before: Run, after: Run, metric: str, site: str | None, limits: Li
     color_bar(target, mesh, values, f"difference of {metric_label(metric)}")
     settle(target)
     number_layers(target.yaxis, before.layers, axes_size(target)[1], apart=0.12, rows=True)
-    single = min(before.n_samples, after.n_samples) < 2
+    means = [old.attrs, new.attrs]
+    single = min(attrs["samples"] for attrs in means) < 2
     kind = "paired samples" if paired else "samples of each run"
     dots = "1 sample: no interval" if single else f"dots: the {100 * level:g}% bootstrap interval over {kind} holds 0"
     shows = "\u00a0· ".join(part for part in ("after − before", hatched(values), dots) if part)
-    return finish(target, ax, describe([before, after], {**old.attrs, "level": level}, shows=shows, interval=False))
+    return finish(target, ax, describe([before, after], means, shows=shows, interval=False))
 
 
 def _of_tokens(before: Run, after: Run, metric: str, sample: int | str, site: str | None, limits: Limits, ax: Axes | None) -> Axes:

@@ -77,5 +77,5 @@ def family_grid(
         ax.remove()
     axes: np.ndarray = np.array(list(grid.flat)[: len(runs)], dtype=object)
     color_bar(axes, mesh, pooled, metric_label(metric))
-    add_caption(figure, describe(runs, means[0].attrs, shows=hatched(pooled), interval=False))
+    add_caption(figure, describe(runs, [m.attrs for m in means], shows=hatched(pooled), interval=False))
     return axes
