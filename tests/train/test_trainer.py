@@ -278,6 +278,8 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
+    with pytest.raises(TrainingError, match=r"found no layer to train: .*ΔS.*\. Name one, or choose another internal_rule"):
+        make_trainer(tmp_path, internal_layer="auto", internal_steps=1, internal_samples=4)
 
 
 @pytest.mark.parametrize("layer", [2, "auto"])
