@@ -95,7 +95,10 @@ def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, 
     assert trainer.processing_class.decode(ids[0]) == PROMPTS[name]
 
 
-def test_a_template_is_a_file_or_a_name() -> None:
+def test_a_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(None)))
+    with pytest.raises(TrainingError, match="tiny-qwen3 has no chat template to ask with"):
+        make_trainer(*read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path)]))
     with pytest.raises(PromptError, match="no chat template nowhere: give a Jinja file, or one of octothinker"):
         find_template("nowhere")
     with pytest.raises(Exception, match="the OctoThinker template has no system message"):

@@ -159,6 +159,8 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)
     if script.chat_template:
         tokenizer.chat_template = find_template(script.chat_template)
+    if tokenizer.chat_template is None:
+        raise TrainingError(f"{script.model} has no chat template to ask with: give chat_template, a Jinja file or octothinker")
     problems = Dataset.from_list(_fitting(_problems(script), script.max_prompt_length, tokenizer, args.chat_template_kwargs or {}))
     return BuPOTrainer(
         model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)

@@ -111,7 +111,7 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
         if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             yield "monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1"
         if self.monitor_layer is not None and (self.monitor_layer < 1 or not self.monitor_steps):
-            yield f"monitor_layer is a layer from 1 and needs monitor_steps, got {self.monitor_layer} with {self.monitor_steps}"
+            yield f"monitor_layer={self.monitor_layer} must be a layer from 1, and needs monitor_steps above 0"
         if self.deepspeed_plugin and self.internal_layer == "auto":
             yield "internal_layer='auto' can not look into DeepSpeed's model: take the layer that `layerlens analyze` and `select` give"
         if self.deepspeed_plugin and self.monitor_steps:
