@@ -40,7 +40,7 @@ def make_run(
     mean = np.stack([resid_pre, resid_pre, resid_pre + attn, resid_mid, resid_mid, resid_mid + ffn, resid_post], axis=-1)
     words = ["The", " sum", " is", "\n", " 12", "+", " then", " \\boxed{", "7", "}"]
     datasets = []
-    attrs = {"norm": norm, "model": name}
+    attrs = {"norm": norm, "model": name, "rows": "all"}
     for index in range(samples):
         n = tokens + index % 3
         offset = noise * rng.standard_normal((1, n_layers, 1))

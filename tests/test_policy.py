@@ -161,8 +161,8 @@ def test_what_makes_no_sense_is_refused(qwen: ll.LensModel) -> None:
                 ask(ids)
     with pytest.raises(PromptError, match="at least 2 token"):
         policy.log_probs([5])
-    for settings in ({"n": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
-        with pytest.raises(PromptError, match="n must be at least 1"):
+    for settings in ({"n": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(PromptError, match="must be at least 1, temperature"):
             policy.sample([5], **settings)
     with pytest.raises(PromptError, match="k must be at least 1"):
         policy.top([5], 0)

@@ -64,7 +64,7 @@ def test_a_difference_counts_what_its_means_rest_on() -> None:
 
 def test_a_similarity_is_of_whole_texts_and_counts_them_all() -> None:
     run = silenced(rise_and_fall(6, samples=5), 1, 3)
-    assert "· 5 samples ·" in caption_of(plots.similarity(run))
+    assert "· 5 samples · mean of per-sample means, all rows" in caption_of(plots.similarity(run))
     assert "· 3 of 5 samples ·" in caption_of(plots.similarity(run, over="token")), "weighed by response tokens"
 
 

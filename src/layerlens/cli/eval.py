@@ -123,6 +123,8 @@ def eval_command(
     from layerlens.train.rewards import load_reward
     from layerlens.types import resolve_norm, resolve_sites
 
+    if layer is None and (site, norm) != ("resid_post", NormName.none):
+        raise SelectionError("--site and --norm are of an internal policy: name its --layer as well")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
     _require_distinct(chosen, tasks)
     checks = [load_reward(reward or task.reward) for task in chosen]

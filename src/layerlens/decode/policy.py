@@ -82,8 +82,11 @@ class InternalPolicy:
         Temperature 0 takes the most likely token. The end-of-sequence token is kept as a continuation's last. The text and
         `max_new_tokens` must fit the model's context together.
         """
-        if n < 1 or not temperature >= 0 or not 0 < top_p <= 1:
-            raise PromptError(f"n must be at least 1, temperature 0 or more and top_p in (0, 1], got {n}, {temperature} and {top_p}")
+        if min(n, max_new_tokens) < 1 or not temperature >= 0 or not 0 < top_p <= 1:
+            raise PromptError(
+                "n and max_new_tokens must be at least 1, temperature 0 or more and top_p in (0, 1], "
+                f"got {n}, {max_new_tokens}, {temperature} and {top_p}"
+            )
         tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
         warp = LogitsProcessorList()
         if temperature not in (0.0, 1.0):

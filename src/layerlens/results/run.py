@@ -124,7 +124,8 @@ class Run:
             name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
             over: weighting: "sample" (each sample's mean first) or "token" (all tokens alike, as the reference; a row that was
                 drawn counts for those it stands for).
-            rows: "response", or "all" to count prompt rows too.
+            rows: "response", or "all" to count prompt rows too. Similarity and CKA are over the rows that were analysed, and what
+                the attrs say of the mean is that.
             drop_first: how many first response rows of each sample to leave out; 2 starts at prompt_length + 1, as the reference.
             resamples, seed: of the bootstrap.
 
@@ -158,6 +159,8 @@ class Run:
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
+        if "token" not in values.dims:  # each sample's value is over all rows that were analysed
+            rows, drop_first = self.data.attrs["rows"], 0
         attrs = {
             "long_name": f"mean {long_name}",
             "units": units,
