@@ -96,6 +96,26 @@ def test_every_architecture_is_loaded(architecture: str, tmp_path: Path) -> None
         torch.testing.assert_close(lens.parts.model(ids).logits, model.double()(ids).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # PEFT's
+def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(ll.load(saved).parts.model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(saved)
+    adapted.save_pretrained(tmp_path / "adapters")
+    ids = torch.tensor([[5, 6, 7]])
+    loaded = ll.load(tmp_path / "adapters")
+    torch.testing.assert_close(loaded.parts.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    assert loaded.fingerprint != ll.load(saved).fingerprint
+    assert (loaded.name, loaded.tokenizer is not None) == ("adapters", True)
+    (tmp_path / "adapters" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="its adapters could not be loaded"):
+        ll.load(tmp_path / "adapters")
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="does not say which model its adapters are of"):
+        ll.load(tmp_path / "adapters")
+
+
 def test_a_tokenizer_comes_along(saved: Path) -> None:
     lens = ll.load(saved)
     assert ll.read_prompts(["w1"], lens) == ll.read_prompts(["w1"], tiny_tokenizer())

@@ -82,6 +82,10 @@ def test_vllm_is_asked_for_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine("tiny-qwen3", "vllm")
     with pytest.raises(SelectionError, match="internal layer"):
         open_engine("tiny-qwen3", "vllm", layer=2)
+    with pytest.raises(SelectionError, match="takes GPUs by itself"):
+        open_engine("tiny-qwen3", "vllm", device="cpu")
+    with pytest.raises(SelectionError, match="tensor_parallel is vLLM's"):
+        open_engine("tiny-qwen3", "transformers", tensor_parallel=2)
 
 
 class FakeVLLM(ModuleType):

@@ -48,6 +48,10 @@ def test_it_is_exact_for_many_samples() -> None:
         np.testing.assert_allclose(pass_at_k(300, right, k), exact, rtol=0, atol=2.3e-16)
 
 
+def test_k_goes_in_powers_of_two_to_256_of_300_samples() -> None:
+    assert pass_table(np.ones((2, 300), bool), resamples=2)["k"].tolist() == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
 def test_a_number_for_a_number_and_an_array_for_an_array() -> None:
     assert isinstance(pass_at_k(8, 3, 2), float)
     table = np.array([[0, 1], [1, 8]])

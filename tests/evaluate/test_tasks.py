@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -71,6 +72,18 @@ def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
         ).read_text()
 
 
+def test_sixteen_samples_unless_the_user_or_the_task_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = TASKS["aime24"]
+    record = {"prompt": [[{"role": "user", "content": "What is 1 + 1?"}]], "reward_model": [{"ground_truth": "2"}]}
+    pd.DataFrame(record).to_parquet(tmp_path / file)
+    words = evaluation(tmp_path / "a", "--data", tmp_path, "--reward", "boxed", "--no-figure", "--json", tasks="arithmetic,aime24")
+    words[words.index("--limit") + 1] = words[words.index("--max-new-tokens") + 1] = "1"
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["tasks"]
+    assert [("avg@16" in found[0], found[0]["samples"]), ("avg@32" in found[1], found[1]["samples"])] == [(True, 16), (True, 32)]
+
+
 def test_several_models_are_compared_in_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, drawn = CliRunner(), []
     save = layerlens.plots.save
@@ -106,7 +119,8 @@ def test_a_check_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--tasks", "math500"], "math500 needs the file"),
         (["--tasks", "arithmetic,arithmetic"], "each once"),
         (["--reward", "guess"], "unknown reward 'guess'"),
-        (["--engine", "vllm"], "vllm is not installed"),
+        (["--engine", "vllm", "--device", "cuda"], "vllm is not installed"),
+        (["--engine", "vllm"], "vLLM takes GPUs by itself"),
         (["--layer", "13"], r"1\.\.12"),
         (["--compare", "nowhere"], "holds no evaluation"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from layerlens.errors import SelectionError
-from layerlens.plots import dynamics, save
+from layerlens.plots import dynamics, save, trained
 from layerlens.plots.steps import SWITCH, smoothed
 from layerlens.results.training import HIGH, LOW, open_training
 from tests.plots.kit import caption_of, cells, draw, figure_of, numbers
@@ -127,7 +127,10 @@ def test_captions_say_model_norm_probe_and_interval(log):
         assert words in caption
     without = replace(log, monitor=log.monitor.drop(columns=[name for name in log.monitor if name.endswith((LOW, HIGH))]))
     assert "no interval" in caption_of(dynamics.training_dynamics(without))
-    assert "mean of per-sample means, response rows · no interval" in caption_of(dynamics.layer_entropy_over_steps(log))
+    heat = caption_of(dynamics.layer_entropy_over_steps(log))
+    assert "mean of per-sample means, response rows · no interval" in heat
+    assert "dashed: end of the internal phase (layer 4, steps 1 to 10)" in heat
+    assert "similarity and KL of layer 4" in caption_of(dynamics.training_dynamics(log, ["kl/above"]))
 
 
 def test_bands_are_the_intervals_of_the_monitor(log):
@@ -138,7 +141,7 @@ def test_bands_are_the_intervals_of_the_monitor(log):
     x, y = band.get_paths()[0].vertices.T
     for step, low, high in log.monitor[["step", "policy_entropy" + LOW, "policy_entropy" + HIGH]].itertuples(index=False):
         np.testing.assert_allclose([y[x == step].min(), y[x == step].max()], [low, high])
-    left = dynamics.refinement(log)[1, 0]
+    left = trained.refinement(log)[1, 0]
     assert len(left.collections) == 3
     (gap,) = dynamics.stability(log)[1].collections
     assert len(gap.get_paths()) == 1, "a look without a value leaves the others in one band"
@@ -211,7 +214,7 @@ def test_drift_leaves_open_what_has_not_moved(log):
 
 
 def test_refinement_shows_every_layer_above(log):
-    axes = dynamics.refinement(log)
+    axes = trained.refinement(log)
     assert axes.shape == (2, 2)
     for row, name in zip(axes, ("similarity", "kl"), strict=True):
         expected = log.monitor[[f"{name}/to_{number}" for number in range(5, 13)]].to_numpy().T
@@ -227,13 +230,37 @@ def test_refinement_shows_every_layer_above(log):
 
 def test_refinement_needs_layers_above(baseline):
     with pytest.raises(SelectionError, match="it watched layer 12, which has none above"):
-        dynamics.refinement(baseline)
+        trained.refinement(baseline)
+
+
+def test_one_layer_above_needs_no_heat_map(tmp_path):
+    log = open_training(write_training(tmp_path / "out", layer=11))
+    axes = trained.refinement(log)
+    assert axes.shape == (2, 1)
+    np.testing.assert_allclose(curves(axes[0, 0])["layer 12"], log.monitor[["step", "similarity/to_12"]])
+    draw(axes)
+
+
+@pytest.mark.parametrize("which", ["log", "baseline", "deep"])
+def test_modules_are_drawn_over_training(which, request):
+    log = request.getfixturevalue(which)
+    axes = trained.module_entropy(log)
+    for (left, middle, right), module in zip(axes, ("attn", "ffn"), strict=True):
+        (line,) = [line for name, line in curves(left).items() if name.endswith(f"layer {log.watched}")]
+        np.testing.assert_allclose(line, log.monitor[["step", f"entropy_change/{module}_{log.watched}"]])
+        assert len(left.collections) == 1, "its interval"
+        for ax, name in ((middle, "entropy"), (right, "entropy_change")):
+            expected = log.monitor[[f"{name}/{module}_{number}" for number in range(1, log.n_layers + 1)]].to_numpy().T
+            np.testing.assert_allclose(cells(ax), expected)
+        assert right.collections[0].norm.vmin == -right.collections[0].norm.vmax
+    assert "bands: 95% bootstrap interval over problems" in caption_of(axes)
+    draw(axes)
 
 
 def test_one_look_and_given_axes(log):
     one = replace(log, monitor=log.monitor[:1], log=log.log[:1], internal=[(1, 1, 4)])
     draw(dynamics.layer_entropy_over_steps(one, change=True))
-    draw(dynamics.refinement(one))
+    draw(trained.refinement(one))
     figure = Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
     assert dynamics.layer_entropy_over_steps(log, ax=ax) is ax
@@ -251,7 +278,7 @@ def test_several_internal_layers(log):
 
 
 def test_every_figure_is_saved_the_same_twice(log, tmp_path):
-    for drawn in (dynamics.training_dynamics, dynamics.refinement, dynamics.drift):
+    for drawn in (dynamics.training_dynamics, trained.refinement, trained.module_entropy, dynamics.drift):
         first, second = (save(drawn(log), tmp_path / f"{number}.svg").read_bytes() for number in (1, 2))
         assert first == second
 

@@ -47,7 +47,8 @@ def write_training(
             row: dict[str, float | None] = {"step": step}
             row |= {f"entropy/layer_{number}": float(max(value, 0.02)) for number, value in enumerate(entropy - outer * depth, 1)}
             for number in range(1, layers + 1):
-                row |= {f"entropy_change/{module}_{number}": 0.1 for module in ("attn", "ffn")}
+                row |= {f"entropy/{module}_{number}": 1.0 + 0.1 * number + 0.01 * step for module in ("attn", "ffn")}
+                row |= {f"entropy_change/{module}_{number}": 0.1 - 0.02 * number + 0.001 * step for module in ("attn", "ffn", "layer")}
                 if number > watched:
                     row[f"similarity/to_{number}"] = float(np.exp(-2 * (depth[number - 1] - watched / layers)) * (0.7 + 0.2 * inner))
                     row[f"kl/to_{number}"] = float(6 * (depth[number - 1] - watched / layers) * (1 - 0.3 * inner + 0.2 * outer) + 0.1)

@@ -1,6 +1,7 @@
 """One training step on a fixed batch, alone or as one of several processes; leaves the weights after it in a file.
 
-With plain gradient descent at rate 1 the change of the weights is the gradient, so equal weights are equal gradients.
+With plain gradient descent at rate 1 the change of the weights is the gradient, and the decay of those that have one: equal
+weights are equal gradients.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(out: str, tied: str, settings: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
         Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_steps=-1, max_steps=1, optim="sgd",
-        learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
+        learning_rate=1.0, weight_decay=0.1, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
         **json.loads(settings),
     )  # fmt: skip
     trainer.train()

@@ -22,7 +22,7 @@ def prompts(n: int = 16) -> Dataset:
     return Dataset.from_dict({"prompt": [" ".join(f"w{i}" for i in random_ids(5, seed)) for seed in range(n)]})
 
 
-def make_trainer(out: Path, model: nn.Module | None = None, **settings: Any) -> BuPOTrainer:
+def make_trainer(out: Path, model: nn.Module | str | None = None, **settings: Any) -> BuPOTrainer:
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6, "max_steps": 2, "learning_rate": 1e-2,
         "weight_decay": 0.1, "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1,

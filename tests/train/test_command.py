@@ -16,10 +16,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.arithmetic import problems
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, _problems, make_trainer, read_config, shipped_configs
+from layerlens.cli.train import CONFIGS, _fitting, _problems, make_trainer, read_config, shipped_configs
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts import find_template
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -37,6 +37,7 @@ def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
         answers = args.per_device_train_batch_size * args.steps_per_generation * 8
         assert answers == 128 * args.num_generations == 1024
         assert args.max_steps == 4 * 300
+        assert (script.max_prompt_length, args.vllm_max_model_length) == (1024, 1024 + args.max_completion_length)
         assert (args.learning_rate, args.epsilon, args.delta, args.beta, args.temperature) == (1e-6, 0.2, 10.0, 0.0, 1.0)
 
 
@@ -44,12 +45,29 @@ def test_all_configurations_of_the_paper_are_there() -> None:
     assert set(PAPER) <= set(shipped_configs())
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
-def test_accelerate_files_are_read(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "machines", "processes"), [("one-gpu", 1, 1), ("fsdp2-8gpu", 1, 8), ("fsdp2-multinode", 4, 32)], ids=lambda value: str(value)
+)
+def test_accelerate_files_make_the_papers_batches(name: str, machines: int, processes: int, tmp_path: Path) -> None:
     from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
+    file = CONFIGS / "accelerate" / f"{name}.yaml"
     config = ClusterConfig.from_yaml_file(yaml_file=str(file))
-    assert config.num_processes in (1, 8, 32)
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
+    if processes > 1:
+        assert config.distributed_type == "FSDP"
+        options = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
+        options["fsdp_version"] = options.pop("version")
+        assert FullyShardedDataParallelPlugin(**options).fsdp_version == 2
+    changed = re.findall(r"(--(?:gradient|steps)_\w+) (\d+)", file.read_text())  # what its comment says to change
+    _, args = read_config("qwen3-4b", [*ON_CPU, "--output_dir", str(tmp_path), *(word for pair in changed for word in pair)])
+    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 32 * args.num_generations
+    assert processes * args.per_device_train_batch_size * args.steps_per_generation == 128 * args.num_generations
+
+
+def test_every_accelerate_file_is_tested() -> None:
+    assert {file.stem for file in (CONFIGS / "accelerate").glob("*.yaml")} == {"one-gpu", "fsdp2-8gpu", "fsdp2-multinode"}
 
 
 SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -77,7 +95,10 @@ def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, 
     assert trainer.processing_class.decode(ids[0]) == PROMPTS[name]
 
 
-def test_a_template_is_a_file_or_a_name() -> None:
+def test_a_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(None)))
+    with pytest.raises(TrainingError, match="tiny-qwen3 has no chat template to ask with"):
+        make_trainer(*read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path)]))
     with pytest.raises(PromptError, match="no chat template nowhere: give a Jinja file, or one of octothinker"):
         find_template("nowhere")
     with pytest.raises(Exception, match="the OctoThinker template has no system message"):
@@ -94,6 +115,42 @@ def test_arithmetic_is_drawn_from_the_difficulties_asked_for(tmp_path: Path) -> 
     script, _ = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--problems_difficulties", "4", "--problems_limit", "32"])
     drawn = [row["ground_truth"] for row in _problems(script)]
     assert drawn == [problem.answer for problem in problems("train", 32, script.problems_seed, difficulties=(4,))]
+
+
+def test_a_schedule_is_read_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("model: tiny-qwen3\ninternal_schedule: [[4, 10], [8, 20]]\nuse_cpu: true\nbf16: false\n")
+    file = str(tmp_path / "two.yaml")
+    assert read_config(file, ["--output_dir", str(tmp_path)])[1].schedule().phases == ((4, 10), (8, 20))
+    other = ["--output_dir", str(tmp_path), "--internal_schedule", "2:1,6:-1"]
+    assert read_config(file, other)[1].schedule().phases == ((2, 1), (6, -1))
+
+
+def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"prompt": [{"role": "user", "content": "x" * size}], "ground_truth": "1"} for size in (5, 50)]
+    tokenizer = tiny_tokenizer()
+    [kept] = _fitting(asked, 30, byte_tokenizer(tokenizer.chat_template), {})
+    assert kept is asked[0]
+    assert "1 of 2 problems left out" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="every one of 2 prompts is longer than max_prompt_length=30"):
+        _fitting(asked, 30, byte_tokenizer(tokenizer.chat_template + "and twenty more characters"), {})
+    assert _fitting(asked, None, None, {}) is asked
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--internal_layer", "13"], "the model has 12 layers; the internal phase asks for layer 13"),
+        (["--resume", "true"], "out holds no checkpoint to go on from: start without --resume true"),
+    ],
+)
+def test_what_can_not_be_trained_is_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path / "out"), *words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [told in line for line in lines if line.startswith("layerlens: ")] == [True]
+    assert not any(line.startswith(("usage", "Traceback")) for line in lines)
 
 
 MISTAKES = {
@@ -164,7 +221,7 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     assert command(monkeypatch, *train, "--max_steps", "4", "--resume", "true") == 0
     seen = [entry for entry in Recorder.entries if "reward" in entry]
     assert [(entry["step"], entry["bupo/internal_layer"]) for entry in seen] == [(1, 3), (2, 3), (3, 3), (4, 0)]
-    assert [entry["step"] for entry in seen if "monitor/kl/above" in entry] == [1, 2, 4], "a look is in the next entry of the log"
+    assert [entry["step"] for entry in Recorder.entries if "monitor/kl/above" in entry] == [0, 2, 3, 4]
     capsys.readouterr()
     other = [word if word != "3" else "4" for word in train]
     assert command(monkeypatch, *other, "--max_steps", "6", "--resume", "true") == 2
@@ -176,7 +233,7 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     told = json.loads(capsys.readouterr().out)
     drawn = {Path(path).name for path in told["figures"]}
     assert drawn == {"training.png"} | {
-        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "refinement", "drift", "difference")
+        f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "modules", "refinement", "drift", "difference")
     }
     assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
 
@@ -215,7 +272,7 @@ def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     assert command(monkeypatch, *train) == 0
     assert (out / "model.safetensors").exists()
     steps = [json.loads(line)["step"] for line in (out / "monitor" / "summary.jsonl").read_text().splitlines()]
-    assert steps == [0, 2]
+    assert steps == [0, 1, 2]
     assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures")) == 0
     assert (tmp_path / "figures" / "training.png").stat().st_size > 10_000
     evaluate = ("eval", str(out), "--tasks", "arithmetic", "--limit", "3", "--samples", "2", "--max-new-tokens", "48", "--out", answers)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerlens.models.internal import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training import HIGH, LOW, open_training
 from layerlens.train.readings import per_pair, per_problem
@@ -31,9 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_trainers_log_holds_the_means_alone(folder: Path) -> None:
-    log, monitor = open_training(folder).log, open_training(folder).monitor
-    assert log["monitor/kl/above"].tolist()[0] == monitor["kl/above"].tolist()[0]
-    assert not any(name.endswith((LOW, HIGH)) for name in log.columns)
+    entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    logged = [(entry["step"], entry["monitor/kl/above"]) for entry in entries if "monitor/kl/above" in entry]
+    monitor = open_training(folder).monitor
+    assert logged == list(zip(monitor["step"], monitor["kl/above"], strict=True)), "each look at its own step"
+    assert [step for step, _ in logged] == [0, 1, 2]
+    assert not any(name.endswith((LOW, HIGH)) for entry in entries for name in entry)
 
 
 def test_means_and_intervals_are_those_of_the_run(folder: Path) -> None:
@@ -43,8 +47,9 @@ def test_means_and_intervals_are_those_of_the_run(folder: Path) -> None:
     similarity, divergence = run.mean("similarity"), run.mean("kl_from_layer").sel(site="resid_post")
     for suffix, part in (("", "mean"), (LOW, "low"), (HIGH, "high")):
         for layer in range(1, 5):
-            assert row[f"entropy/layer_{layer}{suffix}"] == pytest.approx(float(entropy[part].sel(layer=layer, site="resid_post")))
-            assert row[f"entropy_change/ffn_{layer}{suffix}"] == pytest.approx(float(change[part].sel(layer=layer, module="ffn")))
+            for module, site in (("layer", "resid_post"), ("attn", "attn_out"), ("ffn", "ffn_out")):
+                assert row[f"entropy/{module}_{layer}{suffix}"] == pytest.approx(float(entropy[part].sel(layer=layer, site=site)))
+                assert row[f"entropy_change/{module}_{layer}{suffix}"] == pytest.approx(float(change[part].sel(layer=layer, module=module)))
         for layer in (3, 4):
             assert row[f"similarity/to_{layer}{suffix}"] == pytest.approx(float(similarity[part].sel(layer=2, layer_to=layer)))
             assert row[f"kl/to_{layer}{suffix}"] == pytest.approx(float(divergence[part].sel(layer=layer)))
@@ -66,6 +71,36 @@ def test_one_probe_problem_has_no_interval(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "monitor" / "summary.jsonl").read_text().splitlines()[0])
     assert row["entropy/layer_1"] > 0
     assert row["entropy/layer_1" + LOW] is row["response_length" + HIGH] is None
+
+
+def test_it_looks_where_a_phase_ends_and_changes_nothing(tmp_path: Path) -> None:
+    settings = {"internal_schedule": "1:1,2:2", "num_iterations": 2, "max_steps": 8}
+    watched = make_trainer(tmp_path / "a", monitor_steps=5, monitor_problems=2, monitor_repeats=2, monitor_layer=3, **settings)
+    watched.train()
+    alone = make_trainer(tmp_path / "b", **settings)
+    alone.train()
+    monitor = open_training(tmp_path / "a").monitor
+    assert monitor["step"].tolist() == [0, 2, 5, 6, 8]
+    assert {name for name in monitor if name.startswith("kl/to_") and name[-1].isdigit()} == {"kl/to_4"}
+    for (name, a), b in zip(watched.model.named_parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_drift_of_adapters_is_that_of_the_weights_they_make(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    names = ("self_attn.q_proj", "mlp.up_proj")
+    lora = LoraConfig(r=2, target_modules=[name.split(".")[1] for name in names])
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=-1, monitor_steps=2, monitor_problems=2, peft_config=lora)
+    blocks = causal_lm(trainer.model).model.layers
+    start = [sum(float(w.double().square().sum()) for n, w in block.named_parameters() if ".lora_" not in n) ** 0.5 for block in blocks]
+    trainer.train()
+    row = open_training(tmp_path).monitor.iloc[-1]
+    for number, block in enumerate(blocks, 1):
+        added = [block.get_submodule(name).get_delta_weight("default") for name in names]
+        moved = sum(float(change.double().square().sum()) for change in added) ** 0.5
+        assert (moved > 0) == (number <= 2)
+        assert row[f"drift/layer_{number}"] == pytest.approx(moved / start[number - 1], rel=1e-5)
 
 
 @given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 99))

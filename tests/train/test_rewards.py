@@ -252,7 +252,7 @@ def test_gold_answers_score_1_and_the_next_problems_0(
     assert len(truths) == count
     alone = Reward(math_reward.target, timeout=300.0)  # math-verify without our shortcut for equal texts
     assert sum(patient([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
-    assert sum(alone([rf"so \boxed{{{truth}}}" for truth in truths[:60]], truths[:60])) == min(60, count)
+    assert sum(alone([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
     alone.close()
     scores = patient([rf"so \boxed{{{other}}}" for other in shifted], truths)
     found = [(truth, other) for truth, other, score in zip(truths, shifted, scores, strict=True) if score]

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 
 from layerlens.decode.training import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
 from layerlens.results.training import open_training
-from layerlens.train import head
+from layerlens.train import BuPOConfig, BuPOTrainer, head
 from layerlens.train.trainer import LAYER
-from tests.tiny import random_ids, tiny_model
-from tests.train.harness import fixed_batch, make_trainer, plain_logps
+from tests.tiny import random_ids, tiny_model, tiny_tokenizer
+from tests.train.harness import fixed_batch, make_trainer, plain_logps, reward
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -41,7 +42,8 @@ def test_internal_log_probs_are_those_of_the_whole_forward(architecture: str, ti
     with torch.no_grad():
         for layer in range(1, 5):
             ours = logps_of(trainer, batch, layer) * batch["completion_mask"]
-            torch.testing.assert_close(ours, plain_logps(causal_lm(trainer.model), batch, layer, norm), atol=2e-6, rtol=1e-6)
+            plain = plain_logps(causal_lm(trainer.model), batch, layer, norm)
+            torch.testing.assert_close(ours, plain, atol=1e-6, rtol=2.4e-7)  # 1e-6, or what two last bits of a float32 are
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
@@ -125,6 +127,29 @@ def test_blocks_above_the_layer_do_not_move(more: dict[str, Any], tied: bool, tm
     assert {name for name in before if name.startswith(("model.layers.0", "model.layers.1"))} <= moved
     assert "model.embed_tokens.weight" in moved
     assert tied or "lm_head.weight" in moved
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapters: bool, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")  # the reference is loaded by name
+    model.config._name_or_path = str(tmp_path / "model")
+    peft_config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"]) if adapters else None
+    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_steps=-1, beta=0.1, num_iterations=2, peft_config=peft_config)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+    mask = batch["completion_mask"]
+    with torch.no_grad():
+        now, before = plain_logps(causal_lm(trainer.model), batch, 2, "none"), plain_logps(tiny_model("llama"), batch, 2, "none")
+    torch.testing.assert_close(batch["old_per_token_logps"] * mask, now, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(batch["ref_per_token_logps"] * mask, before, atol=2e-6, rtol=1e-6)
+    assert (now - before).abs().max() > 0.01
 
 
 def test_decay_above_lets_weights_decay(tmp_path: Path) -> None:
@@ -253,3 +278,26 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
+    with pytest.raises(TrainingError, match=r"found no layer to train: .*ΔS.*\. Name one, or choose another internal_rule"):
+        make_trainer(tmp_path, internal_layer="auto", internal_steps=1, internal_samples=4)
+
+
+@pytest.mark.parametrize("layer", [2, "auto"])
+def test_layers_above_the_trained_one_learn_slower(layer: int | str, tmp_path: Path) -> None:
+    auto = {"internal_rule": "entropy_drop", "internal_samples": 4} if layer == "auto" else {}
+    trainer = make_trainer(tmp_path, internal_layer=layer, internal_steps=1, layer_lr_decay=0.1, **auto)
+    [(trained, _)] = trainer.schedule.phases
+    assert trainer.layer_factors == {number: 1.0 if number <= trained else 0.1 for number in range(1, 5)}
+    assert any(how == "learning rate x 0.1" for _, how in trainer.plan())
+
+
+def test_probes_are_asked_as_training_asks(tmp_path: Path) -> None:
+    args = BuPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_completion_length=4,
+        chat_template_kwargs={"enable_thinking": True},
+    )  # fmt: skip
+    asked = Dataset.from_dict({"prompt": [[{"role": "user", "content": "w9 w8"}]] * 8})
+    trainer = BuPOTrainer(tiny_model("qwen3"), reward, args, train_dataset=asked, processing_class=tiny_tokenizer())
+    [probe] = trainer._prompts(1)
+    assert trainer.processing_class.decode(probe.token_ids).startswith("think user w9")
+    assert [list(probe.token_ids)] == trainer._tokenize_prompts([asked[0]["prompt"]])[0]

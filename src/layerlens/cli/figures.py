@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 LOGGED = ("reward", "entropy", "completions/mean_length")
 """What the figure of a training shows that had no monitor."""
+WATCHED = ("reward", "policy_entropy", "response_length", "perplexity")
+ABOVE = ("similarity/above", "kl/above")
+"""What it shows of one that had, and what beside where the watched layer has layers above."""
 Job = tuple[str, Callable[[], Any]]
 """A figure's file name without its ending, and what draws it."""
 
@@ -118,18 +121,20 @@ def draw_figures(
 
 
 def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:
-    """Writes the figures of training runs: dynamics of all overlaid, and of each entropy, refinement, drift, and after − before.
+    """Writes the figures of training runs: dynamics of all overlaid; of each entropy, modules, refinement, drift, after − before.
 
     Returns their paths, and why each that a run does not hold the numbers for could not be drawn.
     """
     plots = _plots()
     watched = not any(log.monitor.empty for log in logs)
-    dynamics = partial(plots.training_dynamics, logs, **({} if watched else {"metrics": LOGGED}))
+    above = [name for name in ABOVE if all(name in log.monitor for log in logs)]
+    dynamics = partial(plots.training_dynamics, logs, [*WATCHED, *above] if watched else LOGGED)
     jobs: list[Job] = [("training", dynamics), ("stability", partial(plots.stability, logs))]
     for log in logs:
         jobs += [
             (f"{log.name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
             (f"{log.name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
+            (f"{log.name}-modules", partial(plots.module_entropy, log)),
             (f"{log.name}-refinement", partial(plots.refinement, log)),
             (f"{log.name}-drift", partial(plots.drift, log)),
             (f"{log.name}-difference", partial(_before_and_after, log)),

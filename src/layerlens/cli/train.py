@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -37,6 +38,9 @@ class TrainScript:
     problems_seed: int = field(default=0, metadata={"help": "Seed of generated arithmetic problems."})
     problems_difficulties: list[int] | None = field(
         default=None, metadata={"help": "Draw arithmetic problems of these difficulties only (1 the easiest, 4); default: all."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Leave out problems whose prompt is longer than this, in tokens; default: keep all."}
     )
     system: str | None = field(default=None, metadata={"help": "A system message to put in front of every problem."})
     chat_template: str | None = field(
@@ -130,6 +134,8 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], where: str = "")
 
 def run_training(script: TrainScript, args: Any) -> None:
     """Trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
+    if script.resume and not any(Path(args.output_dir).glob("checkpoint-*")):
+        raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
     trainer = make_trainer(script, args)
     trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
@@ -153,10 +159,25 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)
     if script.chat_template:
         tokenizer.chat_template = find_template(script.chat_template)
-    problems = Dataset.from_list(_problems(script))
+    if tokenizer.chat_template is None:
+        raise TrainingError(f"{script.model} has no chat template to ask with: give chat_template, a Jinja file or octothinker")
+    problems = Dataset.from_list(_fitting(_problems(script), script.max_prompt_length, tokenizer, args.chat_template_kwargs or {}))
     return BuPOTrainer(
         model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)
     )
+
+
+def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any, template: dict[str, Any]) -> list[dict[str, Any]]:
+    """The problems whose prompt has no more tokens than that, template included; TRL itself neither cuts nor drops a prompt."""
+    if longest is None:
+        return problems
+    options = {"add_generation_prompt": True, "return_dict": False, **template}
+    kept = [problem for problem in problems if len(tokenizer.apply_chat_template(problem["prompt"], **options)) <= longest]
+    if not kept:
+        raise TrainingError(f"every one of {len(problems)} prompts is longer than max_prompt_length={longest} tokens: allow more")
+    if len(kept) < len(problems):
+        print(f"{len(problems) - len(kept)} of {len(problems)} problems left out: longer than {longest} tokens", file=sys.stderr)
+    return kept
 
 
 def _problems(script: TrainScript) -> list[dict[str, Any]]:

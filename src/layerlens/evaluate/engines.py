@@ -16,6 +16,7 @@ from layerlens.errors import LayerLensError, ModelLoadError, PromptError, Select
 from layerlens.generation import Generation, generate_responses, require_room, stream_seed
 from layerlens.lens import LensModel, load
 from layerlens.models.internal import internal_policy
+from layerlens.models.load import ADAPTERS
 from layerlens.prompts import Sample
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
@@ -219,19 +220,24 @@ def open_engine(
 ) -> Engine:
     """Loads a model to answer with.
 
-    `"auto"` takes vLLM where it is installed, there is a GPU, and neither an internal layer nor a device is asked for.
+    `"auto"` takes vLLM where it is installed, there is a GPU, and neither an internal layer, a device nor adapters are asked for.
 
     Raises:
-        LayerLensError: vLLM is asked for and missing, or together with an internal layer.
+        LayerLensError: vLLM is asked for and missing, or together with an internal layer or a device; `tensor_parallel` without it.
         ModelLoadError, ModelLayoutError: as `load`.
     """
     if engine not in get_args(EngineName):
         raise SelectionError(f"unknown engine {engine!r}: choose from {', '.join(get_args(EngineName))}")
     if engine == "vllm" and layer is not None:
         raise SelectionError("vLLM can not sample from an internal layer: leave out --layer, or ask for the engine transformers")
-    free = layer is None and device in (None, "cuda") and device_map is None
+    placed = device not in (None, "cuda") or device_map is not None
+    if engine == "vllm" and placed:
+        raise SelectionError("vLLM takes GPUs by itself: leave out device and device map, or ask for the engine transformers")
+    free = layer is None and not placed and not (Path(name) / ADAPTERS).is_file()
     if engine == "vllm" or (engine == "auto" and free and find_spec("vllm") is not None and torch.cuda.is_available()):
         return VLLMEngine(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel)
+    if tensor_parallel > 1:
+        raise SelectionError("tensor_parallel is vLLM's, which does not answer here: ask for the engine vllm, or spread with a device map")
     model = load(name, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     return LensEngine(model, layer, site, norm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from layerlens.models.layout import layout_for
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
+ADAPTERS = "adapter_config.json"
+"""The file that makes a folder one of PEFT's adapters."""
+
 
 def load_pretrained(
     name: str | Path,
@@ -28,6 +32,8 @@ def load_pretrained(
 ) -> tuple[nn.Module, Any]:
     """The causal language model and tokenizer of a hub name or local folder, in evaluation mode.
 
+    A folder of adapters (PEFT's, as training with LoRA leaves it) is the model that it names, with what they add in its weights.
+
     Raises ModelLoadError where the files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error,
     never a random number), ModelLayoutError where the architecture is not supported (before any weight is read).
     """
@@ -38,6 +44,12 @@ def load_pretrained(
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
     source = _source(str(name))
+    adapters = Path(source) / ADAPTERS
+    if adapters.is_file():
+        base = _base_of(adapters)
+        given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
+        model, tokenizer = load_pretrained(base, **given)
+        return _merged(model, adapters.parent).eval(), tokenizer
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with _quiet():
@@ -73,6 +85,32 @@ def load_pretrained(
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
             raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
+
+
+def _base_of(adapters: Path) -> str:
+    """The model that adapters were trained on."""
+    try:
+        base = str(json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{adapters} does not say which model its adapters are of ({type(error).__name__}: {error})") from error
+    if Path(base).resolve() == adapters.parent.resolve():
+        raise ModelLoadError(f"{adapters} names itself as the model that its adapters are of")
+    return base
+
+
+def _merged(model: nn.Module, folder: Path) -> nn.Module:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ModelLoadError(f"{folder} holds adapters, which need PEFT: pip install 'layerlens[train]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+            return PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()  # type: ignore[no-any-return]
+    except Exception as error:  # as above
+        raise ModelLoadError(
+            f"{folder}: its adapters could not be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        ) from error
 
 
 def read_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:

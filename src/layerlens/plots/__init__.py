@@ -18,12 +18,13 @@ from layerlens.plots.changes import entropy_change
 from layerlens.plots.cosines import stream_cosine
 from layerlens.plots.curves import compare_families, entropy_curves, metric_by_layer
 from layerlens.plots.differences import difference_heatmap
-from layerlens.plots.dynamics import drift, layer_entropy_over_steps, refinement, stability, training_dynamics
+from layerlens.plots.dynamics import drift, layer_entropy_over_steps, stability, training_dynamics
 from layerlens.plots.flow import entropy_flow
 from layerlens.plots.grid import family_grid
 from layerlens.plots.heatmaps import entropy_heatmap
 from layerlens.plots.matrices import similarity
 from layerlens.plots.passes import pass_curves
+from layerlens.plots.trained import module_entropy, refinement
 
 __all__ = [
     "compare_families",
@@ -36,6 +37,7 @@ __all__ = [
     "family_grid",
     "layer_entropy_over_steps",
     "metric_by_layer",
+    "module_entropy",
     "pass_curves",
     "refinement",
     "save",

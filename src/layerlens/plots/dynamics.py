@@ -17,13 +17,15 @@ from layerlens.plots.labels import metric_label, plain
 from layerlens.plots.looks import by_layer, draw_looks
 from layerlens.plots.mesh import hatched
 from layerlens.plots.steps import (
+    MEAN,
+    SWITCH,
     Series,
-    column,
+    describe_logs,
     draw_series,
-    figure_legend,
+    interval_text,
     legend_above,
     mark_phases,
-    phase_patches,
+    phase_text,
     series_of,
     smoothing_text,
     smoothing_window,
@@ -45,9 +47,6 @@ LABELS = {
     "stability/entropy_path": "correlation of entropy paths",
 }
 """How axes name what is drawn; anything else goes by the name it has in the log."""
-
-MEAN = "mean of per-sample means, response rows"
-"""How the monitor averages over its probe."""
 
 
 @styled
@@ -145,51 +144,6 @@ def drift(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
     return target
 
 
-@styled
-def refinement(log: TrainingLog) -> np.ndarray:
-    """The trained layer and the layers above it: how alike their residual streams are, and how far their policies lie apart.
-
-    On the left the mean over the layers above, the next and the last of them; on the right every layer above, layer × look.
-
-    Returns:
-        A 2 × 2 array of Axes: similarity above, KL from the layer's policy to the others' below.
-
-    Raises:
-        SelectionError: the run has no monitor, or it watched the last layer, which has none above.
-    """
-    figure = new_figure(8.4, 5.0)
-    axes: np.ndarray = figure.subplots(2, 2, width_ratios=(1, 1.05), squeeze=False)
-    parts = (
-        ("similarity/", metric_label("similarity", mean=False), SCALES["similarity"]),
-        ("kl/", f"KL(π of layer {log.watched} ‖ π) [nats]", Scale("magma")),
-    )
-    for (left, right), (prefix, label, scale) in zip(axes, parts, strict=True):
-        steps, above, values = by_layer(log, f"{prefix}to_")
-        names = {f"mean of layers {above[0]} to {above[-1]}" if len(above) > 1 else f"layer {above[0]}": "above"}
-        if len(above) > 1:
-            names |= {f"layer {above[0]}, the next": f"to_{above[0]}", f"layer {above[-1]}, the last": f"to_{above[-1]}"}
-        curves = {name: column(log.monitor, prefix + key) for name, key in names.items()}
-        for number, (name, curve) in enumerate(curves.items()):
-            draw_series(left, curve, look(number), name, 1)
-        mark_phases(left, [log])
-        open_frame(left)
-        step_axis(left)
-        left.set_ylabel(label)
-        draw_looks(right, log, steps, above, values, scale, label)
-    axes[1, 0].set_ylim(bottom=min(0.0, axes[1, 0].get_ylim()[0]))
-    handles = [*axes[0, 0].get_legend_handles_labels()[0], *phase_patches(log.internal)]
-    figure_legend(figure, handles)
-    shows = f"layer {log.watched} against the layers above it"
-    add_caption(figure, _caption([log], shows, hatched(values), MEAN, _interval(list(curves.values()))))
-    settle(axes[0, 0])
-    for row, title in enumerate(("similarity of the residual stream (resid_post)", "KL to the policies above (resid_post)")):
-        set_title(axes[row, 0], log.name if row == 0 else "", pad=5.0)
-        set_title(axes[row, 1], title, pad=16.0 if log.internal else 5.0)
-    for ax in axes.flat:
-        dress(ax)
-    return axes
-
-
 def _as_logs(logs: TrainingLog | Sequence[TrainingLog]) -> list[TrainingLog]:
     listed = [logs] if isinstance(logs, TrainingLog) else list(logs)
     if not listed:
@@ -226,21 +180,19 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
     legend_above(axes[0], logs)
     dense = [one for metric in metrics for one in series[metric] if one.dense]
     looked = any(not one.dense for metric in metrics for one in series[metric])
+    watched = " / ".join(dict.fromkeys(f"layer {log.watched}" for log in logs))
     shows = [
+        f"similarity and KL of {watched}" if {"similarity/above", "kl/above"} & set(metrics) else "",
         "full policy under its own final norm" if {"policy_entropy", "perplexity"} & set(metrics) else "",
         smoothing_text(windows) if dense else "",
         "thin: looks of the monitor" if looked else "",
-        _interval([one for metric in metrics for one in series[metric]]),
+        interval_text([one for metric in metrics for one in series[metric]]),
     ]
-    add_caption(figure, _caption(logs, *shows))
+    add_caption(figure, describe_logs(logs, *shows))
     settle(axes[0])
     for ax in axes:
         dress(ax)
     return axes
-
-
-def _interval(series: Sequence[Series]) -> str:
-    return "bands: 95% bootstrap interval over problems" if any(one.has_interval for one in series) else "no interval"
 
 
 def _spread(series: list[Series]) -> float:
@@ -257,19 +209,8 @@ def _heatmap(
     draw_looks(target, log, steps, rows, values, scale, label)
     set_title(target, log.name, pad=16.0 if log.internal else 5.0)
     outlined = "outlined: the layer in training" if any(isinstance(patch, Rectangle) for patch in target.patches) else ""
+    switched = any(line.get_gid() == SWITCH for line in target.lines)
+    dashed = f"dashed: end of the internal phase ({'; '.join(map(phase_text, log.internal))})" if switched else ""
     missing = "" if "hatched" in shows else hatched(values)
-    return finish(target, ax, _caption([log], "a column per look", shows, missing, outlined, MEAN if mean else "", "no interval"))
-
-
-def _caption(logs: Sequence[TrainingLog], *shows: str) -> str:
-    """What is shown, of which models, under which norm, on how many probe problems."""
-    models = ", ".join(dict.fromkeys(plain(log.model) for log in logs))
-    norms = " / ".join(dict.fromkeys(log.norm for log in logs if log.norm))
-    counts = " / ".join(dict.fromkeys(str(log.problems) for log in logs if log.problems))
-    parts = [
-        models,
-        f"internal policies under norm: {norms}" if norms else "",
-        f"probe of {counts} problems" if counts else "",
-        *shows,
-    ]
-    return "\u00a0· ".join(part for part in parts if part)
+    means = MEAN if mean else ""
+    return finish(target, ax, describe_logs([log], "a column per look", shows, missing, outlined, dashed, means, "no interval"))

@@ -17,13 +17,16 @@ from matplotlib.ticker import MaxNLocator
 
 from layerlens.errors import SelectionError
 from layerlens.plots.axis import draw_band
-from layerlens.plots.labels import families, numbered
+from layerlens.plots.labels import families, numbered, plain
 from layerlens.plots.style import PHASE_TINTS, STYLE, Look, look
 from layerlens.results.training import HIGH, LOW, Phase, TrainingLog
 
 TINTS = (PHASE_TINTS["exploration"], PHASE_TINTS["convergence"])
 SMOOTHED_SHARE = 20
 """Smoothing runs over a run's log divided by this, at least 5 entries where there are 20."""
+
+MEAN = "mean of per-sample means, response rows"
+"""How the monitor averages over its probe."""
 
 SWITCH = "switch"
 """The gid of a line where a phase ends."""
@@ -139,14 +142,15 @@ def _spans(phases: Sequence[Phase]) -> list[tuple[float, float]]:
     return [(0.0 if first == 1 else first - 0.5, last + 0.5) for first, last, _ in phases]
 
 
-def _phase_text(phase: Phase) -> str:
+def phase_text(phase: Phase) -> str:
+    """A phase in words."""
     return f"layer {phase[2]}, steps {phase[0]} to {phase[1]}"
 
 
 def phase_patches(phases: Sequence[Phase]) -> list[Artist]:
     """Legend entries of the shaded phases."""
     return [
-        Patch(facecolor=TINTS[number % 2], edgecolor="0.25", linestyle=(0, (4, 2)), linewidth=0.8, label=f"internal: {_phase_text(phase)}")
+        Patch(facecolor=TINTS[number % 2], edgecolor="0.25", linestyle=(0, (4, 2)), linewidth=0.8, label=f"internal: {phase_text(phase)}")
         for number, phase in enumerate(phases)
     ]
 
@@ -159,7 +163,7 @@ def legend_above(ax: Axes, logs: Sequence[TrainingLog]) -> None:
     names = numbered([log.name for log in logs])
     for number, (log, name) in enumerate(zip(logs, names, strict=True)):
         style = look(number)
-        phases = "" if len(logs) == 1 else "; ".join(map(_phase_text, log.internal))
+        phases = "" if len(logs) == 1 else "; ".join(map(phase_text, log.internal))
         label = f"{name} (internal: {phases})" if phases else name
         handles.append(
             Line2D([], [], color=style.color, linestyle=style.linestyle, marker=style.marker, linewidth=2, markersize=3.5, label=label)
@@ -176,3 +180,22 @@ def figure_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     columns = len(handles) if sum(widths) < room else max(1, int(room // max(widths)))
     font = {"family": families(), "size": size}
     figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, handlelength=3, prop=font)
+
+
+def describe_logs(logs: Sequence[TrainingLog], *shows: str) -> str:
+    """A caption: what is shown, of which models, under which norm, on how many probe problems."""
+    models = ", ".join(dict.fromkeys(plain(log.model) for log in logs))
+    norms = " / ".join(dict.fromkeys(log.norm for log in logs if log.norm))
+    counts = " / ".join(dict.fromkeys(str(log.problems) for log in logs if log.problems))
+    parts = [
+        models,
+        f"internal policies under norm: {norms}" if norms else "",
+        f"probe of {counts} problems" if counts else "",
+        *shows,
+    ]
+    return "\u00a0· ".join(part for part in parts if part)
+
+
+def interval_text(series: Sequence[Series]) -> str:
+    """What a caption says of the bands."""
+    return "bands: 95% bootstrap interval over problems" if any(one.has_interval for one in series) else "no interval"

@@ -72,7 +72,7 @@ class TrainingLog:
 
     @property
     def watched(self) -> int | None:
-        """The layer whose relations to the layers above are watched: the first that is trained, or the last of all."""
+        """The layer whose relations to the layers above are watched: monitor_layer, or the first that is trained, or the last of all."""
         layer = self.manifest["config"].get("kl_from_layer") if self.manifest else None
         return None if layer is None else int(layer)
 

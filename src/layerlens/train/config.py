@@ -9,6 +9,8 @@ from typing import Any
 from trl import GRPOConfig
 
 from layerlens.errors import TrainingError
+from layerlens.selection import RULES
+from layerlens.train.rates import parse_factors
 from layerlens.train.schedule import WHOLE_RUN, Schedule
 from layerlens.types import NORMS
 
@@ -31,11 +33,12 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
     internal_steps: int = field(
         default=0, metadata={"help": "Rollout steps of the internal phase (s_inter); -1 for the whole run (internal alignment alone)."}
     )
-    internal_schedule: Any = field(
-        default=None, metadata={"help": "Several layers bottom-up instead of one, as '4:10,8:20' (layer:rollout steps)."}
+    internal_schedule: list[Any] | str | None = field(
+        default=None,
+        metadata={"help": "Several layers bottom-up instead of one, as '4:10,8:20' or [[4, 10], [8, 20]] (layer, rollout steps)."},
     )
     internal_norm: str = field(default="none", metadata={"help": "'none' (the paper) or 'final': N(h) in front of the unembedding."})
-    internal_rule: str = field(default="boundary", metadata={"help": "Rule of 'auto': boundary, entropy_drop or agreement."})
+    internal_rule: str = field(default="boundary", metadata={"help": f"Rule of 'auto': {', '.join(RULES)}."})
     internal_samples: int = field(default=32, metadata={"help": "Training prompts that 'auto' analyses."})
     decay_above: bool = field(
         default=False,
@@ -52,7 +55,13 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
 
     monitor_steps: int = field(
         default=0,
-        metadata={"help": "Look into the model every so many optimizer steps (and before the first and after the last); 0: never."},
+        metadata={
+            "help": "Look into the model every so many optimizer steps, and at the start, the end, and the end of a phase; 0: never."
+        },
+    )
+    monitor_layer: int | None = field(
+        default=None,
+        metadata={"help": "Layer whose similarity and KL to those above are watched; default: the first internal one, or the last."},
     )
     monitor_problems: int = field(default=16, metadata={"help": "Problems of the fixed probe set that the monitor looks at."})
     monitor_repeats: int = field(default=4, metadata={"help": "Fresh answers per probe problem, for length and stability."})
@@ -74,6 +83,10 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             yield f"internal_layer is a layer from 1, 'auto' or 'none', got {self.internal_layer!r}"
         if self.internal_norm not in NORMS:
             yield f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}"
+        if self.internal_rule not in RULES:
+            yield f"internal_rule is one of {', '.join(RULES)}, got {self.internal_rule!r}"
+        if self.internal_samples < 1:
+            yield f"internal_samples must be at least 1, got {self.internal_samples}"
         if self.internal_schedule is not None and (self.internal_layer is not None or self.internal_steps):
             yield "give either internal_schedule, or internal_layer with internal_steps"
         if self.internal_layer is not None and self.internal_steps == 0:
@@ -87,12 +100,20 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             yield "Liger replaces the modules that an internal policy is cut out of: leave use_liger_kernel off, or train without one"
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
+        if self.layer_lr_factors:
+            parse_factors(self.layer_lr_factors)  # which refuses what are no factors
+        if self.layer_lr_decay is not None and self.layer_lr_decay < 0:
+            yield f"layer_lr_decay must be 0 or more, got {self.layer_lr_decay:g}"
         if self.layer_lr_above is not None and self.layer_lr_decay is None:
             yield "layer_lr_above needs layer_lr_decay: the factor of the blocks above it"
-        if self.layer_lr_decay is not None and self.layer_lr_above is None and not isinstance(self.internal_layer, int):
+        if self.layer_lr_decay is not None and self.layer_lr_above is None and self.internal_layer is None:
             yield "layer_lr_decay needs layer_lr_above: the layer above which it acts"
         if self.monitor_steps < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             yield "monitor_steps must be 0 or more, monitor_problems and monitor_repeats at least 1"
+        if self.monitor_layer is not None and (self.monitor_layer < 1 or not self.monitor_steps):
+            yield f"monitor_layer={self.monitor_layer} must be a layer from 1, and needs monitor_steps above 0"
+        if self.deepspeed_plugin and self.internal_layer == "auto":
+            yield "internal_layer='auto' can not look into DeepSpeed's model: take the layer that `layerlens analyze` and `select` give"
         if self.deepspeed_plugin and self.monitor_steps:
             yield "the monitor works with DDP and FSDP2, not with DeepSpeed: set monitor_steps=0 and analyse checkpoints instead"
         if self.deepspeed_plugin and self.trains_internally and self.weight_decay > 0 and not self.decay_above:

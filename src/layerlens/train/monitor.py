@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from layerlens.types import Norm
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Looks into the model before the first step, every `every` optimizer steps, and after the last.
+    """Looks into the model before the first step, every `every` optimizer steps, after those in `also`, and after the last.
 
     The main process looks; the others wait. Where they share the weights out among them, all help to gather these first.
 
@@ -38,7 +38,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         prompts: the probe problems, without responses.
         tokenizer: the model's.
         whole: hands out the model with all its weights.
-        layer: the layer whose relations to the layers above are watched (the first internal one, or the last).
+        layer: the layer whose relations to the layers above are watched.
         answer: text of a response to the answer it gives, or None; how the stability of answers is judged.
         report: takes a row of numbers to whatever logs training.
     """
@@ -51,6 +51,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         whole: Whole,
         *,
         every: int,
+        also: Collection[int],
         layer: int,
         norm: Norm,
         repeats: int,
@@ -59,7 +60,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         report: Callable[[dict[str, float]], None],
     ):
         self.out, self.prompts, self.tokenizer, self.whole = out / FOLDER, list(prompts), tokenizer, whole
-        self.every, self.layer, self.norm, self.repeats = every, layer, norm, repeats
+        self.every, self.also, self.layer, self.norm, self.repeats = every, also, layer, norm, repeats
         self.generation, self.answer, self.report = generation, answer, report
         self.start: dict[str, Tensor] = {}
 
@@ -74,7 +75,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
                 self.look(lens, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.every == 0 or state.global_step in self.also or state.global_step == state.max_steps:
             network = self.whole.on_main(model)
             if network is not None:
                 self.look(self._lens(network), state.global_step)

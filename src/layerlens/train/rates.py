@@ -11,21 +11,28 @@ from layerlens.models.internal import causal_lm, count_blocks, decoder_of
 Factors = dict[int, float]
 
 
+def parse_factors(text: str) -> list[tuple[int, int, float]]:
+    """From "1-6:1.0,7:0.1": first layer, last layer and factor of each part. Raises TrainingError on anything else."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*:\s*(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*", part)
+        if match is None:
+            raise TrainingError(f"layer_lr_factors is like 1-6:1.0,7-36:0.1, factors of 0 or more, got {part!r}")
+        found.append((int(match[1]), int(match[2] or match[1]), float(match[3])))
+    return found
+
+
 def layer_factors(n_layers: int, factors: str | None, decay: float | None, above: int | None) -> Factors:
-    """The learning-rate factor of every layer 1...L. Raises TrainingError on a layer that is not there or a bad factor."""
+    """The learning-rate factor of every layer 1...L. Raises TrainingError on layers that are not there."""
     out = dict.fromkeys(range(1, n_layers + 1), 1.0)
     if decay is not None and above is not None:
+        if not 1 <= above < n_layers:
+            raise TrainingError(f"layer_lr_decay acts above a layer in 1..{n_layers - 1}, got layer {above} of {n_layers}")
         out |= {layer: decay for layer in out if layer > above}
-    for part in (factors or "").split(",") if factors else []:
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*:\s*([0-9.eE+-]+)\s*", part)
-        if match is None:
-            raise TrainingError(f"layer_lr_factors is like 1-6:1.0,7-36:0.1, got {part!r}")
-        first, last, factor = int(match[1]), int(match[2] or match[1]), float(match[3])
+    for first, last, factor in parse_factors(factors) if factors else []:
         if not 1 <= first <= last <= n_layers:
-            raise TrainingError(f"layer_lr_factors: layers {part.split(':')[0]} are not in 1..{n_layers}")
+            raise TrainingError(f"layer_lr_factors: layers {first}-{last} are not in 1..{n_layers}")
         out |= dict.fromkeys(range(first, last + 1), factor)
-    if min(out.values()) < 0:
-        raise TrainingError("learning-rate factors must be 0 or more")
     return out
 
 

@@ -18,6 +18,9 @@ from layerlens.results.training import HIGH, LOW
 PATH_POINTS = 32
 """Points along a response at which entropy paths of different lengths are compared."""
 
+OUTPUTS = {"layer": "resid_post", "attn": "attn_out", "ffn": "ffn_out"}
+"""Where a layer's and its modules' outputs are read."""
+
 Row = dict[str, int | float | None]
 Array = np.ndarray
 
@@ -29,12 +32,12 @@ def reading(name: str, mean: Any, draws: Any) -> Row:
 
 
 def inside(run: Run, trained: int) -> Row:
-    """Entropy and ΔS of every layer, and how the trained layer relates to those above it."""
+    """Entropy and ΔS of every layer and module, and how the trained layer relates to those above it."""
     row: Row = {}
     entropy, change = run.bootstrap("entropy"), run.bootstrap("entropy_change")
     for layer in run.layers:
-        row |= reading(f"entropy/layer_{layer}", *(part.sel(layer=layer, site="resid_post") for part in entropy))
-        for module in ("attn", "ffn"):
+        for module, site in OUTPUTS.items():
+            row |= reading(f"entropy/{module}_{layer}", *(part.sel(layer=layer, site=site) for part in entropy))
             row |= reading(f"entropy_change/{module}_{layer}", *(part.sel(layer=layer, module=module) for part in change))
     above = [layer for layer in run.layers if layer > trained]
     if above:
@@ -90,9 +93,13 @@ def drift(lens: LensModel, start: dict[str, Tensor]) -> Row:
 
 
 def weights_by_part(lens: LensModel) -> dict[str, Tensor]:
-    """Every weight under `<layer_n, embedding, ...>|<its name>`."""
-    parts = {f"layer_{number}": block for number, block in enumerate(lens.parts.blocks, 1)}
-    weights: dict[str, Tensor] = {f"{part}|{name}": weight for part, block in parts.items() for name, weight in block.named_parameters()}
+    """Every weight under `<layer_n, embedding, ...>|<its name>`; in place of LoRA's factors, what they add to a weight."""
+    weights: dict[str, Tensor] = {}
+    for number, block in enumerate(lens.parts.blocks, 1):
+        weights |= {f"layer_{number}|{name}": weight for name, weight in block.named_parameters() if ".lora_" not in name}
+        for name, module in block.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                weights |= {f"layer_{number}|{name}.{adapter}": module.get_delta_weight(adapter) for adapter in module.active_adapters}
     weights["embedding|weight"] = lens.parts.model.get_input_embeddings().weight
     if not lens.parts.tied:
         weights["unembedding|weight"] = lens.parts.unembedding

@@ -12,8 +12,9 @@ METHODS = {
     "_generate_and_score_completions": {"inputs"},
     "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
     "_compute_loss": {"model", "inputs"},
+    "_tokenize_prompts": {"prompts"},
 }
-"""Methods of GRPOTrainer that BuPO overrides, and the parameters that it passes or reads."""
+"""Methods of GRPOTrainer that BuPO overrides or calls, and the parameters that it passes or reads."""
 KERNEL = (
     "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
 )  # fmt: skip

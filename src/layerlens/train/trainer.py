@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import AutoConfig, Trainer, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -29,7 +29,8 @@ from layerlens.files import write_text
 from layerlens.generation import Generation
 from layerlens.lens import LensModel
 from layerlens.models.internal import causal_lm, count_blocks, internal_policy
-from layerlens.prompts import Sample, read_prompts
+from layerlens.models.layout import layout_for
+from layerlens.prompts import Sample
 from layerlens.results.training import SCHEDULE
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
@@ -78,15 +79,17 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
         self._active_layer: int | None = None
         self._started_at = 0
+        n_layers = _depth(model, args)  # before anything is loaded or started that a refusal would waste
+        asked = [("the internal phase", layer) for layer, _ in args.schedule().phases] + [("monitor_layer", args.monitor_layer or 1)]
+        for who, layer in asked:
+            if layer > n_layers:
+                raise TrainingError(f"the model has {n_layers} layers; {who} asks for layer {layer}")
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        n_layers = count_blocks(self.model)
         self.choice = self._choose_layer() if args.internal_layer == "auto" else None
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
-        for layer, _ in self.schedule.phases:
-            if layer > n_layers:
-                raise TrainingError(f"the model has {n_layers} layers; the internal phase asks for layer {layer}")
-        above = args.layer_lr_above if args.layer_lr_above is not None else args.internal_layer
-        self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above if isinstance(above, int) else None)
+        first = next((layer for layer, _ in self.schedule.phases), None)
+        above = first if args.layer_lr_above is None else args.layer_lr_above
+        self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
         freeze_up_to(self.model, args.freeze_layers)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
             self.add_callback(_DecayUntouched())
@@ -227,13 +230,14 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return choice  # type: ignore[no-any-return]
 
     def _monitor(self, n_layers: int) -> Monitor:
-        layer = self.schedule.phases[0][0] if self.schedule.phases else n_layers
+        layer = self.args.monitor_layer or (self.schedule.phases[0][0] if self.schedule.phases else n_layers)
         return Monitor(
             Path(self.args.output_dir),
             self._prompts(self.args.monitor_problems),
             self.processing_class,
             Whole(self.model, self.accelerator, self.is_fsdp_enabled),
             every=self.args.monitor_steps,
+            also=[last for *_, last in self.schedule.spans(self.args.updates) if last],
             layer=layer,
             norm=self.args.internal_norm,
             repeats=self.args.monitor_repeats,
@@ -243,22 +247,39 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _report(self, row: dict[str, float]) -> None:
-        """Into the next log, beside TRL's own numbers."""
-        for name, value in row.items():
-            self._metrics["train"][name].append(value)
+        """To whatever logs training, at the step of the look; not through TRL's averages over the steps of an entry."""
+        due = self.control.should_log  # which logging takes for done
+        Trainer.log(self, dict(row))
+        self.control.should_log = due
 
     def _prompts(self, n: int) -> list[Sample]:
-        rows = [{"prompt": row["prompt"]} for row in islice(self.train_dataset, n)]
-        return read_prompts(rows, self.processing_class)
+        """The first n training prompts, of the very tokens that training samples from."""
+        tokens, *_ = self._tokenize_prompts([row["prompt"] for row in islice(self.train_dataset, n)])
+        return [Sample(ids, len(ids), str(index)) for index, ids in enumerate(tokens)]
 
     def _generation(self) -> Generation:
         return Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
 
     def _analyse_and_choose(self) -> LayerChoice:
-        lens = LensModel.wrap(causal_lm(self.model), self.processing_class)
-        prompts = self._prompts(self.args.internal_samples)
-        run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
+        model = causal_lm(self.model)
+        home = model.device  # FSDP leaves the model on the CPU until it is sharded
+        try:
+            lens = LensModel.wrap(model.to(self.accelerator.device), self.processing_class)
+            prompts = self._prompts(self.args.internal_samples)
+            run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
+        finally:
+            model.to(home)
         return select_layer(run, self.args.internal_rule)
+
+
+def _depth(model: Any, args: BuPOConfig) -> int:
+    """L, from the model or from the configuration of the one that is named; refuses an architecture that has no cut."""
+    if isinstance(model, nn.Module):
+        return count_blocks(model)
+    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if name in ("revision", "trust_remote_code")}
+    config = AutoConfig.from_pretrained(model, **options)
+    layout_for(config)
+    return int(config.num_hidden_layers)
 
 
 class _DecayUntouched(TrainerCallback):  # type: ignore[misc]
