@@ -14,6 +14,7 @@ from filelock import FileLock
 import layerlens as ll
 from layerlens.errors import LayerLensError, PromptError, RunError, SelectionError
 from layerlens.evaluate import Evaluation, evaluate, open_evaluation
+from layerlens.evaluate.result import Answer, Problem
 from tests.evaluate.kit import even_words, some_problems
 
 SHORT = ll.Generation(max_new_tokens=6, seed=3)
@@ -190,6 +191,29 @@ def test_tables_and_numbers_agree(qwen: ll.LensModel) -> None:
     assert (passes["model"] == "tiny-random").all()
     assert passes[["problems", "samples"]].iloc[0].tolist() == [5, 8]
     assert found.pass_at([3])["k"].tolist() == [3]
+
+
+def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
+    """An evaluation in which so many of each problem's answers are right."""
+    problems = [
+        Problem(str(first + i), "7", tuple(Answer("", 1, True, float(sample < right)) for sample in range(answers)))
+        for i, right in enumerate(rights)
+    ]
+    config = {"layer": None, "generate": {"temperature": 1.0}}
+    return Evaluation(tuple(problems), {"task": "toy", "model": {"name": "m"}, "config": config})
+
+
+def test_a_gain_is_paired_by_problem() -> None:
+    before, after = evaluated([0, 2, 4, 6] * 4, answers=8), evaluated([1, 3, 5, 7] * 4, answers=8)
+    assert before.avg()[2] > after.avg()[1], "the intervals of the two overlap"
+    assert after.gain_over(before) == pytest.approx((0.125, 0.125, 0.125)), "each problem gained the same"
+    assert before.gain_over(after) == pytest.approx((-0.125, -0.125, -0.125))
+    mean, low, high = after.gain_over(evaluated([7, 1, 3, 5] * 4, answers=8))
+    assert low < mean < high
+    assert mean == pytest.approx(0.0)
+    assert evaluated([2, 6, 10, 14] * 4, answers=16).gain_over(after)[0] == pytest.approx(0.0), "the numbers of samples may differ"
+    with pytest.raises(SelectionError, match="answered different problems of toy"):
+        after.gain_over(evaluated([0, 1, 2, 3] * 4, answers=8, first=1))
 
 
 def test_answers_can_be_scored_again(qwen: ll.LensModel, tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def eval_command(
     ] = NormName.none,
     compare: Annotated[
         list[Path] | None,
-        typer.Option(help="Also show an earlier evaluation (its --out folder); may be repeated.", show_default=False),
+        typer.Option(
+            help="Also show an earlier evaluation (its --out folder), and the gain over it, paired by problem; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw Pass@k into the folder.")] = True,
     engine: Annotated[
@@ -160,7 +163,8 @@ def eval_command(
     if failed:
         print(f"not checked, scored 0: {failed}", file=sys.stderr)
     if as_json:
-        print_json({"tasks": [found.summary() for found in done], "figures": [str(path) for path in figures]})
+        told = [found.summary() | ({"gain_over": _gains(found, beside[found.task])} if compare else {}) for found in done]
+        print_json({"tasks": told, "figures": [str(path) for path in figures]})
         return
     for found in done:
         _show([*beside[found.task], found])
@@ -196,6 +200,15 @@ def _failed_checks(checks: Sequence[Any]) -> str:
     )
 
 
+def _gains(found: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """What was gained over each earlier evaluation of the same problems."""
+    from layerlens.evaluate.result import estimate
+
+    return [
+        {"model": each.label, "folder": str(each.path), **estimate(*found.gain_over(each))} for each in earlier if found.same_problems(each)
+    ]
+
+
 def _write_summary(found: Evaluation) -> None:
     from layerlens.files import write_text
 
@@ -217,6 +230,11 @@ def _show(evaluations: Sequence[Evaluation]) -> None:
     table.add_row("problems", *(str(len(found.problems)) for found in evaluations))
     table.add_row("samples each", *(str(found.n_samples) for found in evaluations))
     table.add_row("Avg@K", *(_percent(*found.avg()) for found in evaluations))
+    *earlier, last = evaluations
+    paired = [last.same_problems(each) for each in earlier]
+    if any(paired):
+        gains = [_percent(*last.gain_over(each)) if same else "" for each, same in zip(earlier, paired, strict=True)]
+        table.add_row(f"gain of {last.label}", *gains)
     passes = [found.pass_at().set_index("k") for found in evaluations]
     for k in (1 << power for power in range(1, samples.bit_length())):
         cells = [_percent(*rows.loc[k, ["mean", "low", "high"]]) if k in rows.index else "" for rows in passes]

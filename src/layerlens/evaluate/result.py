@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from layerlens.errors import LayerLensError
+from layerlens.errors import LayerLensError, SelectionError
 from layerlens.evaluate.scores import pass_table
-from layerlens.resample import LEVEL, RESAMPLES
+from layerlens.resample import LEVEL, RESAMPLES, bootstrap_means, interval
 
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 """`f(completions, ground_truth) -> scores`, TRL's signature."""
@@ -106,6 +106,27 @@ class Evaluation:
         row = pass_table(self.correct, [1], level=level, resamples=resamples, seed=seed).iloc[0]
         return float(row["mean"]), float(row["low"]), float(row["high"])
 
+    def same_problems(self, other: Evaluation) -> bool:
+        """Whether both answered the same problems, in the same order."""
+        mine, theirs = ([(problem.id, problem.ground_truth) for problem in each.problems] for each in (self, other))
+        return mine == theirs
+
+    def gain_over(
+        self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    ) -> tuple[float, float, float]:
+        """Avg@K less that of an earlier evaluation, with its interval; paired: the bootstrap draws problems, each with both its answers.
+
+        Raises SelectionError where the two are not of the same problems.
+        """
+        if not self.same_problems(earlier):
+            raise SelectionError(
+                f"{self.label} and {earlier.label} answered different problems of {self.task}: no gain to tell, problem by problem"
+            )
+        gains = self.correct.mean(1) - earlier.correct.mean(1)
+        point, draws = bootstrap_means(gains, np.ones(len(gains)), resamples, seed)
+        low, high = interval(draws, level)
+        return float(point), float(low), float(high)
+
     def per_problem(self) -> pd.DataFrame:
         """One row per problem: `id`, `ground_truth`, `n`, `right`, `avg`, `finished` (share), `tokens` (mean)."""
         rows = [
@@ -137,10 +158,6 @@ class Evaluation:
         self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
     ) -> dict[str, Any]:
         """The numbers as plain JSON values; an interval that does not exist is None."""
-
-        def estimate(mean: float, low: float, high: float) -> dict[str, float | None]:
-            return {"mean": float(mean)} | {key: None if np.isnan(end) else float(end) for key, end in (("low", low), ("high", high))}
-
         passes = self.pass_at(ks, level=level, resamples=resamples, seed=seed)
         per_problem = self.per_problem()
         return {
@@ -166,6 +183,11 @@ class Evaluation:
             problems.append(replace(problem, answers=answers))
         config = {**self.manifest["config"], "reward": name_of(reward)}
         return Evaluation(tuple(problems), {**self.manifest, "config": config})
+
+
+def estimate(mean: float, low: float, high: float) -> dict[str, float | None]:
+    """A mean and its interval as plain JSON values; ends that do not exist are None."""
+    return {"mean": float(mean)} | {key: None if np.isnan(end) else float(end) for key, end in (("low", low), ("high", high))}
 
 
 def name_of(reward: Reward) -> str:
