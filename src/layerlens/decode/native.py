@@ -9,8 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from layerlens.decode.logits import Task
 from layerlens.decode.reduction import Found, with_ids
-from layerlens.decode.stream import over_ranges
+from layerlens.decode.stream import Work, over_ranges
 from layerlens.decode.sums import Moments, Sums, merge
 from layerlens.files import cache_folder, write_whole
 
@@ -54,24 +53,22 @@ class _Pass(ctypes.Structure):
     )
 
 
-@dataclass
+class _Largest:
+    """The k largest logits that a thread has seen of each row, and their tokens. What a range holds is measured against all before it."""
+
+    def __init__(self, n: int, k: int):
+        self.values = torch.full((n, k), -torch.inf)
+        self.ids = torch.zeros((n, k), dtype=torch.long)
+
+
 class _Rows:
     """What the pass fills in for one set of policies; the tensors live as long as it does."""
 
-    n: int
-    first: int
-    k: int
-
-    def __post_init__(self) -> None:
-        n = self.n
+    def __init__(self, n: int, first: int, largest: _Largest):
         self.m = torch.full((n,), -torch.inf)
         self.S, self.A = torch.zeros(2, n, dtype=torch.float64)
-        self.values = torch.full((n, self.k), -torch.inf)
-        self.ids = torch.zeros((n, self.k), dtype=torch.long)
-
-    def struct(self) -> _Policies:
-        addresses = [tensor.data_ptr() for tensor in (self.m, self.S, self.A)]
-        return _Policies(self.n, self.first, *addresses, self.k, self.values.data_ptr(), self.ids.data_ptr())
+        sums, kept = ([tensor.data_ptr() for tensor in part] for part in ((self.m, self.S, self.A), (largest.values, largest.ids)))
+        self.struct = _Policies(n, first, *sums, largest.values.shape[1], *kept)
 
     @property
     def moments(self) -> Moments:
@@ -97,14 +94,20 @@ def native(task: Task, dot: bool = False, product_alone: bool = False) -> Sums:
     packed, places = _pack({**{name: task.anchors[name] for name in ANCHORS if name in task.anchors}, "own": task.hidden}, dot)
     bias = None if task.logits.bias is None else task.logits.bias.float().contiguous()
     targets = None if task.targets is None else task.targets.contiguous()
-    found: dict[int, Found] = {}
+    keep = {name: task.top_k if name == "own" and task.top_k else int(task.agrees) for name in places}
+    threads: list[dict[str, _Largest]] = []
 
-    def part(start: int, stop: int) -> Sums:
-        sums, found[start] = _range(task, packed, places, bias, targets, dot, product_alone, start, stop)
-        return sums
+    def worker() -> Work:
+        threads.append({name: _Largest(n, keep[name]) for name, (n, _) in places.items()})
+        return partial(_range, task, packed, places, bias, targets, dot, product_alone, threads[-1])
 
-    parts = over_ranges(task, lambda: part)
-    return with_ids(merge(parts), [found[start] for start in sorted(found)])
+    sums = merge(over_ranges(task, worker))
+    return with_ids(sums, [_found(task, largest) for largest in threads])
+
+
+def _found(task: Task, largest: dict[str, _Largest]) -> Found:
+    best = {name: (of.values[:, 0], of.ids[:, 0]) for name, of in largest.items()} if task.agrees else {}
+    return Found(best, (largest["own"].values, largest["own"].ids) if task.top_k else None)
 
 
 def _range(
@@ -115,12 +118,12 @@ def _range(
     targets: Tensor | None,
     dot: bool,
     product_alone: bool,
+    largest: dict[str, _Largest],
     start: int,
     stop: int,
-) -> tuple[Sums, Found]:
+) -> Sums:
     weight, n = task.logits.weight, len(task.hidden)
-    keep = max(task.top_k, int(task.agrees))
-    rows = {name: _Rows(*place, keep if name == "own" else int(task.agrees)) for name, place in places.items()}
+    rows = {name: _Rows(*place, largest[name]) for name, place in places.items()}
     target = None if targets is None else torch.full((n,), -torch.inf)
     kl, kl_from = (torch.zeros(n, dtype=torch.float64) if asked else None for asked in (task.kl, task.kl_from))
     none = _Policies()
@@ -134,15 +137,13 @@ def _range(
         product_alone,
         task.logits.scale,
         1 / task.logits.temperature,
-        *(rows[name].struct() if name in rows else none for name in ("own", "final", "reference")),
+        *(rows[name].struct if name in rows else none for name in ("own", "final", "reference")),
         *map(_address, (targets, target, kl, kl_from)),
     )
     found = library()
     assert found is not None
     found.layerlens_pass(ctypes.byref(request))
-    sums = Sums(rows["own"].moments, {name: rows[name].moments for name in task.anchors}, target, kl, kl_from)
-    best = {name: (values.values[:, 0], values.ids[:, 0]) for name, values in rows.items()} if task.agrees else {}
-    return sums, Found(best, (rows["own"].values[:, : task.top_k], rows["own"].ids[:, : task.top_k]) if task.top_k else None)
+    return Sums(rows["own"].moments, {name: rows[name].moments for name in task.anchors}, target, kl, kl_from)
 
 
 def _pack(sets: dict[str, Tensor], dot: bool) -> tuple[Tensor, dict[str, tuple[int, int]]]:

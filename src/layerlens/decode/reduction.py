@@ -15,7 +15,6 @@ from layerlens.decode.sums import Moments, Sums, cross_sum
 BLOCK_ELEMENTS = 1 << 16
 """Logits that are worked on at a time on a CPU, so that all that is made of them stays in the cache."""
 
-
 CELL = 32
 """Logits of which only the largest is looked at first, in a search for the k largest of all."""
 
