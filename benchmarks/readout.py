@@ -156,8 +156,8 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(OUT.read_text()) if args.only and OUT.exists() else {}
     found["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-    found["repeats"] = args.repeats
     wanted = args.only or ("ratios", "extras", "stacking", "threads", "memory")
+    found["rounds"] = {**found.get("rounds", {}), **{section: args.repeats for section in wanted if section != "memory"}}
     base = Shape()
     if "ratios" in wanted:
         shapes = {"float32": base, "float32, d = 2560": replace(base, d=2560), "bfloat16": replace(base, dtype="bfloat16")}
