@@ -127,6 +127,18 @@ def test_bias_scale_cap_and_temperature(backend: str, cap: float) -> None:
     torch.testing.assert_close(got.entropy.double(), -(logp.exp() * logp).sum(-1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif("native" not in HERE, reason="needs a C++ compiler")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_equal_logits_the_lowest_tokens_are_the_largest(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = readout(torch.zeros(3, 4), torch.randn(9000, 4), top_k=7, backend="native")
+    finally:
+        torch.set_num_threads(before)
+    assert got.top_ids.tolist() == [list(range(7))] * 3
+
+
 LOW = [("torch", torch.bfloat16), ("torch", torch.float16), *((backend, torch.bfloat16) for backend in HERE[1:])]
 
 

@@ -99,8 +99,11 @@ def with_ids(sums: Sums, found: Sequence[Found]) -> Sums:
         sums = replace(sums, own=replace(sums.own, argmax=argmax["own"]), anchors=anchors)
     tops = [part.top for part in found if part.top is not None]
     if tops:
-        values, order = torch.cat([values for values, _ in tops], dim=-1).topk(tops[0][0].shape[1], dim=-1)
-        sums = replace(sums, top_values=values, top_ids=torch.cat([ids for _, ids in tops], dim=-1).gather(-1, order))
+        values, ids = (torch.cat(part, dim=-1) for part in zip(*tops, strict=True))
+        ids, order = ids.sort(dim=-1)  # of equal logits the lowest token first, whichever thread has met it
+        values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+        k = tops[0][0].shape[1]
+        sums = replace(sums, top_values=values[:, :k], top_ids=ids.gather(-1, order)[:, :k])
     return sums
 
 
