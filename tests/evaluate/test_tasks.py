@@ -65,6 +65,7 @@ def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
     assert second.exit_code == 0, second.output
     assert "tiny-qwen3 layer 12 (norm: final)" in second.stdout
     assert "Pass@2" in second.stdout
+    assert "gain over it         0.0  (0.0, 0.0)" in second.stdout, "problem by problem"
     # the last layer through the final norm is the model: same streams, same answers
     for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (

@@ -97,7 +97,7 @@ def test_drift_of_adapters_is_that_of_the_weights_they_make(tmp_path: Path) -> N
     trainer.train()
     row = open_training(tmp_path).monitor.iloc[-1]
     for number, block in enumerate(blocks, 1):
-        added = [block.get_submodule(name).get_delta_weight("default") for name in names]
+        added = [block.get_submodule(name).get_delta_weight("default").detach() for name in names]
         moved = sum(float(change.double().square().sum()) for change in added) ** 0.5
         assert (moved > 0) == (number <= 2)
         assert row[f"drift/layer_{number}"] == pytest.approx(moved / start[number - 1], rel=1e-5)

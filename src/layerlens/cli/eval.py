@@ -224,7 +224,7 @@ def _draw(evaluations: Sequence[Evaluation], task: str, out: Path) -> Path:
 
 
 def _show(evaluations: Sequence[Evaluation]) -> None:
-    """One column per model, one line per measure, in percent with intervals in brackets."""
+    """One column per model, the new one last, one line per measure, in percent with intervals in brackets."""
     task, samples = evaluations[-1].task, max(found.n_samples for found in evaluations)
     table = Table(f"{task}, %", *(found.label for found in evaluations), box=None, pad_edge=False)
     table.add_row("problems", *(str(len(found.problems)) for found in evaluations))
@@ -234,7 +234,7 @@ def _show(evaluations: Sequence[Evaluation]) -> None:
     paired = [last.same_problems(each) for each in earlier]
     if any(paired):
         gains = [_percent(*last.gain_over(each)) if same else "" for each, same in zip(earlier, paired, strict=True)]
-        table.add_row(f"gain of {last.label}", *gains)
+        table.add_row("gain over it", *gains)
     passes = [found.pass_at().set_index("k") for found in evaluations]
     for k in (1 << power for power in range(1, samples.bit_length())):
         cells = [_percent(*rows.loc[k, ["mean", "low", "high"]]) if k in rows.index else "" for rows in passes]
