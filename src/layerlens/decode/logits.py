@@ -72,11 +72,16 @@ class Task:
         return torch.cat([self.hidden, *self.anchors.values()]) if self.anchors else self.hidden.contiguous()
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """Rows of each set of policies: "own", then the anchors by name."""
+        return {"own": len(self.hidden), **{name: len(rows) for name, rows in self.anchors.items()}}
+
+    @property
     def n_states(self) -> int:
-        return len(self.hidden) + sum(len(rows) for rows in self.anchors.values())
+        return sum(self.lengths.values())
 
     @property
     def cuts(self) -> dict[str, slice]:
-        """Whose rows of `states` are where: "own", then the anchors by name."""
-        lengths = {"own": len(self.hidden), **{name: len(rows) for name, rows in self.anchors.items()}}
+        """Whose rows of `states` are where."""
+        lengths = self.lengths
         return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}

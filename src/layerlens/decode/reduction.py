@@ -50,7 +50,7 @@ class Reducer:
     def __init__(self, task: Task):
         self.task = task
         device = task.hidden.device
-        lengths = {"own": len(task.hidden), **{name: len(rows) for name, rows in task.anchors.items()}}
+        lengths = task.lengths
         self.rows = min(lengths.values())
         self.best = {name: _Best(length, device) for name, length in lengths.items()} if task.agrees else {}
         self.top = TopK(len(task.hidden), task.top_k, device) if task.top_k else None

@@ -79,7 +79,7 @@ def chunk_size(task: Task) -> int:
 
 
 def _range(task: Task, states: Float[Tensor, "n d"], product: Product, reducer: Reducer, start: int, stop: int) -> Sums:
-    weight, chunk = task.logits.weight, chunk_size(task)
+    weight, chunk, cuts = task.logits.weight, chunk_size(task), task.cuts
     space = weight.new_empty(len(states) * chunk, dtype=torch.float32)
     floats = weight.new_empty((chunk, weight.shape[1]), dtype=torch.float32) if weight.dtype != torch.float32 else None
     parts = []
@@ -89,7 +89,7 @@ def _range(task: Task, states: Float[Tensor, "n d"], product: Product, reducer: 
         x = space[: len(states) * (b - a)].view(len(states), b - a)
         product(states, here, x)
         task.logits.finish_(x, a, b)
-        parts.append(reducer.take({name: x[rows] for name, rows in task.cuts.items()}, a))
+        parts.append(reducer.take({name: x[rows] for name, rows in cuts.items()}, a))
     return merge(parts)
 
 

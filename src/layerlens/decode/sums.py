@@ -78,8 +78,7 @@ def divergence(cross: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[T
 
 def cross_sum(p: Moments, q: Moments, cross: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """D of the same part's sums and Σ e^(p-m_p) (q-m_q), float64."""
-    n = len(cross)
-    p_m, p_S, p_A, q_m = (values.double().repeat(n // len(values)) for values in (p.m, p.S, p.A, q.m))
+    p_m, p_S, p_A, q_m = (_spread(values.double(), cross) for values in (p.m, p.S, p.A, q.m))
     return p_A + p_S * (p_m - q_m) - cross.double()
 
 
