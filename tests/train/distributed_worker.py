@@ -65,3 +65,5 @@ def main(out: str, tied: str, settings: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(0)  # a thread of gloo may still hold a tensor, which aborts an interpreter that closes (pytorch#190489)
