@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -96,7 +97,7 @@ def test_every_architecture_is_loaded(architecture: str, tmp_path: Path) -> None
         torch.testing.assert_close(lens.parts.model(ids).logits, model.double()(ids).logits)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # PEFT's
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing", "ignore:Could not find a config file")  # PEFT's
 def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -107,7 +108,23 @@ def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path)
     loaded = ll.load(tmp_path / "adapters")
     torch.testing.assert_close(loaded.parts.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
     assert loaded.fingerprint != ll.load(saved).fingerprint
-    assert (loaded.name, loaded.tokenizer is not None) == ("adapters", True)
+    assert (loaded.name, loaded.tokenizer.chat_template) == ("adapters", ll.load(saved).tokenizer.chat_template)
+    assert all(weight.requires_grad for weight in loaded.parts.model.parameters()), "as those of every other model"
+    trained = tiny_tokenizer()
+    trained.chat_template = "{{ messages[0].content }}"
+    trained.save_pretrained(tmp_path / "adapters")
+    loaded = ll.load(tmp_path / "adapters")
+    assert loaded.tokenizer.chat_template == trained.chat_template, "the one that stands beside the adapters"
+
+    upper = get_peft_model(copy.deepcopy(loaded.parts.model), LoraConfig(r=1, target_modules=["o_proj"], init_lora_weights=False))
+    upper.save_pretrained(tmp_path / "upper")
+    both = ll.load(tmp_path / "upper")
+    torch.testing.assert_close(both.parts.model(ids).logits, upper(ids).logits, atol=1e-5, rtol=1e-5)
+
+    (tmp_path / "adapters" / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="its tokenizer could not be loaded"):
+        ll.load(tmp_path / "adapters")
+    (tmp_path / "adapters" / "tokenizer_config.json").unlink()
     (tmp_path / "adapters" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="its adapters could not be loaded"):
         ll.load(tmp_path / "adapters")

@@ -30,6 +30,23 @@ def test_the_newest_state_is_read_of_an_unfinished_training(tmp_path):
     assert len(open_training(out).log) == 30
 
 
+def test_a_step_on_earlier_completions_is_a_step_too(tmp_path):
+    """TRL logs a reward for a step that samples, and a loss for every one."""
+    out = write_training(tmp_path / "out")
+    file = out / "trainer_state.json"
+    state = json.loads(file.read_text())
+    for entry in state["log_history"]:
+        if entry["step"] % 4 != 1:
+            entry.pop("reward", None)
+    file.write_text(json.dumps(state))
+    log = open_training(out)
+    assert log.log["step"].tolist() == list(range(1, 41))
+    assert log.log["step"][log.log["reward"].notna()].tolist() == list(range(1, 41, 4))
+    (ax,) = dynamics.training_dynamics(log, ["reward"])
+    [line] = [line for line in ax.lines if len(line.get_xdata()) > 2]  # ten entries are too few to smooth
+    assert line.get_xdata().tolist() == list(range(1, 41, 4))
+
+
 def test_a_training_without_log_or_without_monitor(tmp_path):
     logged = open_training(write_training(tmp_path / "a", monitor=False))
     assert logged.monitor.empty

@@ -117,6 +117,8 @@ def read_problems(
 
     Raises PromptError as `read_prompts` does, and where a problem has no ground truth to check an answer against.
     """
+    if limit is not None and limit < 1:
+        raise PromptError(f"limit must be at least 1, got {limit}")
     problems = []
     for index, record in enumerate(islice(_records(source, split), limit)):
         where = str(index if record.get("id") is None else record["id"])

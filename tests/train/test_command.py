@@ -141,6 +141,9 @@ def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--internal_layer", "13"], "the model has 12 layers; the internal phase asks for layer 13"),
         (["--resume", "true"], "out holds no checkpoint to go on from: start without --resume true"),
+        (["--threads", "-1"], "threads must be at least 1, got -1"),
+        (["--lora_rank", "-2"], "lora_rank must be at least 0, got -2"),
+        (["--problems_limit", "0"], "problems_limit must be at least 1, got 0"),
     ],
 )
 def test_what_can_not_be_trained_is_one_line(
@@ -151,6 +154,14 @@ def test_what_can_not_be_trained_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert [told in line for line in lines if line.startswith("layerlens: ")] == [True]
     assert not any(line.startswith(("usage", "Traceback")) for line in lines)
+
+
+def test_the_reference_of_adapters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    words = ["--model", str(tmp_path / "adapters"), "--beta", "0.1", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(TrainingError, match="holds adapters, which TRL can not load as the reference of beta: give lora_rank, or beta 0"):
+        make_trainer(*read_config("tiny-qwen3-cpu", words))
 
 
 MISTAKES = {
@@ -223,6 +234,12 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     assert [(entry["step"], entry["bupo/internal_layer"]) for entry in seen] == [(1, 3), (2, 3), (3, 3), (4, 0)]
     assert [entry["step"] for entry in Recorder.entries if "monitor/kl/above" in entry] == [0, 2, 3, 4]
     capsys.readouterr()
+    for words, told in (
+        ((), "holds checkpoints of an earlier run: go on with --resume true"),
+        (("--resume", "true"), "has taken all of its 4 steps (the model is in checkpoint-4): give more --max_steps"),
+    ):
+        assert command(monkeypatch, *train, "--max_steps", "4", *words) == 2
+        assert told in capsys.readouterr().err.strip().splitlines()[-1]
     other = [word if word != "3" else "4" for word in train]
     assert command(monkeypatch, *other, "--max_steps", "6", "--resume", "true") == 2
     refusal = capsys.readouterr().err.strip().splitlines()[-1]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerlens.errors import TrainingError
 from layerlens.models.internal import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training import HIGH, LOW, open_training
@@ -84,6 +85,23 @@ def test_it_looks_where_a_phase_ends_and_changes_nothing(tmp_path: Path) -> None
     assert {name for name in monitor if name.startswith("kl/to_") and name[-1].isdigit()} == {"kl/to_4"}
     for (name, a), b in zip(watched.model.named_parameters(), alone.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_run_that_goes_on_keeps_its_probe(tmp_path: Path) -> None:
+    settings = {"internal_layer": 2, "internal_steps": 1, "monitor_steps": 4, "monitor_problems": 2}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, max_steps=1, **settings).train()
+    probe = tmp_path / "monitor" / "probe.json"
+    kept = probe.read_text()
+    more = make_trainer(tmp_path, max_steps=2, **settings | {"monitor_problems": 3})
+    with pytest.raises(TrainingError, match="answers to 2 other problems than the 3 of now"):
+        more.train(resume_from_checkpoint=True)
+    other = make_trainer(tmp_path, max_steps=2, **settings)
+    other.callback_handler.callbacks[-1].prompts.reverse()
+    with pytest.raises(TrainingError, match="answers to 2 other problems than the 2 of now"):
+        other.train(resume_from_checkpoint=True)
+    make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
+    assert probe.read_text() == kept
 
 
 def test_drift_of_adapters_is_that_of_the_weights_they_make(tmp_path: Path) -> None:

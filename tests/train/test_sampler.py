@@ -63,6 +63,7 @@ def test_the_sampler_is_compared_with_the_full_policy(tmp_path: Path) -> None:
     trainer = with_sampler(tmp_path, 0.02, vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=1e6)
     batch = trainer._generate_and_score_completions(rows(trainer))
     assert int(batch[LAYER]) == 2
+    assert "sampling_per_token_logps" not in batch, "the full policy's, which no loss of the internal one may be measured against"
     assert trainer.vllm_generation.synced == 1
     ours = mean_ratio(trainer)
     trainer._active_layer = 2  # what a trainer would do that puts its internal log-probabilities there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,21 @@ def test_blocks_above_the_layer_do_not_move(more: dict[str, Any], tied: bool, tm
     assert tied or "lm_head.weight" in moved
 
 
-@pytest.mark.parametrize("adapters", [False, True])
-def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapters: bool, tmp_path: Path) -> None:
-    from peft import LoraConfig
+@pytest.mark.parametrize("adapters", ["none", "new", "the model's own"])
+def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapters: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
 
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "model")  # the reference is loaded by name
     model.config._name_or_path = str(tmp_path / "model")
-    peft_config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"]) if adapters else None
-    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_steps=-1, beta=0.1, num_iterations=2, peft_config=peft_config)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=adapters == "new")
+    start = tiny_model("llama")
+    if adapters == "the model's own":
+        model = get_peft_model(model, lora)
+        start = causal_lm(copy.deepcopy(model))
+    trainer = make_trainer(
+        tmp_path, model, internal_layer=2, internal_steps=-1, beta=0.1, num_iterations=2, peft_config=lora if adapters == "new" else None
+    )
     with torch.no_grad():
         for weight in trainer.model.parameters():
             if weight.requires_grad:
@@ -146,7 +153,7 @@ def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapt
     batch = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
     mask = batch["completion_mask"]
     with torch.no_grad():
-        now, before = plain_logps(causal_lm(trainer.model), batch, 2, "none"), plain_logps(tiny_model("llama"), batch, 2, "none")
+        now, before = plain_logps(causal_lm(trainer.model), batch, 2, "none"), plain_logps(start, batch, 2, "none")
     torch.testing.assert_close(batch["old_per_token_logps"] * mask, now, atol=2e-6, rtol=1e-6)
     torch.testing.assert_close(batch["ref_per_token_logps"] * mask, before, atol=2e-6, rtol=1e-6)
     assert (now - before).abs().max() > 0.01
@@ -280,6 +287,13 @@ def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) ->
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
     with pytest.raises(TrainingError, match=r"found no layer to train: .*ΔS.*\. Name one, or choose another internal_rule"):
         make_trainer(tmp_path, internal_layer="auto", internal_steps=1, internal_samples=4)
+
+
+def test_auto_is_held_to_what_a_named_layer_is(tmp_path: Path) -> None:
+    auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4, "internal_steps": 1}
+    chosen = make_trainer(tmp_path, **auto).choice.layer
+    with pytest.raises(TrainingError, match=f"freeze_layers=3 leaves nothing but the unembedding to train in layer {chosen}'s policy"):
+        make_trainer(tmp_path, freeze_layers=3, **auto)
 
 
 @pytest.mark.parametrize("layer", [2, "auto"])

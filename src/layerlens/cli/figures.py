@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerlens.errors import SelectionError
+from layerlens.errors import RunError, SelectionError
 
 if TYPE_CHECKING:
     from layerlens.results import Run, TrainingLog
@@ -130,20 +130,24 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") 
     above = [name for name in ABOVE if all(name in log.monitor for log in logs)]
     dynamics = partial(plots.training_dynamics, logs, [*WATCHED, *above] if watched else LOGGED)
     jobs: list[Job] = [("training", dynamics), ("stability", partial(plots.stability, logs))]
-    for log in logs:
+    for log, name in zip(logs, _apart([log.name for log in logs]), strict=True):
         jobs += [
-            (f"{log.name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
-            (f"{log.name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
-            (f"{log.name}-modules", partial(plots.module_entropy, log)),
-            (f"{log.name}-refinement", partial(plots.refinement, log)),
-            (f"{log.name}-drift", partial(plots.drift, log)),
-            (f"{log.name}-difference", partial(_before_and_after, log)),
+            (f"{name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
+            (f"{name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
+            (f"{name}-modules", partial(plots.module_entropy, log)),
+            (f"{name}-refinement", partial(plots.refinement, log)),
+            (f"{name}-drift", partial(plots.drift, log)),
+            (f"{name}-difference", partial(_before_and_after, log)),
         ]
     return _write(jobs, folder, form, strict=False)
 
 
 def _before_and_after(log: TrainingLog) -> Any:
-    return _plots().difference_heatmap(log.look(0), log.look(-1))
+    try:
+        looks = log.look(0), log.look(-1)
+    except RunError as error:  # the looks' own folders are large and may be gone; the other figures do without
+        raise SelectionError(str(error)) from error
+    return _plots().difference_heatmap(*looks)
 
 
 def _write(jobs: Sequence[Job], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:
@@ -165,4 +169,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
     """A file name for each run: its model's, with the norm or a number where two are alike."""
     plain = [run.model.rstrip("/").split("/")[-1] for run in runs]
     named = [f"{name}-{run.norm}" if plain.count(name) > 1 else name for name, run in zip(plain, runs, strict=True)]
-    return [f"{name}-{number}" if named.count(name) > 1 else name for number, name in enumerate(named, 1)]
+    return _apart(named)
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that come more than once."""
+    return [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]

@@ -53,6 +53,13 @@ class TrainScript:
     lora_rank: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank instead of all weights; 0: all weights."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA's alpha."})
 
+    def __post_init__(self) -> None:
+        least = {"problems_limit": 1, "max_prompt_length": 1, "threads": 1, "lora_rank": 0}
+        for name, low in least.items():
+            given = getattr(self, name)
+            if given is not None and given < low:
+                raise TrainingError(f"{name} must be at least {low}, got {given}")
+
 
 def train(
     config: Annotated[str, typer.Option("--config", "-c", help=f"A YAML file, or a shipped one by name: {', '.join(shipped_configs())}.")],
@@ -134,8 +141,15 @@ def _refuse_unknown(words: Sequence[str], known: Sequence[str], where: str = "")
 
 def run_training(script: TrainScript, args: Any) -> None:
     """Trains, saves the model into `output_dir`, and leaves monitor and log beside it."""
-    if script.resume and not any(Path(args.output_dir).glob("checkpoint-*")):
+    done = _steps_done(Path(args.output_dir))
+    if script.resume and not done:
         raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
+    if script.resume and 0 < args.max_steps <= done:  # transformers would take a step beyond
+        raise TrainingError(
+            f"{args.output_dir} has taken all of its {args.max_steps} steps (the model is in checkpoint-{done}): give more --max_steps"
+        )
+    if done and not script.resume:  # two runs would be mixed, and --resume true go on with either
+        raise TrainingError(f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume true, or take a new output_dir")
     trainer = make_trainer(script, args)
     trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
@@ -144,16 +158,27 @@ def run_training(script: TrainScript, args: Any) -> None:
         print(f"trained model  {args.output_dir}")
 
 
+def _steps_done(folder: Path) -> int:
+    """Optimizer steps of the last checkpoint, 0 where there is none."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    return int(last.rpartition("-")[-1]) if last else 0
+
+
 def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     """The trainer of a configuration: model, tokenizer with its template, problems and reward loaded."""
     import torch
     from datasets import Dataset
 
     from layerlens.models import load_pretrained
+    from layerlens.models.load import ADAPTERS
     from layerlens.prompts import find_template
     from layerlens.train import BuPOTrainer
     from layerlens.train.rewards import load_reward
 
+    if args.beta and not script.lora_rank and (Path(script.model).expanduser() / ADAPTERS).is_file():
+        raise TrainingError(f"{script.model} holds adapters, which TRL can not load as the reference of beta: give lora_rank, or beta 0")
     if script.threads:
         torch.set_num_threads(script.threads)
     model, tokenizer = load_pretrained(bundled_model(script.model) or script.model, dtype=script.dtype)

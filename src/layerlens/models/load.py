@@ -49,7 +49,7 @@ def load_pretrained(
         base = _base_of(adapters)
         given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_pretrained(base, **given)
-        return _merged(model, adapters.parent).eval(), tokenizer
+        return _merged(model, adapters.parent).eval(), _tokenizer_of(adapters.parent, trust_remote_code) or tokenizer
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with _quiet():
@@ -68,9 +68,8 @@ def load_pretrained(
     except ModelLayoutError:
         raise
     except Exception as error:  # every way a checkpoint can be broken, told as one line
-        reason = " ".join(str(error).split()) or type(error).__name__
-        hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in reason else ""
-        raise ModelLoadError(f"{source}: could not be loaded ({type(error).__name__}: {reason[:300]}){hint}") from error
+        hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in str(error) else ""
+        raise ModelLoadError(f"{source}: could not be loaded ({_told(error)}){hint}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelLoadError(
@@ -85,6 +84,23 @@ def load_pretrained(
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
             raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
+
+
+def _told(error: Exception) -> str:
+    """Its kind and the beginning of what it says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _tokenizer_of(adapters: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer beside adapters, with the chat template they were trained with; None where there is none."""
+    from transformers import AutoTokenizer
+
+    if not (adapters / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(adapters, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as above
+        raise ModelLoadError(f"{adapters}: its tokenizer could not be loaded ({_told(error)})") from error
 
 
 def _base_of(adapters: Path) -> str:
@@ -106,11 +122,12 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
-            return PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()  # type: ignore[no-any-return]
+            merged = PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()
+        # adapters trained on top of it, and a reference to measure KL from, are of this model and not of the base
+        merged.config._name_or_path = merged.name_or_path = str(folder.resolve())
+        return merged.requires_grad_(True)  # type: ignore[no-any-return]
     except Exception as error:  # as above
-        raise ModelLoadError(
-            f"{folder}: its adapters could not be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        ) from error
+        raise ModelLoadError(f"{folder}: its adapters could not be loaded ({_told(error)})") from error
 
 
 def read_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:

@@ -157,7 +157,6 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
     if smooth is not None and smooth < 1:
         raise SelectionError(f"smooth counts log entries, 1 or more; got {smooth}")
     series = {metric: [series_of(log, metric) for log in logs] for metric in metrics}
-    windows = [smoothing_window(log, smooth) for log in logs]
     columns = min(len(metrics), columns or (3 if len(metrics) > 4 else 2))
     rows = ceil(len(metrics) / columns)
     figure = new_figure(max(4.6, 3.3 * columns), 1.0 + 2.0 * rows + 0.1 * len(logs))
@@ -166,8 +165,8 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
         ax.remove()
     axes: np.ndarray = np.array(list(grid.flat)[: len(metrics)], dtype=object)
     for place, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        for number, (log, one, window) in enumerate(zip(logs, series[metric], windows, strict=True)):
-            draw_series(ax, one, look(number), log.name, window, log.internal)
+        for number, (log, one) in enumerate(zip(logs, series[metric], strict=True)):
+            draw_series(ax, one, look(number), log.name, smoothing_window(one, smooth), log.internal)
         mark_phases(ax, logs)
         open_frame(ax)
         ax.set_ylabel(LABELS.get(metric, plain(metric)))
@@ -184,7 +183,7 @@ def _panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, col
     shows = [
         f"similarity and KL of {watched}" if {"similarity/above", "kl/above"} & set(metrics) else "",
         "full policy under its own final norm" if {"policy_entropy", "perplexity"} & set(metrics) else "",
-        smoothing_text(windows) if dense else "",
+        smoothing_text([smoothing_window(one, smooth) for one in dense]) if dense else "",
         "thin: looks of the monitor" if looked else "",
         interval_text([one for metric in metrics for one in series[metric]]),
     ]

@@ -23,7 +23,7 @@ from layerlens.results.training import HIGH, LOW, Phase, TrainingLog
 
 TINTS = (PHASE_TINTS["exploration"], PHASE_TINTS["convergence"])
 SMOOTHED_SHARE = 20
-"""Smoothing runs over a run's log divided by this, at least 5 entries where there are 20."""
+"""Smoothing runs over the entries of a series divided by this, at least 5 entries where there are 20."""
 
 MEAN = "mean of per-sample means, response rows"
 """How the monitor averages over its probe."""
@@ -90,11 +90,11 @@ def draw_series(ax: Axes, one: Series, style: Look, label: str, window: int, pha
     ax.plot(one.steps, values, linewidth=width, markersize=size, markevery=every, label=label, **drawn)
 
 
-def smoothing_window(log: TrainingLog, smooth: int | None) -> int:
-    """Log entries of the centred mean: as asked, else by the length of the log."""
+def smoothing_window(one: Series, smooth: int | None) -> int:
+    """Log entries of the centred mean: as asked, else by how many there are."""
     if smooth is not None:
         return smooth
-    entries = len(log.log)
+    entries = len(one.steps)
     return 1 if entries < 20 else max(5, entries // SMOOTHED_SHARE // 2 * 2 + 1)
 
 

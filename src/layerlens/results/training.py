@@ -151,8 +151,8 @@ def _log(folder: Path) -> pd.DataFrame:
     if not states:
         return pd.DataFrame()
     newest = max(states, key=lambda state: int(state["global_step"]))
-    # evaluations and the closing summary are no training steps
-    return _by_step([entry for entry in newest["log_history"] if "reward" in entry])
+    # evaluations, looks and the closing summary are no training steps; a step on completions of an earlier one has no reward
+    return _by_step([entry for entry in newest["log_history"] if "loss" in entry])
 
 
 def _state(file: Path) -> dict[str, Any]:

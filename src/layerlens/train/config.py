@@ -93,9 +93,7 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             yield "internal_layer needs internal_steps: how many rollout steps, or -1 for the whole run"
         if self.internal_layer is None and self.internal_steps:
             yield "internal_steps needs internal_layer: a layer from 1, or 'auto'"
-        for layer, _ in self.schedule(auto_layer=None).phases:  # which refuses what is no schedule
-            if layer <= self.freeze_layers:
-                yield f"freeze_layers={self.freeze_layers} leaves nothing but the unembedding to train in layer {layer}'s policy"
+        self.require_unfrozen(self.schedule(auto_layer=None))  # which refuses what is no schedule
         if self.trains_internally and self.use_liger_kernel:
             yield "Liger replaces the modules that an internal policy is cut out of: leave use_liger_kernel off, or train without one"
         if self.layer_lr_factors and self.layer_lr_decay is not None:
@@ -130,6 +128,14 @@ class BuPOConfig(GRPOConfig):  # type: ignore[misc]
             return Schedule.parse(self.internal_schedule)
         layer = auto_layer if self.internal_layer == "auto" else self.internal_layer
         return Schedule() if layer is None else Schedule(((int(layer), self.internal_steps),))
+
+    def require_unfrozen(self, schedule: Schedule) -> None:
+        """Raises TrainingError where a phase would train a layer's policy with all of its blocks frozen."""
+        for layer, _ in schedule.phases:
+            if layer <= self.freeze_layers:
+                raise TrainingError(
+                    f"freeze_layers={self.freeze_layers} leaves nothing but the unembedding to train in layer {layer}'s policy"
+                )
 
     @property
     def updates(self) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from layerlens.analysis import analyze
+from layerlens.errors import TrainingError
 from layerlens.files import write_text
 from layerlens.generation import Generation, generate_responses
 from layerlens.lens import LensModel
@@ -63,6 +64,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.every, self.also, self.layer, self.norm, self.repeats = every, also, layer, norm, repeats
         self.generation, self.answer, self.report = generation, answer, report
         self.start: dict[str, Tensor] = {}
+        self.probe: list[Sample] = []
 
     # ---- when
 
@@ -71,6 +73,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if network is not None:
             lens = self._lens(network)
             self._remember_start(lens, fresh=state.global_step == 0)
+            self.probe = self._answered(lens)
             if state.global_step == 0:
                 self.look(lens, 0)
 
@@ -87,9 +90,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         folder = self.out / f"step-{step:06d}"
         if folder.exists():
             shutil.rmtree(folder)  # of a run that went on from an earlier checkpoint
-        probe = self._probe(lens)
-        run = analyze(lens, probe, norm=self.norm, kl_from_layer=self.layer, out=folder, progress=False)
-        own = analyze(lens, probe, norm="final", sites="resid_post", layers=lens.n_layers, metrics=("entropy", "logp_next"), progress=False)
+        run = analyze(lens, self.probe, norm=self.norm, kl_from_layer=self.layer, out=folder, progress=False)
+        own = analyze(
+            lens, self.probe, norm="final", sites="resid_post", layers=lens.n_layers, metrics=("entropy", "logp_next"), progress=False
+        )
         row: Row = {"step": step, **inside(run, self.layer), **own_policy(own), **self._answers(lens), **drift(lens, self.start)}
         self._keep(row)
         means = {name: value for name, value in row.items() if name != "step" and not name.endswith((LOW, HIGH))}
@@ -135,14 +139,21 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             (self.out / "probe.json").unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
 
-    def _probe(self, lens: LensModel) -> list[Sample]:
-        """The probe problems with the answers the model gave before training."""
+    def _answered(self, lens: LensModel) -> list[Sample]:
+        """The probe problems with the answers the model gave before training. Raises TrainingError where those kept are of others."""
         file = self.out / "probe.json"
         if not file.exists():
             answered = generate_responses(lens, self.prompts, self.generation, range(len(self.prompts)))
-            write_text(file, json.dumps([sample.token_ids[sample.response_start :] for sample in answered]))
-        answers = json.loads(file.read_text())
-        return [replace(prompt, token_ids=(*prompt.token_ids, *answer)) for prompt, answer in zip(self.prompts, answers, strict=True)]
+            write_text(file, json.dumps([sample.token_ids for sample in answered]))
+        kept = [tuple(tokens) for tokens in json.loads(file.read_text())]
+        if len(kept) != len(self.prompts) or any(
+            tokens[: len(prompt.token_ids)] != prompt.token_ids for tokens, prompt in zip(kept, self.prompts, strict=True)
+        ):
+            raise TrainingError(
+                f"{file} holds answers to {len(kept)} other problems than the {len(self.prompts)} of now: "
+                "restore monitor_problems and the training problems, or take a new output_dir"
+            )
+        return [replace(prompt, token_ids=tokens) for prompt, tokens in zip(self.prompts, kept, strict=True)]
 
     def _keep(self, row: Row) -> None:
         file = self.out / SUMMARY

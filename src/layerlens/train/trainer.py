@@ -87,6 +87,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         self.choice = self._choose_layer() if args.internal_layer == "auto" else None
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
+        args.require_unfrozen(self.schedule)  # what "auto" has chosen too
         first = next((layer for layer, _ in self.schedule.phases), None)
         above = first if args.layer_lr_above is None else args.layer_lr_above
         self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
