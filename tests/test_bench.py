@@ -38,6 +38,14 @@ def test_the_compiled_way_only_when_asked_for() -> None:
     assert "layerlens (compile)" in ways(SMALL, compiled=True)
 
 
-def test_a_shape_without_rows_is_refused() -> None:
-    with pytest.raises(SelectionError, match="must be 1 or more"):
-        bench(Shape(rows=0))
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (Shape(rows=0), "must be 1 or more"),
+        (Shape(dtype="int8"), "dtype 'int8' is not timed: choose from float32, bfloat16, float16"),
+        (Shape(device="nowhere"), "nothing can be put on device 'nowhere'"),
+    ],
+)
+def test_what_can_not_be_timed_is_refused(shape: Shape, told: str) -> None:
+    with pytest.raises(SelectionError, match=told):
+        bench(shape)

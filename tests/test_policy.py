@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_the_cache_is_right_with_windows_and_scaled_positions(more: dict[str, An
     lens = ll.LensModel.wrap(tiny_model("mistral", **more), tiny_tokenizer())
     policy, ids = lens.policy(4, norm="final"), random_ids(10, 1)
     assert policy.sample(ids, max_new_tokens=12, temperature=0.0) == [argmax_loop(policy, ids, 12)]
+
+
+def test_threads_that_share_a_model_see_their_own_states() -> None:
+    policy = ll.LensModel.wrap(tiny_model()).policy(layer=2)
+    texts = [random_ids(40, seed) for seed in range(4)]
+    alone = [policy.entropy(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(policy.entropy, texts * 30))
+    assert all(torch.equal(found, alone[place % 4]) for place, found in enumerate(together))
 
 
 def test_at_the_top_it_is_the_model(lens: ll.LensModel) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import layerlens as ll
 from layerlens.decode import backends, native, readout, stream, streamed
 from layerlens.decode.logits import Logits, Task
+from layerlens.decode.streamed import _refuse_bad_input
 from layerlens.errors import ReadoutError, SelectionError
 from tests.tiny import random_ids, tiny_model
 
@@ -202,6 +204,11 @@ def test_the_fastest_way_is_found_once_and_kept(monkeypatch: pytest.MonkeyPatch,
     readout(h, w)
     assert json.loads(kept.read_text())["way"] in backends.CPU
 
+    kept.write_text("")  # as a full disk leaves it
+    monkeypatch.setattr(backends, "_chosen", {})
+    monkeypatch.setattr(backends, "_time", lambda *_: "torch")
+    torch.testing.assert_close(readout(h, w).entropy, want, atol=1e-5, rtol=0)
+
 
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAYERLENS_CACHE", str(tmp_path))
@@ -282,5 +289,52 @@ def test_what_is_missing_is_asked_for() -> None:
         readout(h, w, want=("kl",))
     with pytest.raises(SelectionError, match="unknown readout 'surprise'"):
         readout(h, w, want=("surprise",))
-    with pytest.raises(SelectionError, match="4 dimensions, the unembedding 5"):
-        readout(h, Logits(torch.randn(9, 5)))
+    assert readout(h, w, want="entropy").entropy is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"logits": Logits(torch.ones(9, 5))}, "4 dimensions, the unembedding 5"),
+        ({"bias": torch.ones(8)}, r"bias must be of shape \[9\], got \[8\]"),
+        ({"hidden": torch.ones(4)}, r"with at least one row; got \[4\]"),
+        ({"hidden": torch.ones(0, 4)}, r"with at least one row; got \[0, 4\]"),
+        ({"targets": torch.zeros(5, dtype=torch.long)}, r"targets must be of shape \[6\], got \[5\]"),
+        ({"targets": torch.full((6,), 9)}, "token ids below 9, or negative for none"),
+        ({"targets": torch.zeros(6)}, "token ids below 9, or negative for none"),
+        ({"final": torch.ones(5, 4)}, r"final must be of shape \[6, 4\], got \[5, 4\]"),
+        ({"reference": torch.ones(6, 3)}, r"reference must be of shape \[6, 4\], got \[6, 3\]"),
+        ({"top_k": -1}, "top_k must be 0 or more, got -1"),
+    ],
+)
+def test_bad_input_is_refused_before_a_pass_reads_it(given: dict[str, Any], told: str) -> None:
+    given = dict(given)
+    good: dict[str, Any] = {"hidden": torch.ones(6, 4), "logits": Logits(torch.ones(9, 4)), "want": (), "top_k": 0}
+    object.__setattr__(good["logits"], "bias", given.pop("bias", None))  # past the check of types that only tests have
+    vectors = {name: given.pop(name, None) for name in ("targets", "final", "reference")}
+    with pytest.raises(SelectionError, match=told):
+        _refuse_bad_input(**{**good, **given}, given=vectors)
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_targets_of_any_whole_kind(dtype: torch.dtype, backend: str) -> None:
+    h, w, targets = torch.randn(6, 4), torch.randn(9, 4), torch.tensor([0, 8, 3, 3, 1, 5])
+    got = readout(h, w, want=("logp",), targets=targets.to(dtype), backend=backend).logp
+    torch.testing.assert_close(got, plain(h @ w.T)[torch.arange(6), targets].float())
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("offset", [0.0, 1024.0, 16384.0])
+def test_divergences_hold_where_all_logits_are_shifted(offset: float, backend: str) -> None:
+    """Logits that float32 holds exactly; a shift of all of them changes no policy."""
+    generator = torch.Generator().manual_seed(0)
+    final = torch.randn(16, 5003, generator=generator).mul(256).round() / 64
+    own = final + torch.randn(16, 5003, generator=generator).mul(64).round() / 64
+    h = torch.eye(32)
+    got = readout(
+        h[:16], torch.cat([own + offset, final]).T.contiguous(), want=("kl", "kl_from"), final=h[16:], reference=h[16:], backend=backend
+    )
+    p, q = plain(own), plain(final)
+    torch.testing.assert_close(got.kl.double(), (p.exp() * (p - q)).sum(-1), atol=3e-6, rtol=0)
+    torch.testing.assert_close(got.kl_from.double(), (q.exp() * (q - p)).sum(-1), atol=3e-6, rtol=0)

@@ -61,6 +61,14 @@ def test_only_what_asks_for_a_gradient_gets_one() -> None:
     assert entropy.requires_grad
 
 
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    hidden, weight, bias, targets = case(torch.float32)
+    logp, _ = token_log_probs(hidden, Logits(weight, bias), targets)
+    (gradient,) = torch.autograd.grad(logp.sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.square().sum().backward()
+
+
 def test_low_precision_keeps_float32_logits() -> None:
     hidden, weight, bias, targets = case(torch.bfloat16)
     logp, _ = token_log_probs(hidden, Logits(weight, bias), targets)

@@ -31,6 +31,8 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 ROWS_CHECKED = 16
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 Way = Callable[[Float[Tensor, "n d"], Float[Tensor, "vocab d"]], Any]
 """Vectors and unembedding to entropies, or to None."""
 
@@ -94,6 +96,12 @@ def bench(
     """
     if min(shape.rows, shape.d, shape.vocabulary, repeats, threads) < 1:
         raise SelectionError("rows, d, vocabulary, repeats and threads must be 1 or more")
+    if shape.dtype not in DTYPES:
+        raise SelectionError(f"dtype {shape.dtype!r} is not timed: choose from {', '.join(DTYPES)}")
+    try:
+        torch.empty(1, device=shape.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SelectionError(f"nothing can be put on device {shape.device!r} ({str(error).splitlines()[0][:200]})") from error
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -97,4 +97,5 @@ def interrupt_waits() -> Iterator[None]:
 def cache_folder() -> Path:
     """Where what was made for this machine is kept: $LAYERLENS_CACHE, else `layerlens` in the user's cache folder."""
     named = os.environ.get("LAYERLENS_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerlens"
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layerlens"
+    return folder.expanduser().absolute()

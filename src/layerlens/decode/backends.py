@@ -33,7 +33,7 @@ SETTING = "LAYERLENS_READOUT"
 WORTH_TIMING = 10**8
 """Products of two numbers in a task from which on the fastest way is looked for; smaller ones run in torch, always the same way."""
 
-NEEDS = "it needs a C++ compiler (c++, g++ or clang++), float32 or bfloat16 weights on a CPU and no soft-cap; choose 'torch'"
+NEEDS = "it needs a C++ compiler (c++, g++ or clang++), contiguous float32 or bfloat16 weights on a CPU and no soft-cap; choose 'torch'"
 """Of the C++ pass, the one way of a CPU that can be missing."""
 
 Way = Callable[[Task], Sums]
@@ -102,7 +102,7 @@ def _fastest(ways: list[str], task: Task) -> str:
                 if not path.exists():
                     write_whole(path, lambda made: made.write_text(json.dumps({"shape": shape, "way": _time(ways, task)})))
                 _chosen[key] = json.loads(path.read_text())["way"]
-        except OSError:  # no place to keep it
+        except (OSError, ValueError, RuntimeError):  # no place to keep it, or what lies there is none of ours
             _chosen[key] = _time(ways, task)
     return _chosen[key]
 

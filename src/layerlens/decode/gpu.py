@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from layerlens.decode.gpu_product import LOW_PRECISION, TILE, Product
 from layerlens.decode.logits import Logits, Task
 from layerlens.decode.reduction import Found, Reducer, TopK, first, with_ids
-from layerlens.decode.sums import Moments, Sums, join, merge
+from layerlens.decode.sums import Moments, Sums, cross_sum, join, merge
 from layerlens.errors import SelectionError
 
 PART = 2048
@@ -161,9 +161,10 @@ class _Parts:
         values = dict(zip(self.fields, self.sums, strict=True))
         moments = {name: Moments(*(values[field][:, rows] for field in "mSA")) for name, rows in self.cuts.items()}
         own = moments.pop("own")
-        sums = join(
-            Sums(own, moments, *(values[name][:, self.cuts["own"]] if name in values else None for name in ("target", "kl", "kl_from")))
-        )
+        target, kl, kl_from = (values[name][:, self.cuts["own"]] if name in values else None for name in ("target", "kl", "kl_from"))
+        kl = None if kl is None else cross_sum(own, moments["final"], kl)
+        kl_from = None if kl_from is None else cross_sum(moments["reference"], own, kl_from)
+        sums = join(Sums(own, moments, target, kl, kl_from))
         best = {}
         if self.ids is not None:
             for name, rows in self.cuts.items():

@@ -36,9 +36,10 @@ static inline vec load(const void* p) {
 static inline vec all(float x) { return x - vec{}; }
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
-// e^y for y <= 0; below -87 some 1e-38, and NaN stays NaN
+// e^y for y <= 0; 0 below -87, and NaN stays NaN
 static inline vec exp_of(vec y) {
-  y = y < all(-87.0f) ? all(-87.0f) : y;
+  const veci tiny = y < all(-87.0f);
+  y = tiny ? all(-87.0f) : y;
   vec shifted = y * 1.44269504f + 12582912.0f;  // rounds to an integer, in the low bits
   vec n = shifted - 12582912.0f;
   vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -48,7 +49,7 @@ static inline vec exp_of(vec y) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  return (vec)((veci)p + ((veci)shifted << 23));
+  return (vec)(((veci)p + ((veci)shifted << 23)) & ~tiny);
 }
 
 // a set of policies: its vectors and what is known of each so far
@@ -161,16 +162,17 @@ static void keep_largest(const Policies& who, long row, const float* column, lon
   }
 }
 
-// an anchor's logits in a chunk, and e^ of them shifted by each row's largest: [token][padded rows]
+// an anchor's logits in a chunk less each row's largest, and e^ of them: [token][padded rows]
 struct Anchor {
-  std::vector<float> x, e;
+  std::vector<float> y, e;
+  std::vector<double> m, S;  // of the chunk: what two policies' logits differ by as a whole must not enter sums of float32
   std::vector<double> ratio, weight;  // what the chunk has done to the sums of each row: see reduce
   long width = 0;
 };
 
 // the rows again after the last one, so that any LANES of a stack's rows lie side by side
 static void repeat(Anchor& anchor, long n, long tokens) {
-  for (std::vector<float>* values : {&anchor.x, &anchor.e})
+  for (std::vector<float>* values : {&anchor.y, &anchor.e})
     for (long t = 0; n && t < tokens; t++)
       for (long i = 0; i < LANES; i++) (*values)[t * anchor.width + n + i] = (*values)[t * anchor.width + i];
 }
@@ -181,19 +183,19 @@ static void reduce(const Pass& p, const Policies& who, long first, const float* 
   const bool own = &who == &p.own;
   const long rows = who.n - first < LANES ? who.n - first : LANES;
   auto at = [&](long t) { return load(x + t * PANEL); };
-  const float* x_final = final ? final->x.data() + first % p.final.n : nullptr;
-  const float* x_from = reference ? reference->x.data() + first % p.reference.n : nullptr;
+  const float* y_final = final ? final->y.data() + first % p.final.n : nullptr;
+  const float* y_from = reference ? reference->y.data() + first % p.reference.n : nullptr;
   const float* e_from = reference ? reference->e.data() + first % p.reference.n : nullptr;
   vec m = all(-INF), S = {}, A = {}, D = {}, D_from = {};
   for (long t = 0; t < tokens; t++) m = larger(at(t), m);
   for (long t = 0; t < tokens; t++) {
-    vec logits = at(t), y = logits - m, e = exp_of(y);
+    vec y = at(t) - m, e = exp_of(y);
     S += e;
     A += e * y;
-    if (final) D += e * (logits - load(x_final + t * final->width));
-    if (reference) D_from += load(e_from + t * reference->width) * (load(x_from + t * reference->width) - logits);
+    if (final) D += e * (y - load(y_final + t * final->width));
+    if (reference) D_from += load(e_from + t * reference->width) * (load(y_from + t * reference->width) - y);
     if (keep) {
-      std::memcpy(keep->x.data() + t * keep->width + first, &logits, sizeof logits);
+      std::memcpy(keep->y.data() + t * keep->width + first, &y, sizeof y);
       std::memcpy(keep->e.data() + t * keep->width + first, &e, sizeof e);
     }
   }
@@ -205,15 +207,15 @@ static void reduce(const Pass& p, const Policies& who, long first, const float* 
     if (own && p.targets && p.targets[row] >= start && p.targets[row] < start + tokens)
       p.target[row] = x[(p.targets[row] - start) * PANEL + i];
     if (who.k && m[i] > who.values[row * who.k + who.k - 1]) keep_largest(who, row, x + i, tokens, start);
-    if (final) p.kl[row] = ratio * p.kl[row] + weight * D[i];
+    if (final) p.kl[row] = ratio * p.kl[row] + weight * (D[i] + S[i] * (m[i] - final->m[(first + i) % p.final.n]));
     if (reference) {
       long j = (first + i) % p.reference.n;
-      p.kl_from[row] = reference->ratio[j] * p.kl_from[row] + reference->weight[j] * D_from[i];
+      p.kl_from[row] = reference->ratio[j] * p.kl_from[row] + reference->weight[j] * (D_from[i] + reference->S[j] * (reference->m[j] - m[i]));
     }
     who.A[row] = ratio * (who.A[row] + who.S[row] * shift) + weight * (A[i] + S[i] * added);
     who.S[row] = ratio * who.S[row] + weight * S[i];
     who.m[row] = top;
-    if (keep) keep->ratio[row] = ratio, keep->weight[row] = weight;
+    if (keep) keep->ratio[row] = ratio, keep->weight[row] = weight, keep->m[row] = m[i], keep->S[row] = S[i];
   }
 }
 
@@ -226,8 +228,8 @@ extern "C" void layerlens_pass(const Pass* pass) {
   for (int g = 0; g < 2; g++) {
     Anchor& anchor = anchors[g];
     anchor.width = vectors_of(*groups[g]) * LANES + LANES;
-    anchor.x.resize(CHUNK * anchor.width), anchor.e.resize(CHUNK * anchor.width);
-    anchor.ratio.resize(anchor.width), anchor.weight.resize(anchor.width);
+    anchor.y.resize(CHUNK * anchor.width), anchor.e.resize(CHUNK * anchor.width);
+    for (auto* values : {&anchor.m, &anchor.S, &anchor.ratio, &anchor.weight}) values->resize(anchor.width);
   }
   const long stride = upcast ? depth + 16 : depth;  // rows a page apart would share one set of the cache
   std::vector<uint32_t> floats(upcast ? CHUNK * stride : 0);

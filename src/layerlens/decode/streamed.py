@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,17 +73,10 @@ def readout(
         ReadoutError: the vocabulary is empty, or a row holds NaN or an infinite logit (its `stack`, `row` and `anchor` say which).
     """
     logits = unembed if isinstance(unembed, Logits) else Logits(unembed)
-    needs = {"logp": ("targets", targets), "kl": ("final", final), "agrees": ("final", final), "kl_from": ("reference", reference)}
-    for name in want:
-        if name not in WANTS:
-            raise SelectionError(f"unknown readout {name!r}: choose from {', '.join(WANTS)}")
-        if name in needs and needs[name][1] is None:
-            raise SelectionError(f"readout {name!r} needs {needs[name][0]}=")
+    if isinstance(want, str):
+        want = (want,)
+    _refuse_bad_input(hidden, logits, want, {"targets": targets, "final": final, "reference": reference}, top_k)
     vocab, d = logits.weight.shape
-    if vocab == 0:
-        raise ReadoutError("the unembedding has no rows: an empty vocabulary has no policy")
-    if hidden.shape[-1] != d:
-        raise SelectionError(f"hidden vectors have {hidden.shape[-1]} dimensions, the unembedding {d}")
     lead, rows = hidden.shape[:-1], hidden.shape[-2]
     stack = hidden.reshape(-1, rows, d)
     device = logits.weight.device
@@ -97,7 +90,7 @@ def readout(
             logits,
             stack[:, here].reshape(-1, d).to(device),
             {name: vectors[here].to(device) for name, vectors in anchors.items() if vectors is not None},
-            targets[here].to(device).repeat(stack.shape[0]) if targets is not None and "logp" in want else None,
+            targets[here].to(device, torch.long).repeat(stack.shape[0]) if targets is not None and "logp" in want else None,
             kl="kl" in want,
             kl_from="kl_from" in want,
             agrees="agrees" in want,
@@ -111,6 +104,33 @@ def readout(
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     unwanted = {"entropy"} - set(want)
     return Readout(**{name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items() if name not in unwanted})
+
+
+def _refuse_bad_input(hidden: Tensor, logits: Logits, want: Collection[str], given: Mapping[str, Tensor | None], top_k: int) -> None:
+    """What a pass would take for something else, or read beyond: all but the numbers themselves."""
+    needs = {"logp": "targets", "kl": "final", "agrees": "final", "kl_from": "reference"}
+    for name in want:
+        if name not in WANTS:
+            raise SelectionError(f"unknown readout {name!r}: choose from {', '.join(WANTS)}")
+        if name in needs and given[needs[name]] is None:
+            raise SelectionError(f"readout {name!r} needs {needs[name]}=")
+    vocab, d = logits.weight.shape
+    if vocab == 0:
+        raise ReadoutError("the unembedding has no rows: an empty vocabulary has no policy")
+    if hidden.dim() < 2 or not hidden.numel():
+        raise SelectionError(f"hidden vectors are [rows, d] or stacks of that, with at least one row; got {list(hidden.shape)}")
+    if hidden.shape[-1] != d:
+        raise SelectionError(f"hidden vectors have {hidden.shape[-1]} dimensions, the unembedding {d}")
+    if top_k < 0:
+        raise SelectionError(f"top_k must be 0 or more, got {top_k}")
+    rows = hidden.shape[-2]
+    shapes = {"targets": [rows], "final": [rows, d], "reference": [rows, d], "bias": [vocab]}
+    for name, tensor in {**given, "bias": logits.bias}.items():
+        if tensor is not None and list(tensor.shape) != shapes[name]:
+            raise SelectionError(f"{name} must be of shape {shapes[name]}, got {list(tensor.shape)}")
+    targets = given["targets"]
+    if targets is not None and (targets.is_floating_point() or int(targets.max()) >= vocab):
+        raise SelectionError(f"targets must be token ids below {vocab}, or negative for none")
 
 
 def rows_at_once(logits: Logits, stack: int) -> int:

@@ -76,7 +76,7 @@ def divergence(cross: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[T
     return (cross / p_S - p_log + q_log).clamp_min(0)
 
 
-def cross_sum(p: Moments, q: Moments, cross: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def cross_sum(p: Moments, q: Moments, cross: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:
     """D of the same part's sums and Σ e^(p-m_p) (q-m_q), float64."""
     p_m, p_S, p_A, q_m = (_spread(values.double(), cross) for values in (p.m, p.S, p.A, q.m))
     return p_A + p_S * (p_m - q_m) - cross.double()

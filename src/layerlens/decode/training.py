@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from layerlens.decode.backends import choose_backend, float32_product
 from layerlens.decode.logits import Logits, Task
@@ -28,7 +29,7 @@ def token_log_probs(
     Gradients reach `hidden`, `logits.weight` and `logits.bias` where these require them. Logits are float32 whatever the
     inputs are, under autocast as well. NaN stays NaN, so that a trainer sees it.
     """
-    return _TokenLogProbs.apply(hidden, logits.weight, logits.bias, targets, logits.scale, logits.softcap, logits.temperature)  # type: ignore[no-any-return, no-untyped-call]
+    return _TokenLogProbs.apply(hidden, logits.weight, logits.bias, targets.long(), logits.scale, logits.softcap, logits.temperature)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -65,6 +66,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return torch.cat(logps), entropy
 
     @staticmethod
+    @once_differentiable  # logits are made again without their history
     def backward(ctx: Any, d_logp: Tensor | None, d_entropy: Tensor | None) -> Any:
         hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors
         scale, softcap, temperature = ctx.how

@@ -69,12 +69,13 @@ def reduce_rows(
         out += field
     if final_ptr is not None:
         q = _load(final_ptr, row % rows, width, columns, inside, bias, scale, softcap, temperature)
-        tl.store(out, tl.sum(tl.where(inside, e * (x - q), 0.0), 0))
+        q_m = tl.max(tl.where(inside, q, -float("inf")), 0)
+        tl.store(out, tl.sum(tl.where(inside, e * (q - q_m), 0.0), 0))
         out += field
     if reference_ptr is not None:
         q = _load(reference_ptr, row % rows, width, columns, inside, bias, scale, softcap, temperature)
         q_m = tl.max(tl.where(inside, q, -float("inf")), 0)
-        tl.store(out, tl.sum(tl.where(inside, tl.exp(q - q_m) * (q - x), 0.0), 0))
+        tl.store(out, tl.sum(tl.where(inside, tl.exp(q - q_m) * y, 0.0), 0))
     if ids_ptr is not None:
         lowest = tl.min(tl.where(inside & (x == m), columns, width), 0)
         tl.store(ids_ptr + (start // TILE + tile).to(tl.int64) * n + row, (start + lowest).to(tl.int64))

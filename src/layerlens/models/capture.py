@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_s
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone
-    if you keep one. All hooks are removed on leaving, whatever happened inside.
+    if you keep one. Forward passes of other threads are none of its business. All hooks are removed on leaving, whatever happened inside.
     """
     with ExitStack() as stack:
         for layer, site in places:
@@ -40,14 +41,17 @@ def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_s
 
 
 def _hook(module: nn.Module, side: str, layer: int, site: Site, on_state: OnState) -> torch.utils.hooks.RemovableHandle:
+    thread = threading.get_ident()
     if side == "input":
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            on_state(layer, site, args[0] if args else kwargs["hidden_states"])
+            if threading.get_ident() == thread:
+                on_state(layer, site, args[0] if args else kwargs["hidden_states"])
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        on_state(layer, site, output[0] if isinstance(output, tuple) else output)
+        if threading.get_ident() == thread:
+            on_state(layer, site, output[0] if isinstance(output, tuple) else output)
 
     return module.register_forward_hook(after)
