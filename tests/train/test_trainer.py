@@ -213,6 +213,7 @@ def test_the_phase_switches_when_it_says(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_on_the_same_parameters(stop: int, tmp_path: Path) -> None:
     settings = {"internal_layer": 2, "internal_steps": 3, "max_steps": 6, "save_strategy": "steps", "save_steps": stop}
     whole = make_trainer(tmp_path / "whole", **settings)
+    assert "checkpoints" not in dict(whole.plan())
     whole.train()
     resumed = make_trainer(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
@@ -225,6 +226,7 @@ def test_the_schedule_is_on_disk_and_a_run_that_goes_on_keeps_it(tmp_path: Path)
     make_trainer(tmp_path, max_steps=3, **settings).train()
     written = (tmp_path / "schedule.json").read_bytes()
     resumed = make_trainer(tmp_path, max_steps=9, **settings)
+    assert ("checkpoints", "every 3 steps, some inside a rollout of 2, which a resumed run samples anew") in resumed.plan()
     resumed.train(resume_from_checkpoint=True)
     resumed.save_state()
     assert (tmp_path / "schedule.json").read_bytes() == written

@@ -181,6 +181,9 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rows.append(("whole policy (GRPO)", "then" if self.schedule.phases else "throughout"))
         if set(self.layer_factors.values()) != {1.0} or self.args.freeze_layers:
             rows += describe(self.layer_factors, self.args.freeze_layers)
+        if self.args.save_strategy == "steps" and self.args.save_steps >= 1 and self.args.save_steps % self.args.updates:
+            every, length = f"{self.args.save_steps:g}", f"{self.args.updates:g}"
+            rows.append(("checkpoints", f"every {every} steps, some inside a rollout of {length}, which a resumed run samples anew"))
         return rows
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
