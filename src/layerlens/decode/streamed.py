@@ -69,7 +69,8 @@ def readout(
         Values in nats, shaped as `hidden` without its last dimension.
 
     Raises:
-        SelectionError: `want` or `backend` names something unknown or unavailable, or an input is missing.
+        SelectionError: `want` or `backend` names something unknown or unavailable, or an input is missing, of another shape, or
+            no token of the vocabulary.
         ReadoutError: the vocabulary is empty, or a row holds NaN or an infinite logit (its `stack`, `row` and `anchor` say which).
     """
     logits = unembed if isinstance(unembed, Logits) else Logits(unembed)
