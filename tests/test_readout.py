@@ -208,6 +208,7 @@ def test_the_fastest_way_is_found_once_and_kept(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(backends, "_chosen", {})
     monkeypatch.setattr(backends, "_time", lambda *_: "torch")
     torch.testing.assert_close(readout(h, w).entropy, want, atol=1e-5, rtol=0)
+    assert json.loads(kept.read_text())["way"] == "torch"
 
 
 def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

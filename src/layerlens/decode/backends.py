@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock
@@ -99,12 +100,20 @@ def _fastest(ways: list[str], task: Task) -> str:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"fastest-{key}.json"
             with FileLock(path.with_suffix(".lock")):
-                if not path.exists():
+                if _kept(path) not in ways:
                     write_whole(path, lambda made: made.write_text(json.dumps({"shape": shape, "way": _time(ways, task)})))
                 _chosen[key] = json.loads(path.read_text())["way"]
-        except (OSError, ValueError, RuntimeError):  # no place to keep it, or what lies there is none of ours
+        except (OSError, RuntimeError):  # no place to keep it: a folder that can not be written, or no home
             _chosen[key] = _time(ways, task)
     return _chosen[key]
+
+
+def _kept(path: Path) -> Any:
+    """The way that a file names; None where there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text())["way"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _time(ways: list[str], task: Task, times: int = 3) -> str:
