@@ -15,6 +15,7 @@ from layerlens.errors import TrainingError
 from layerlens.models.internal import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training import HIGH, LOW, open_training
+from layerlens.train.monitor import Monitor
 from layerlens.train.readings import per_pair, per_problem
 from layerlens.train.whole import hollow_copy
 from tests.tiny import tiny_model
@@ -97,7 +98,8 @@ def test_a_run_that_goes_on_keeps_its_probe(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="answers to 2 other problems than the 3 of now"):
         more.train(resume_from_checkpoint=True)
     other = make_trainer(tmp_path, max_steps=2, **settings)
-    other.callback_handler.callbacks[-1].prompts.reverse()
+    [monitor] = [callback for callback in other.callback_handler.callbacks if isinstance(callback, Monitor)]
+    monitor.prompts.reverse()
     with pytest.raises(TrainingError, match="answers to 2 other problems than the 2 of now"):
         other.train(resume_from_checkpoint=True)
     make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
