@@ -95,7 +95,13 @@ def interrupt_waits() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where what was made for this machine is kept: $LAYERLENS_CACHE, else `layerlens` in the user's cache folder."""
+    """Where what was made for this machine is kept: $LAYERLENS_CACHE, else `layerlens` in the user's cache folder.
+
+    Raises OSError where it would lie in a home folder and the user has none.
+    """
     named = os.environ.get("LAYERLENS_CACHE")
     folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layerlens"
-    return folder.expanduser().absolute()
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise OSError(f"no place for a cache: {error}") from error

@@ -85,12 +85,10 @@ def read_prompts(
     tokenizer = getattr(model, "tokenizer", model)
     if tokenizer is None:
         raise PromptError("reading prompts needs a tokenizer: wrap the model with one, or make Samples of token ids")
-    if limit is not None and limit < 1:
-        raise PromptError(f"limit must be at least 1, got {limit}")
     options = {"enable_thinking": enable_thinking, "chat_template": chat_template}
     template = {name: value for name, value in options.items() if value is not None}
     samples = []
-    for index, record in enumerate(islice(_records(source, split), limit)):
+    for index, record in enumerate(_records(source, split, limit)):
         where = str(index if record.get("id") is None else record["id"])
         messages, response = _conversation(record, column, where)
         if system is not None:
@@ -117,10 +115,8 @@ def read_problems(
 
     Raises PromptError as `read_prompts` does, and where a problem has no ground truth to check an answer against.
     """
-    if limit is not None and limit < 1:
-        raise PromptError(f"limit must be at least 1, got {limit}")
     problems = []
-    for index, record in enumerate(islice(_records(source, split), limit)):
+    for index, record in enumerate(_records(source, split, limit)):
         where = str(index if record.get("id") is None else record["id"])
         messages, _ = _conversation(record, column, where)
         truth = _ground_truth(record)
@@ -142,7 +138,14 @@ def find_template(name: str) -> str:
         raise PromptError(f"no chat template {name}: give a Jinja file, or one of {', '.join(TEMPLATES)}") from error
 
 
-def _records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
+def _records(source: str | Path | Iterable[str | Record], split: str, limit: int | None) -> Iterator[Record]:
+    """The first `limit` records of a source, or all."""
+    if limit is not None and limit < 1:
+        raise PromptError(f"limit must be at least 1, got {limit}")
+    return islice(_all_records(source, split), limit)
+
+
+def _all_records(source: str | Path | Iterable[str | Record], split: str) -> Iterator[Record]:
     if not isinstance(source, str | Path):
         items = [source] if isinstance(source, Mapping) else source
         yield from (item if isinstance(item, Mapping) else {"prompt": item} for item in items)

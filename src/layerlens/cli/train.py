@@ -172,12 +172,12 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     from datasets import Dataset
 
     from layerlens.models import load_pretrained
-    from layerlens.models.load import ADAPTERS
+    from layerlens.models.load import holds_adapters
     from layerlens.prompts import find_template
     from layerlens.train import BuPOTrainer
     from layerlens.train.rewards import load_reward
 
-    if args.beta and not script.lora_rank and (Path(script.model).expanduser() / ADAPTERS).is_file():
+    if args.beta and not script.lora_rank and holds_adapters(script.model):
         raise TrainingError(f"{script.model} holds adapters, which TRL can not load as the reference of beta: give lora_rank, or beta 0")
     if script.threads:
         torch.set_num_threads(script.threads)

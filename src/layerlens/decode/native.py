@@ -180,7 +180,7 @@ def library() -> ctypes.CDLL | None:
     try:
         path = _built(compiler)
         found = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+    except (OSError, subprocess.SubprocessError) as error:
         log.debug("the C++ pass does not build here, the readout runs in torch: %s", getattr(error, "stderr", None) or error)
         return None
     found.layerlens_pass.argtypes = [ctypes.POINTER(_Pass)]

@@ -16,7 +16,7 @@ from layerlens.errors import LayerLensError, ModelLoadError, PromptError, Select
 from layerlens.generation import Generation, generate_responses, require_room, stream_seed
 from layerlens.lens import LensModel, load
 from layerlens.models.internal import internal_policy
-from layerlens.models.load import ADAPTERS
+from layerlens.models.load import holds_adapters
 from layerlens.prompts import Sample
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
@@ -233,7 +233,7 @@ def open_engine(
     placed = device not in (None, "cuda") or device_map is not None
     if engine == "vllm" and placed:
         raise SelectionError("vLLM takes GPUs by itself: leave out device and device map, or ask for the engine transformers")
-    free = layer is None and not placed and not (Path(name) / ADAPTERS).is_file()
+    free = layer is None and not placed and not holds_adapters(name)
     if engine == "vllm" or (engine == "auto" and free and find_spec("vllm") is not None and torch.cuda.is_available()):
         return VLLMEngine(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel)
     if tensor_parallel > 1:

@@ -31,27 +31,30 @@ def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_s
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone
     if you keep one. Forward passes of other threads are none of its business. All hooks are removed on leaving, whatever happened inside.
     """
+    thread = threading.get_ident()
+
+    def on_own_state(layer: int, site: Site, states: Tensor) -> None:
+        if threading.get_ident() == thread:
+            on_state(layer, site, states)
+
     with ExitStack() as stack:
         for layer, site in places:
             tap = layout.taps[site]
             block = blocks[layer - 1]
             module = find_part(block, tap.module, f"the {site} of block {layer}") if tap.module else block
-            stack.callback(_hook(module, tap.side, layer, site, on_state).remove)
+            stack.callback(_hook(module, tap.side, layer, site, on_own_state).remove)
         yield
 
 
 def _hook(module: nn.Module, side: str, layer: int, site: Site, on_state: OnState) -> torch.utils.hooks.RemovableHandle:
-    thread = threading.get_ident()
     if side == "input":
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == thread:
-                on_state(layer, site, args[0] if args else kwargs["hidden_states"])
+            on_state(layer, site, args[0] if args else kwargs["hidden_states"])
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == thread:
-            on_state(layer, site, output[0] if isinstance(output, tuple) else output)
+        on_state(layer, site, output[0] if isinstance(output, tuple) else output)
 
     return module.register_forward_hook(after)

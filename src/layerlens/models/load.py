@@ -44,12 +44,12 @@ def load_pretrained(
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
     source = _source(str(name))
-    adapters = Path(source) / ADAPTERS
-    if adapters.is_file():
-        base = _base_of(adapters)
+    if holds_adapters(source):
+        folder = Path(source)
+        base = _base_of(folder / ADAPTERS)
         given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_pretrained(base, **given)
-        return _merged(model, adapters.parent).eval(), _tokenizer_of(adapters.parent, trust_remote_code) or tokenizer
+        return _merged(model, folder).eval(), _tokenizer_of(folder, trust_remote_code) or tokenizer
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with _quiet():
@@ -84,6 +84,11 @@ def load_pretrained(
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
             raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
+
+
+def holds_adapters(name: str | Path) -> bool:
+    """Whether a name is that of a folder of PEFT's adapters."""
+    return (Path(name).expanduser() / ADAPTERS).is_file()
 
 
 def _told(error: Exception) -> str:

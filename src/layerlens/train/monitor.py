@@ -73,7 +73,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if network is not None:
             lens = self._lens(network)
             self._remember_start(lens, fresh=state.global_step == 0)
-            self.probe = self._answered(lens)
+            self.probe = self._kept_probe(lens)
             if state.global_step == 0:
                 self.look(lens, 0)
 
@@ -139,7 +139,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             (self.out / "probe.json").unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
 
-    def _answered(self, lens: LensModel) -> list[Sample]:
+    def _kept_probe(self, lens: LensModel) -> list[Sample]:
         """The probe problems with the answers the model gave before training. Raises TrainingError where those kept are of others."""
         file = self.out / "probe.json"
         if not file.exists():
