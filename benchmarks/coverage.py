@@ -4,7 +4,7 @@
 
 Simulated data sets have a known population mean of ΔS at each of 12 layers, spread between samples (skewed) and autocorrelated,
 heavy-tailed spread within them, both of the size seen on the bundled models. Rows are drawn, judged and stopped by the package's own
-code (`draw_rows`, `until_settled`); the intervals are `Run.mean`'s. Reported are the share of 95% intervals, over layers and data
+code (`draw_rows`, `until_stopped`); the intervals are `Run.mean`'s. Reported are the share of 95% intervals, over layers and data
 sets, that hold the population mean, how often the chosen layer is the one that all rows give, and the share of rows that were decoded.
 """
 
@@ -22,10 +22,11 @@ import numpy as np
 import xarray as xr
 
 import layerlens as ll
-from layerlens.resample import interval
-from layerlens.results import Run, make_manifest
-from layerlens.settle import until_settled
-from layerlens.subsample import draw_rows
+from layerlens.analysis.row_sample import draw_rows
+from layerlens.analysis.stopping import until_stopped
+from layerlens.metrics.bootstrap import interval
+from layerlens.results import Run
+from layerlens.storage.manifest import make_manifest
 
 CHANGE = np.array([0.9, 1.6, 1.4, 1.1, 0.8, 0.5, 0.03, -0.05, 0.02, -0.4, -1.0, -1.6])
 """Population mean of the FFN's ΔS at layers 1...12, nats; exploration ends at layer 6."""
@@ -88,12 +89,12 @@ def eight(data: DataSet) -> tuple[Run, dict[str, Any]]:
 
 
 def until_layer(data: DataSet) -> tuple[Run, dict[str, Any]]:
-    return until_settled(data.look)
+    return until_stopped(data.look)
 
 
 def until_precise(data: DataSet) -> tuple[Run, dict[str, Any]]:
     """The precision is in reach: the widest interval of all rows is about three quarters of it."""
-    return until_settled(data.look, 2.2 / np.sqrt(len(data.lengths)))
+    return until_stopped(data.look, 2.2 / np.sqrt(len(data.lengths)))
 
 
 WAYS: dict[str, Callable[[DataSet], tuple[Run, dict[str, Any]]]] = {
@@ -152,8 +153,8 @@ def models(count: int) -> dict[str, list[dict[str, Any]]]:
     """What stopping saves on the bundled models: each goal against every response row decoded."""
     import torch
 
-    from layerlens.bundled import MODELS, bundled_prompts
-    from layerlens.generation import generate_responses
+    from layerlens.models.generation import generate_responses
+    from layerlens.storage.bundled import MODELS, bundled_prompts
 
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, Any]]] = {}

@@ -22,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerlens.decode import gpu, gpu_product, readout, streamed
+from layerlens.decode import interface as streamed
+from layerlens.decode import readout
+from layerlens.decode.gpu import passes as gpu
+from layerlens.decode.gpu import product as gpu_product
 
 VOCAB, ROWS = 151936, 4096
 WORKSPACES_MIB = (32, 64, 128)
 TILINGS = ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3))
-"""Rows, tokens, depth, warps and stages of the fused kernel; `layerlens.decode.gpu` says which is taken where."""
+"""Rows, tokens, depth, warps and stages of the fused kernel; `layerlens.decode.gpu.passes` says which is taken where."""
 TARGETS = {"ratio": {1024: 1.6, 2560: 1.25, 4096: 1.25}, "extra_mb": 256}
 PEAK_BF16 = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 """FLOP/s without sparsity, as published by the maker; the first name that the card's contains."""
@@ -180,10 +183,10 @@ def whole_analysis(tokens: int, seed: int) -> dict[str, Any]:
     states = 0
     choose = streamed.choose_backend
 
-    def counting(task: Any, backend: Any) -> Any:
+    def counting(request: Any, backend: Any) -> Any:
         nonlocal states
-        states += len(task.hidden)
-        return choose(task, backend)
+        states += len(request.hidden)
+        return choose(request, backend)
 
     streamed.choose_backend = counting
     torch.cuda.synchronize()

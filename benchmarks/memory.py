@@ -20,7 +20,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import layerlens as ll
-from layerlens.bench import resident
+from layerlens.decode.bench import resident
 
 SHAPE = {
     "vocab_size": 151936,

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
-from layerlens.bench import Shape, peak_memory, ways
-from layerlens.decode import backends, native, readout
-from layerlens.decode.logits import Logits, Task
+from layerlens.decode import backends, readout
+from layerlens.decode.bench import Shape, peak_memory, ways
+from layerlens.decode.cpu import native
+from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.unembedding import Unembedding
 
 OUT = Path(__file__).with_suffix(".json")
 
@@ -51,11 +53,11 @@ def ratios(shape: Shape, repeats: int) -> dict[str, Any]:
     """Our ways against the bare product, the C++ pass against its own product, all against the usual formula."""
     hidden, weight = shape.tensors()
     contenders = {name: lambda way=way: way(hidden, weight) for name, way in ways(shape, compiled=True).items()}
-    task = Task(Logits(weight), hidden)
+    request = ReadoutRequest(Unembedding(weight), hidden)
     for name, dot in (("native", False), ("native-dot", True)):
-        if native.can_dot(task) if dot else native.can_run(task):
-            contenders[f"C++ pass ({name})"] = lambda dot=dot: native.native(task, dot)
-            contenders[f"C++ product alone ({name})"] = lambda dot=dot: native.native(task, dot, product_alone=True)
+        if native.can_dot(request) if dot else native.can_run(request):
+            contenders[f"C++ pass ({name})"] = lambda dot=dot: native.native(request, dot)
+            contenders[f"C++ product alone ({name})"] = lambda dot=dot: native.native(request, dot, product_alone=True)
     best = {name: min(seconds) for name, seconds in in_turns(contenders, repeats, calls=2).items()}
     product = min(seconds for name, seconds in best.items() if name.startswith("product"))
     usual = best["softmax and log_softmax"]
@@ -96,7 +98,7 @@ def extras(repeats: int) -> dict[str, Any]:
         "with top-10, KL and log-probability": {"want": ("entropy", "logp", "kl"), **more},
         "with agreement too": {"want": ("entropy", "logp", "kl", "agrees"), **more},
     }
-    names = backends.backends_for(Task(Logits(weight), hidden))
+    names = backends.backends_for(ReadoutRequest(Unembedding(weight), hidden))
     contenders = {
         f"{name}: {what}": lambda name=name, how=how: readout(stack, weight, backend=name, **how)
         for name in names

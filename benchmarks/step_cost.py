@@ -24,8 +24,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from layerlens.bundled import bundled_model
-from layerlens.models.internal import decoder_of
+from layerlens.models.truncate import decoder_of
+from layerlens.storage.bundled import bundled_model
 from layerlens.train import BuPOConfig, BuPOTrainer
 from layerlens.train.trainer import LAYER
 

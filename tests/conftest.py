@@ -33,8 +33,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from layerlens.lens import LensModel
-from tests.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from layerlens.models.lens import LensModel
+from tests.support.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("layerlens", deadline=None, max_examples=40, derandomize=True)

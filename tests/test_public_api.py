@@ -38,16 +38,15 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_functions_stay_functions_whatever_is_imported() -> None:
     for module in (
-        "analysis",
-        "comparison",
-        "selection",
-        "prompts",
-        "generation",
-        "lens",
-        "measure",
-        "results",
+        "analysis.pipeline",
+        "selection.comparison",
+        "selection.layer",
+        "prompts.readers",
+        "models.generation",
+        "models.lens",
+        "models.policy",
         "results.run",
-        "decode.policy",
+        "metrics.pass_at_k",
     ):
         importlib.import_module(f"layerlens.{module}")
     for name in ("analyze", "compare", "load", "open_run", "read_prompts", "select_layer"):
@@ -76,8 +75,8 @@ def test_a_user_with_numpy_integers_and_odd_arguments() -> None:
     out = run(
         "import tempfile, numpy as np, torch\n"
         "import layerlens as ll\n"
-        "from tests.tiny import tiny_model, tiny_tokenizer\n"
-        "from tests.fakes import make_run\n"
+        "from tests.support.tiny_models import tiny_model, tiny_tokenizer\n"
+        "from tests.support.synthetic_runs import make_run\n"
         "lens = ll.LensModel.wrap(tiny_model(), tiny_tokenizer())\n"
         "for ids in (np.array([9, 10, 11]), torch.tensor([9, 10, 11]), [np.int32(9), 10, 11], range(9, 12)):\n"
         "    assert ll.Sample(ids, np.int64(1)) == ll.Sample([9, 10, 11], 1)\n"

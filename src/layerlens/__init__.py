@@ -10,33 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerlens import plots
-    from layerlens.analysis import analyze
-    from layerlens.comparison import compare
-    from layerlens.decode.policy import InternalPolicy
+    from layerlens.analysis.pipeline import analyze
     from layerlens.errors import LayerLensError
-    from layerlens.generation import Generation
-    from layerlens.lens import LensModel, load
-    from layerlens.prompts import Sample, read_prompts
+    from layerlens.models.generation import Generation
+    from layerlens.models.lens import LensModel, load
+    from layerlens.models.policy import InternalPolicy
+    from layerlens.prompts.readers import read_prompts
+    from layerlens.prompts.sample import Sample
     from layerlens.results.run import Run, open_run
-    from layerlens.results.training import TrainingLog, open_training
-    from layerlens.selection import LayerChoice, select_layer
+    from layerlens.results.training_log import TrainingLog, open_training
+    from layerlens.selection.comparison import compare
+    from layerlens.selection.layer import LayerChoice, select_layer
 
 _WHERE = {
-    "analyze": "layerlens.analysis",
-    "compare": "layerlens.comparison",
-    "InternalPolicy": "layerlens.decode.policy",
+    "analyze": "layerlens.analysis.pipeline",
+    "compare": "layerlens.selection.comparison",
+    "InternalPolicy": "layerlens.models.policy",
     "LayerLensError": "layerlens.errors",
-    "Generation": "layerlens.generation",
-    "LensModel": "layerlens.lens",
-    "load": "layerlens.lens",
-    "Sample": "layerlens.prompts",
-    "read_prompts": "layerlens.prompts",
+    "Generation": "layerlens.models.generation",
+    "LensModel": "layerlens.models.lens",
+    "load": "layerlens.models.lens",
+    "Sample": "layerlens.prompts.sample",
+    "read_prompts": "layerlens.prompts.readers",
     "Run": "layerlens.results.run",
     "open_run": "layerlens.results.run",
-    "TrainingLog": "layerlens.results.training",
-    "open_training": "layerlens.results.training",
-    "LayerChoice": "layerlens.selection",
-    "select_layer": "layerlens.selection",
+    "TrainingLog": "layerlens.results.training_log",
+    "open_training": "layerlens.results.training_log",
+    "LayerChoice": "layerlens.selection.layer",
+    "select_layer": "layerlens.selection.layer",
 }
 
 __all__ = [
@@ -51,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("layerlens")
+        return version("layerlens-policy")
     if name not in _WHERE:
         raise AttributeError(f"module 'layerlens' has no attribute {name!r}")
     value = getattr(import_module(_WHERE[name]), name)

@@ -12,9 +12,9 @@ import torch
 import layerlens as ll
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
 from layerlens.evaluate import LensEngine, VLLMEngine, evaluate, open_engine
-from layerlens.generation import stream_seed
-from tests.evaluate.kit import even_words, some_problems
-from tests.tiny import tiny_tokenizer
+from layerlens.models.generation import stream_seed
+from tests.support.evaluations import even_words, some_problems
+from tests.support.tiny_models import tiny_tokenizer
 
 GREEDY = ll.Generation(max_new_tokens=5, temperature=0.0)
 

@@ -15,7 +15,7 @@ import layerlens as ll
 from layerlens.errors import LayerLensError, PromptError, RunError, SelectionError
 from layerlens.evaluate import Evaluation, evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Problem
-from tests.evaluate.kit import even_words, some_problems
+from tests.support.evaluations import even_words, some_problems
 
 SHORT = ll.Generation(max_new_tokens=6, seed=3)
 

@@ -7,7 +7,7 @@ import pytest
 from layerlens.errors import SelectionError
 from layerlens.evaluate import pass_table
 from layerlens.plots.passes import pass_curves
-from tests.plots.kit import caption_of, draw, numbers
+from tests.support.plots import caption_of, draw, numbers
 
 
 def table(model: str = "Qwen3-4B", task: str = "aime24", share: float = 0.2, problems: int = 30, samples: int = 256) -> pd.DataFrame:

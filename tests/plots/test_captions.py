@@ -13,7 +13,7 @@ from layerlens.plots.caption import describe
 from layerlens.plots.data import as_runs
 from layerlens.plots.differences import difference_heatmap
 from layerlens.results import Run
-from tests.plots.kit import caption_of, rise_and_fall
+from tests.support.plots import caption_of, rise_and_fall
 
 
 def silenced(run: Run, *samples: int) -> Run:

@@ -10,7 +10,7 @@ from layerlens import plots
 from layerlens.errors import SelectionError
 from layerlens.plots.axis import layer_ticks
 from layerlens.results import Run
-from tests.plots.kit import PHASES, caption_of, cells, draw, figure_of, numbers, part, rise_and_fall, with_values
+from tests.support.plots import PHASES, caption_of, cells, draw, figure_of, numbers, part, rise_and_fall, with_values
 
 
 @pytest.fixture(scope="module")

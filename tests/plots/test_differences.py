@@ -6,7 +6,7 @@ import pytest
 from layerlens.errors import SelectionError
 from layerlens.plots.differences import UNSURE, difference_heatmap
 from layerlens.results import Run
-from tests.plots.kit import caption_of, cells, draw, numbers, part, rise_and_fall, with_values
+from tests.support.plots import caption_of, cells, draw, numbers, part, rise_and_fall, with_values
 
 
 @pytest.fixture(scope="module")

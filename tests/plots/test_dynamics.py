@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from layerlens.errors import SelectionError
 from layerlens.plots import dynamics, save, trained
 from layerlens.plots.steps import SWITCH, smoothed
-from layerlens.results.training import HIGH, LOW, open_training
-from tests.plots.kit import caption_of, cells, draw, figure_of, numbers
-from tests.plots.training import write_training
+from layerlens.results.training_log import HIGH, LOW, open_training
+from tests.support.plots import caption_of, cells, draw, figure_of, numbers
+from tests.support.training_folders import write_training
 
 
 @pytest.fixture(scope="module")

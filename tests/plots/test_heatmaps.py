@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 
 from layerlens import plots
 from layerlens.errors import SelectionError
-from tests.plots.kit import caption_of, cells, draw, figure_of, numbers, part, rise_and_fall, with_tokens, with_values
+from tests.support.plots import caption_of, cells, draw, figure_of, numbers, part, rise_and_fall, with_tokens, with_values
 
 ODD_TOKENS = [
     " sum", "\n", "$x^2$", "\\$", "你好", "😀", "\x00", "", "\u0301", "\u200d", "مرحبا", "<|im_end|>", "_^{", "\t\t\t\t\t", "\ue000",

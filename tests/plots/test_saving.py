@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from layerlens import plots
 from layerlens.errors import LayerLensError, SelectionError
 from layerlens.plots.labels import plain, token_label
-from tests.plots.kit import figure_of, rise_and_fall, with_tokens
+from tests.support.plots import figure_of, rise_and_fall, with_tokens
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from layerlens.errors import ModelLayoutError, TrainingError
 from layerlens.train import BuPOConfig
 from layerlens.train.seam import require_seam
 from layerlens.train.trainer import FORWARD_EXTRAS
-from tests.tiny import tiny_model
-from tests.train.harness import make_trainer
+from tests.support.tiny_models import tiny_model
+from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -131,7 +131,7 @@ def test_the_seam_is_there() -> None:
     [
         ("1.17.0", r"TRL 1\.16.*installed is 1\.17\.0: pip install 'trl>=1\.16,<1\.17'"),
         ("1.1.16", r"installed is 1\.1\.16"),
-        (None, r"training needs TRL: pip install 'layerlens\[train\]'"),
+        (None, r"training needs TRL: pip install 'layerlens-policy\[train\]'"),
     ],
 )
 def test_another_trl_is_refused_when_the_trainer_is_asked_for(version: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from layerlens.results.training import open_training
-from tests.tiny import tiny_model
+from layerlens.results.training_log import open_training
+from tests.support.tiny_models import tiny_model
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerlens.errors import TrainingError
-from layerlens.models.internal import causal_lm
+from layerlens.models.truncate import causal_lm
 from layerlens.results import open_run
-from layerlens.results.training import HIGH, LOW, open_training
+from layerlens.results.training_log import HIGH, LOW, open_training
 from layerlens.train.monitor import Monitor
 from layerlens.train.readings import per_pair, per_problem
-from layerlens.train.whole import hollow_copy
-from tests.tiny import tiny_model
-from tests.train.harness import make_trainer
+from layerlens.train.whole import meta_copy
+from tests.support.tiny_models import tiny_model
+from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -140,7 +140,7 @@ def test_means_over_answers_and_pairs_are_the_plain_ones(problems: int, repeats:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_hollow_copy_filled_again_is_the_model(tied: bool) -> None:
     model = tiny_model("qwen3", tied=tied)
-    hollow = hollow_copy(model)
+    hollow = meta_copy(model)
     assert all(weight.is_meta for weight in hollow.parameters())
     assert (hollow.lm_head.weight is hollow.model.embed_tokens.weight) == tied
     hollow.load_state_dict(model.state_dict(), assign=True)

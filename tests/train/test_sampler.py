@@ -12,8 +12,8 @@ from trl import GRPOTrainer
 
 from layerlens.train import BuPOTrainer
 from layerlens.train.trainer import LAYER
-from tests.tiny import random_ids
-from tests.train.harness import make_trainer, plain_logps
+from tests.support.tiny_models import random_ids
+from tests.support.training import make_trainer, plain_logps
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 

@@ -12,14 +12,14 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from layerlens.decode.training import token_log_probs
+from layerlens.decode.autograd import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
-from layerlens.models.internal import causal_lm, count_blocks, internal_policy
-from layerlens.results.training import open_training
+from layerlens.models.truncate import causal_lm, count_blocks, truncated_at
+from layerlens.results.training_log import open_training
 from layerlens.train import BuPOConfig, BuPOTrainer, head
 from layerlens.train.trainer import LAYER
-from tests.tiny import random_ids, tiny_model, tiny_tokenizer
-from tests.train.harness import fixed_batch, make_trainer, plain_logps, reward
+from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
+from tests.support.training import fixed_batch, make_trainer, plain_logps, reward
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -259,11 +259,11 @@ def test_the_cut_leaves_the_model_whole_after_an_error() -> None:
     model = tiny_model("qwen3")
     ids = torch.tensor([random_ids(5)])
     before = model(ids).logits
-    with pytest.raises(RuntimeError), internal_policy(model, 2):
+    with pytest.raises(RuntimeError), truncated_at(model, 2):
         raise RuntimeError
     assert len(model.model.layers) == 4
     assert torch.equal(model(ids).logits, before)
-    with pytest.raises(SelectionError, match=r"1\.\.4"), internal_policy(model, 5):
+    with pytest.raises(SelectionError, match=r"1\.\.4"), truncated_at(model, 5):
         pass
 
 

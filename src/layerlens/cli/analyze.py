@@ -106,7 +106,7 @@ def analyze_command(
     Example: layerlens analyze Qwen/Qwen3-4B math500.parquet --limit 100 --no-thinking --out runs/qwen3-4b
     """
     import layerlens as ll
-    from layerlens.bundled import bundled_prompts
+    from layerlens.storage.bundled import bundled_prompts
 
     lens = ll.load(model, **loading.keywords())
     samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, lens, limit)

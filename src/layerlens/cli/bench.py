@@ -37,10 +37,10 @@ def bench_command(
 
     Example: layerlens bench Qwen/Qwen3-4B --rows 2048
     """
-    from layerlens.bench import Shape, bench
-    from layerlens.bundled import bundled_model
-    from layerlens.files import write_text
+    from layerlens.decode.bench import Shape, bench
     from layerlens.models.load import read_shape
+    from layerlens.storage.bundled import bundled_model
+    from layerlens.storage.files import write_text
 
     if model is not None:
         d, vocabulary, stored = read_shape(bundled_model(model) or model, trust_remote_code=trust_remote_code)

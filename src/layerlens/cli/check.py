@@ -42,7 +42,7 @@ def check(
         "blocks": f"{parts.layout.decoder}.{parts.layout.blocks}",
         "final_norm": f"{parts.layout.decoder}.{parts.layout.final_norm}",
     }
-    sites = {site: f"{tap.side} of {tap.module or 'the block'}" for site, tap in parts.layout.taps.items()}
+    sites = {site: f"{tap.side} of {tap.module or 'the block'}" for site, tap in parts.layout.hook_points.items()}
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
         plain = {name: gap if math.isfinite(gap) else None for name, gap in gaps.items()}

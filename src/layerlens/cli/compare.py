@@ -9,7 +9,7 @@ import typer
 
 from layerlens.cli.options import AsJson, Over, Rows, RowsName, Rule, RuleName, RunFolders, Tolerance, WeightingName, print_json
 from layerlens.cli.tables import records, show_comparison
-from layerlens.files import write_text
+from layerlens.storage.files import write_text
 
 
 def compare_command(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerlens.bundled import MODELS, bundled_prompts
 from layerlens.cli.figures import Look, draw_figures
 from layerlens.cli.options import AsJson, print_json
 from layerlens.cli.tables import records, show_choice, show_comparison
-from layerlens.files import write_text
+from layerlens.storage.bundled import MODELS, bundled_prompts
+from layerlens.storage.files import write_text
 
 if TYPE_CHECKING:
-    from layerlens.prompts import Sample
+    from layerlens.prompts.sample import Sample
     from layerlens.results import Run
 
 SEED = 0

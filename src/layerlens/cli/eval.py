@@ -18,7 +18,7 @@ from layerlens.errors import SelectionError
 
 if TYPE_CHECKING:
     from layerlens.evaluate import Engine, Evaluation, Task
-    from layerlens.prompts import Sample
+    from layerlens.prompts.sample import Sample
 
 LONGEST_ANSWER = 8192
 """Tokens that an answer may have where neither the user nor the model's context says less."""
@@ -123,7 +123,7 @@ def eval_command(
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
     from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
-    from layerlens.train.rewards import load_reward
+    from layerlens.rewards.rewards import load_reward
     from layerlens.types import resolve_norm, resolve_sites
 
     if layer is None and (site, norm) != ("resid_post", NormName.none):
@@ -191,7 +191,7 @@ def _room(engine: Engine, problems: Sequence[Sample]) -> int:
 
 
 def _failed_checks(checks: Sequence[Any]) -> str:
-    """How many answers no reward could judge in this run, in words; empty where all were."""
+    """How many answers no reward could stopping_verdict in this run, in words; empty where all were."""
     counts = {check.__name__: check.counts for check in checks if hasattr(check, "counts")}
     return "; ".join(
         f"{name} hung on {count.hung} and raised on {count.raised} of {count.answers} answers ({count.last_error})"
@@ -210,7 +210,7 @@ def _gains(found: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, A
 
 
 def _write_summary(found: Evaluation) -> None:
-    from layerlens.files import write_text
+    from layerlens.storage.files import write_text
 
     assert found.path is not None
     write_text(found.path / "summary.json", json.dumps(found.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

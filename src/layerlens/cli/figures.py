@@ -50,7 +50,7 @@ def _token_heatmap(run: Run, look: Look) -> Any:
 
 def _change(module: str) -> Callable[[Run, Look], Any]:
     def draw(run: Run, look: Look) -> Any:
-        from layerlens.selection import select_layer
+        from layerlens.selection.layer import select_layer
 
         choice = select_layer(run, rows=look.rows, over=look.over) if module == "ffn" and len(run.layers) == run.n_layers else None  # type: ignore[arg-type]
         marks = {} if choice is None else {"phases": choice.phases, "layer": choice.layer}
@@ -144,7 +144,7 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") 
 
 def _before_and_after(log: TrainingLog) -> Any:
     try:
-        looks = log.look(0), log.look(-1)
+        looks = log.snapshot(0), log.snapshot(-1)
     except RunError as error:  # the looks' own folders are large and may be gone; the other figures do without
         raise SelectionError(str(error)) from error
     return _plots().difference_heatmap(*looks)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from layerlens.errors import SelectionError
-from layerlens.prompts import PROMPT_COLUMNS
+from layerlens.prompts.readers import PROMPT_COLUMNS
 
 if TYPE_CHECKING:
-    from layerlens.generation import Generation
-    from layerlens.prompts import Sample
+    from layerlens.models.generation import Generation
+    from layerlens.prompts.sample import Sample
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub name (Qwen/Qwen3-4B), a local folder, or a bundled model (tiny-qwen3, tiny-llama).")
@@ -40,7 +40,7 @@ Device = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens[accelerate].", rich_help_panel="Model"
+        help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens-policy[accelerate].", rich_help_panel="Model"
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -114,7 +114,7 @@ class SamplingOptions:
     seed: Annotated[int, typer.Option(help="Of the sampling. Each response has a random stream of its own.")] = 0
 
     def generation(self, max_new_tokens: int) -> Generation:
-        from layerlens.generation import Generation
+        from layerlens.models.generation import Generation
 
         return Generation(max_new_tokens, **asdict(self))
 
@@ -139,7 +139,7 @@ class PromptOptions:
 
     def read(self, source: Any, model: Any, limit: int | None) -> list[Sample]:
         """`read_prompts` with these options."""
-        from layerlens.prompts import read_prompts
+        from layerlens.prompts.readers import read_prompts
 
         options = asdict(self)
         return read_prompts(source, model, limit=limit, enable_thinking=options.pop("thinking"), **options)

@@ -37,7 +37,7 @@ def plot(
     Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """
     import layerlens as ll
-    from layerlens.results.training import is_training
+    from layerlens.results.training_log import is_training
 
     trained = [run for run in runs if is_training(run)]
     if trained:

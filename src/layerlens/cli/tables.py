@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from layerlens.selection import LayerChoice
+    from layerlens.selection.layer import LayerChoice
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

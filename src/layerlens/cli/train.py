@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from layerlens.bundled import bundled_model
 from layerlens.errors import TrainingError
+from layerlens.storage.bundled import bundled_model
 
 if TYPE_CHECKING:
     from layerlens.train import BuPOTrainer
@@ -76,7 +76,7 @@ def train(
     """Train a model with BuPO: the chosen layer's policy for some rollout steps, then the whole policy.
 
     A field of the configuration file that is also given on the command line is taken from there. To go on after a stop: the same
-    command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ... Needs layerlens[train].
+    command with --resume true. For several processes: torchrun or accelerate launch -m layerlens train ... Needs layerlens-policy[train].
 
     Example: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_dir bupo
     """
@@ -173,9 +173,9 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
 
     from layerlens.models import load_pretrained
     from layerlens.models.load import holds_adapters
-    from layerlens.prompts import find_template
+    from layerlens.prompts.readers import find_template
+    from layerlens.rewards.rewards import load_reward
     from layerlens.train import BuPOTrainer
-    from layerlens.train.rewards import load_reward
 
     if args.beta and not script.lora_rank and holds_adapters(script.model):
         raise TrainingError(f"{script.model} holds adapters, which TRL can not load as the reference of beta: give lora_rank, or beta 0")
@@ -206,11 +206,11 @@ def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any
 
 
 def _problems(script: TrainScript) -> list[dict[str, Any]]:
-    from layerlens.prompts import read_problems
+    from layerlens.prompts.readers import read_problems
 
     if script.problems != "arithmetic":
         return read_problems(script.problems, limit=script.problems_limit, split=script.problems_split, system=script.system)
-    from layerlens.arithmetic import problems
+    from layerlens.prompts.arithmetic import problems
 
     drawn = problems("train", script.problems_limit or 2048, script.problems_seed, difficulties=script.problems_difficulties)
     return read_problems([{"prompt": list(problem.prompt), "ground_truth": problem.answer} for problem in drawn], system=script.system)

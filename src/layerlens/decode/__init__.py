@@ -1,6 +1,5 @@
-"""Hidden vectors to internal policies: the streamed readout, and policies to sample from."""
+"""Hidden vectors to the numbers of internal policies: the streamed readout that analysis and training share."""
 
-from layerlens.decode.policy import InternalPolicy
-from layerlens.decode.streamed import Readout, readout
+from layerlens.decode.interface import Readout, readout
 
-__all__ = ["InternalPolicy", "Readout", "readout"]
+__all__ = ["Readout", "readout"]

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.decode.logits import Task
-from layerlens.decode.sums import Moments, Sums, cross_sum
+from layerlens.decode.moments import Moments, PartialSums, cross_sum
+from layerlens.decode.request import ReadoutRequest
 
 BLOCK_ELEMENTS = 1 << 16
 """Logits that are worked on at a time on a CPU, so that all that is made of them stays in the cache."""
@@ -47,24 +47,26 @@ class Reducer:
     block_elements = BLOCK_ELEMENTS
     sum_block = staticmethod(sum_block)
 
-    def __init__(self, task: Task):
-        self.task = task
-        device = task.hidden.device
-        lengths = task.lengths
+    def __init__(self, request: ReadoutRequest):
+        self.request = request
+        device = request.hidden.device
+        lengths = request.lengths
         self.rows = min(lengths.values())
-        self.best = {name: _Best(length, device) for name, length in lengths.items()} if task.agrees else {}
-        self.top = TopK(len(task.hidden), task.top_k, device) if task.top_k else None
+        self.best = {name: _Best(length, device) for name, length in lengths.items()} if request.agrees else {}
+        self.top = TopK(len(request.hidden), request.top_k, device) if request.top_k else None
 
-    def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> Sums:
+    def take(self, x: dict[str, Float[Tensor, "_ chunk"]], start: int) -> PartialSums:
         """Sums of a chunk of logits whose first token is `start`, by policy: "own" and the anchors, which it overwrites."""
-        anchors = {name: Moments(*self._sums(x[name])) for name in self.task.anchors}
+        anchors = {name: Moments(*self._sums(x[name])) for name in self.request.anchors}
         y = {name: x[name].sub_(moments.m[:, None]) for name, moments in anchors.items()}
-        m, S, A, *cross = self._sums(x["own"], y["final"] if self.task.kl else None, y["reference"].exp() if self.task.kl_from else None)
+        m, S, A, *cross = self._sums(
+            x["own"], y["final"] if self.request.kl else None, y["reference"].exp() if self.request.kl_from else None
+        )
         own = Moments(m, S, A)
-        sums = Sums(own, anchors, self._target(x["own"], start))
-        if self.task.kl:
+        sums = PartialSums(own, anchors, self._target(x["own"], start))
+        if self.request.kl:
             sums = replace(sums, kl=cross_sum(own, anchors["final"], cross[0]))
-        if self.task.kl_from:
+        if self.request.kl_from:
             sums = replace(sums, kl_from=cross_sum(anchors["reference"], own, cross[-1]))
         for name, best in self.best.items():
             best.update(x[name], anchors.get(name, own).m, start)
@@ -84,14 +86,14 @@ class Reducer:
 
     def _target(self, x: Float[Tensor, "n chunk"], start: int) -> Float[Tensor, " n"] | None:
         """The logit of each row's target, -inf where the chunk does not hold it."""
-        if self.task.targets is None:
+        if self.request.targets is None:
             return None
-        where = self.task.targets - start
+        where = self.request.targets - start
         here = (where >= 0) & (where < x.shape[1])
         return x.gather(1, where.clamp(0, x.shape[1] - 1)[:, None])[:, 0].masked_fill(~here, -torch.inf)
 
 
-def with_ids(sums: Sums, found: Sequence[Found]) -> Sums:
+def with_ids(sums: PartialSums, found: Sequence[Found]) -> PartialSums:
     """The sums of the whole vocabulary, with the token ids that its parts hold."""
     if found[0].best:
         argmax = {name: first(*map(torch.stack, zip(*(part.best[name] for part in found), strict=True))) for name in found[0].best}

@@ -11,13 +11,13 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
-from layerlens.bundled import bundled_model
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
-from layerlens.generation import Generation, generate_responses, require_room, stream_seed
-from layerlens.lens import LensModel, load
-from layerlens.models.internal import internal_policy
+from layerlens.models.generation import Generation, generate_responses, require_room, stream_seed
+from layerlens.models.lens import LensModel, load
 from layerlens.models.load import holds_adapters
-from layerlens.prompts import Sample
+from layerlens.models.truncate import truncated_at
+from layerlens.prompts.sample import Sample
+from layerlens.storage.bundled import bundled_model
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 EngineName = Literal["auto", "transformers", "vllm"]
@@ -114,7 +114,7 @@ class LensEngine:
     def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
         if self.layer is not None and self.site != "resid_post":
             return [self._one(sample, generation, number) for sample, number in zip(samples, numbers, strict=True)]
-        with internal_policy(self.model.parts.model, self.layer, self.norm):
+        with truncated_at(self.model.parts.model, self.layer, self.norm):
             answered = generate_responses(self.model, samples, generation, numbers)
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 

@@ -14,11 +14,11 @@ from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, MemoryStore
 from layerlens.evaluate.result import Answer, Evaluation, Problem, Reward, name_of, score_texts
-from layerlens.generation import Generation
-from layerlens.lens import LensModel
+from layerlens.models.generation import Generation
+from layerlens.models.lens import LensModel
 from layerlens.progress import progress_bar
-from layerlens.prompts import Sample
-from layerlens.results import make_manifest
+from layerlens.prompts.sample import Sample
+from layerlens.storage.manifest import make_manifest
 from layerlens.types import Norm, Site
 
 STREAMS = 1 << 20

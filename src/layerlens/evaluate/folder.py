@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from layerlens.errors import RunError
 from layerlens.evaluate.result import Answer
-from layerlens.files import claim, sweep, write_text
-from layerlens.results.manifest import FORMAT, require_same
+from layerlens.storage.files import claim, remove_stale_temporaries, write_text
+from layerlens.storage.manifest import FORMAT, require_same
 
 MANIFEST, PROBLEMS, ROUNDS, ANSWERS, LOCKS = "eval.json", "problems.jsonl", "rounds.json", "answers", ".locks"
 
@@ -75,7 +75,7 @@ class AnswerFolder(MemoryStore):
             if strange:
                 raise RunError(f"{folder.path} is not empty and holds no evaluation ({strange[0]}); choose another folder")
         (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)
-        sweep(folder.path)
+        remove_stale_temporaries(folder.path)
         with FileLock(folder.path / LOCKS / "manifest"):
             if (folder.path / MANIFEST).exists():
                 require_same(manifest, folder.manifest(), str(folder.path))

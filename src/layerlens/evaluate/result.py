@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from layerlens.errors import LayerLensError, SelectionError
 from layerlens.evaluate.scores import pass_table
-from layerlens.resample import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
 
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 """`f(completions, ground_truth) -> scores`, TRL's signature."""

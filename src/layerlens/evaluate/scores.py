@@ -6,26 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 
-from layerlens.arithmetic.scores import pass_at_k as pass_at_k_of_one
-from layerlens.resample import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.pass_at_k import pass_at_k
 
 Array = np.ndarray
-
-
-def pass_at_k(n: int, c: int | Sequence[int] | Integer[Array, "*problems"], k: int) -> float | Float[Array, "*problems"]:
-    """Unbiased chance that at least one of `k` samples is right, given `c` right ones among `n`: 1 - C(n-c, k) / C(n, k).
-
-    Computed in whole numbers, so exact to rounding for any n. A number for a number, an array for an array of counts.
-
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
-    """
-    counts = np.asarray(c)
-    kinds, where = np.unique(counts, return_inverse=True)
-    chances = np.array([pass_at_k_of_one(n, int(kind), k) for kind in kinds], dtype=np.float64)
-    spread: Float[Array, "*problems"] = chances[where].reshape(counts.shape)
-    return float(spread) if counts.ndim == 0 else spread
 
 
 def avg_at_k(correct: Bool[Array, "problems samples"], k: int | None = None) -> Float[Array, " problems"]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerlens.arithmetic import problems
-from layerlens.bundled import bundled_prompts
 from layerlens.errors import PromptError
-from layerlens.prompts import READERS
+from layerlens.prompts.arithmetic import problems
+from layerlens.prompts.readers import READERS
+from layerlens.storage.bundled import bundled_prompts
 
 DATA_VARIABLE = "LAYERLENS_DATA"
 """The environment variable that names the folder of the public sets, where no option does."""

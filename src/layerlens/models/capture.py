@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from layerlens.models.layout import Layout, find_part
 from layerlens.types import Site
 
-Place = tuple[int, Site]
+LayerSite = tuple[int, Site]
 """A layer, counted from 1, and a site in it."""
 
 OnState = Callable[[int, Site, Float[Tensor, "batch seq d"]], None]
 
 
-class EnoughSeen(Exception):
+class StopForward(Exception):
     """Raised inside a forward pass, and caught by `LensModel.forward`, once the last wanted place has been seen."""
 
 
 @contextmanager
-def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_state: OnState) -> Iterator[None]:
+def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[LayerSite], on_state: OnState) -> Iterator[None]:
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone
@@ -39,7 +39,7 @@ def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[Place], on_s
 
     with ExitStack() as stack:
         for layer, site in places:
-            tap = layout.taps[site]
+            tap = layout.hook_points[site]
             block = blocks[layer - 1]
             module = find_part(block, tap.module, f"the {site} of block {layer}") if tap.module else block
             stack.callback(_hook(module, tap.side, layer, site, on_own_state).remove)

@@ -12,21 +12,21 @@ from layerlens.errors import ModelLayoutError
 from layerlens.types import Site
 
 
-class Tap(NamedTuple):
+class HookPoint(NamedTuple):
     """A place in a block where a site's vectors pass: what enters or leaves one of its modules (`""`: the block)."""
 
     module: str
     side: Literal["input", "output"]
 
 
-PRE_NORM_TAPS: Mapping[Site, Tap] = {
-    "resid_pre": Tap("", "input"),
-    "attn_in": Tap("self_attn", "input"),
-    "attn_out": Tap("self_attn", "output"),
-    "resid_mid": Tap("post_attention_layernorm", "input"),
-    "ffn_in": Tap("mlp", "input"),
-    "ffn_out": Tap("mlp", "output"),
-    "resid_post": Tap("", "output"),
+PRE_NORM_HOOK_POINTS: Mapping[Site, HookPoint] = {
+    "resid_pre": HookPoint("", "input"),
+    "attn_in": HookPoint("self_attn", "input"),
+    "attn_out": HookPoint("self_attn", "output"),
+    "resid_mid": HookPoint("post_attention_layernorm", "input"),
+    "ffn_in": HookPoint("mlp", "input"),
+    "ffn_out": HookPoint("mlp", "output"),
+    "resid_post": HookPoint("", "output"),
 }
 """Sequential blocks with a norm in front of each module, as in Llama."""
 
@@ -36,7 +36,7 @@ class Layout:
     """Where one architecture keeps what layerlens reads. Paths are dotted attribute names.
 
     `decoder` is the module below the unembedding (it returns normalised states and takes `input_ids`), `blocks` and
-    `final_norm` lie inside it, and `taps` say where in a block each site passes. What a site means is fixed
+    `final_norm` lie inside it, and `hook_points` say where in a block each site passes. What a site means is fixed
     (DEFINITIONS, "Sites"): an `*_out` tap must give what is ADDED to the residual stream, which is the output of a
     post-norm where a block has one.
     """
@@ -44,7 +44,7 @@ class Layout:
     decoder: str = "model"
     blocks: str = "layers"
     final_norm: str = "norm"
-    taps: Mapping[Site, Tap] = field(default_factory=lambda: PRE_NORM_TAPS)
+    hook_points: Mapping[Site, HookPoint] = field(default_factory=lambda: PRE_NORM_HOOK_POINTS)
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -123,7 +123,7 @@ def _merged(model: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ModelLoadError(f"{folder} holds adapters, which need PEFT: pip install 'layerlens[train]'") from None
+        raise ModelLoadError(f"{folder} holds adapters, which need PEFT: pip install 'layerlens-policy[train]'") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name

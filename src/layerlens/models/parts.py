@@ -18,7 +18,7 @@ GROUP = 256
 
 
 @dataclass(frozen=True)
-class Parts:
+class DecoderParts:
     """A causal language model taken apart: nothing is copied, every module stays the model's own."""
 
     model: PreTrainedModel
@@ -74,7 +74,7 @@ class Parts:
         return digest.hexdigest()[:16]
 
 
-def find_parts(model: PreTrainedModel) -> Parts:
+def find_parts(model: PreTrainedModel) -> DecoderParts:
     """Takes a Hugging Face causal language model apart. Raises ModelLayoutError where a part is not where it should be.
 
     Raises ModelLoadError where its weights are not there.
@@ -89,7 +89,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
         raise ModelLayoutError(f"{type(model).__name__} has no unembedding: load it as a causal language model")
     if head.weight.is_meta or model.get_input_embeddings().weight.is_meta:
         raise ModelLoadError(f"the weights of {type(model).__name__} are not in memory (meta device, or offloaded); load it where it fits")
-    return Parts(
+    return DecoderParts(
         model=model,
         layout=layout,
         decoder=decoder,

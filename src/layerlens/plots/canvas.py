@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerlens.errors import SelectionError
-from layerlens.files import told_plainly, write_whole
+from layerlens.storage.files import disk_errors_as_run_errors, write_atomic
 
 SUFFIXES: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """Formats that `save` writes, with the metadata that would differ from one run to the next."""
@@ -72,10 +72,10 @@ def save(drawn: Figure | Axes | np.ndarray, path: str | Path, *, dpi: int = 200)
         raise SelectionError(f"can not write {path.name!r}: choose a name that ends in {', '.join(SUFFIXES)}")
     figure = _figure(drawn)
     fixed: Any = {"svg.hashsalt": "layerlens", "svg.fonttype": "none", "pdf.fonttype": 42, "savefig.facecolor": "white"}
-    with told_plainly(path), matplotlib.rc_context(fixed):
+    with disk_errors_as_run_errors(path), matplotlib.rc_context(fixed):
         path.parent.mkdir(parents=True, exist_ok=True)
         options: Any = {"format": suffix[1:], "dpi": dpi, "bbox_inches": "tight", "pad_inches": 0.06, "metadata": SUFFIXES[suffix]}
-        write_whole(path, lambda part: figure.savefig(part, **options))
+        write_atomic(path, lambda part: figure.savefig(part, **options))
     return path
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from layerlens.errors import SelectionError
+from layerlens.metrics.bootstrap import LEVEL, interval
 from layerlens.plots.axis import head, number_layers, set_title
 from layerlens.plots.canvas import axes_size, new_figure, settle
 from layerlens.plots.caption import describe, finish
@@ -17,7 +18,6 @@ from layerlens.plots.labels import metric_label, plain
 from layerlens.plots.mesh import color_bar, draw_mesh, hatched, normalize
 from layerlens.plots.style import MODULE_NAMES, Scale, styled
 from layerlens.plots.tokens import LABEL_SIZE, ROW_INCHES, TOKEN_INCHES, label_tokens, mark_response, token_cells
-from layerlens.resample import LEVEL, interval
 from layerlens.results import Run
 
 SCALE = Scale("RdBu_r", centred=True, tail=0.01)

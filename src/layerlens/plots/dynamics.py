@@ -32,7 +32,7 @@ from layerlens.plots.steps import (
     step_axis,
 )
 from layerlens.plots.style import SCALES, Scale, look, styled
-from layerlens.results.training import TrainingLog
+from layerlens.results.training_log import TrainingLog
 
 LABELS = {
     "reward": "mean reward of a step's completions",

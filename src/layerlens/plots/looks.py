@@ -14,7 +14,7 @@ from layerlens.plots.canvas import axes_size, settle
 from layerlens.plots.mesh import color_bar, draw_mesh, normalize
 from layerlens.plots.steps import SWITCH
 from layerlens.plots.style import Scale
-from layerlens.results.training import Phase, TrainingLog
+from layerlens.results.training_log import Phase, TrainingLog
 
 
 def by_layer(log: TrainingLog, prefix: str) -> tuple[np.ndarray, list[int], np.ndarray]:

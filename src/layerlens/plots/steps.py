@@ -19,7 +19,7 @@ from layerlens.errors import SelectionError
 from layerlens.plots.axis import draw_band
 from layerlens.plots.labels import families, numbered, plain
 from layerlens.plots.style import PHASE_TINTS, STYLE, Look, look
-from layerlens.results.training import HIGH, LOW, Phase, TrainingLog
+from layerlens.results.training_log import HIGH, LOW, Phase, TrainingLog
 
 TINTS = (PHASE_TINTS["exploration"], PHASE_TINTS["convergence"])
 SMOOTHED_SHARE = 20

@@ -27,7 +27,7 @@ from layerlens.plots.steps import (
     step_axis,
 )
 from layerlens.plots.style import MODULE_LOOKS, MODULE_NAMES, SCALES, Scale, look, styled
-from layerlens.results.training import TrainingLog
+from layerlens.results.training_log import TrainingLog
 
 CHANGE = Scale("RdBu_r", centred=True)
 

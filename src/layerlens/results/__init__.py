@@ -1,11 +1,11 @@
 """The one result type, in memory and on disk."""
 
 from layerlens.results.folder import RunFolder
-from layerlens.results.manifest import make_manifest
 from layerlens.results.memory import RunMemory
 from layerlens.results.run import Run, open_run
 from layerlens.results.schema import SampleResult, join_samples, sample_dataset
-from layerlens.results.training import TrainingLog, open_training
+from layerlens.results.training_log import TrainingLog, open_training
+from layerlens.storage.manifest import make_manifest
 
 __all__ = [
     "Run",

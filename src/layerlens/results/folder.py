@@ -17,8 +17,8 @@ import xarray as xr
 from filelock import FileLock
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.files import claim, interrupt_waits, sweep, told_plainly, write_whole
-from layerlens.results.manifest import FORMAT, require_same
+from layerlens.storage.files import claim, defer_interrupt, disk_errors_as_run_errors, remove_stale_temporaries, write_atomic
+from layerlens.storage.manifest import FORMAT, require_same
 
 MANIFEST = "run.json"
 SAMPLES = "samples"
@@ -40,13 +40,13 @@ class RunFolder:
         Raises RunError where the folder belongs to another configuration, holds something else, or can not be written.
         """
         folder = cls(path)
-        with told_plainly(folder.path):
+        with disk_errors_as_run_errors(folder.path):
             there = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
             if there and not there & {MANIFEST, LOCKS}:
                 raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
             (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
             (folder.path / SAMPLES).mkdir(exist_ok=True)
-            sweep(folder.path)
+            remove_stale_temporaries(folder.path)
             with FileLock(folder.path / LOCKS / "manifest"):
                 if (folder.path / MANIFEST).exists():
                     require_same(manifest, folder.manifest(), str(folder.path))
@@ -71,7 +71,7 @@ class RunFolder:
 
     def conclude(self, **more: Any) -> None:
         """Adds to run.json what is known only at the end; other processes that fill the folder come to the same."""
-        with told_plainly(self.path), FileLock(self.path / LOCKS / "manifest"):
+        with disk_errors_as_run_errors(self.path), FileLock(self.path / LOCKS / "manifest"):
             manifest = self.manifest()
             if manifest != {**manifest, **more}:
                 self._keep_manifest({**manifest, **more})
@@ -91,8 +91,8 @@ class RunFolder:
 
     def write(self, index: int, sample: xr.Dataset) -> None:
         """Keeps one sample, whole or not at all. Raises RunError where the disk is full or can not be written."""
-        with told_plainly(self.path), interrupt_waits():
-            write_whole(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
+        with disk_errors_as_run_errors(self.path), defer_interrupt():
+            write_atomic(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
 
     def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
         """One sample, in memory; only the named variables if any are named."""
@@ -108,14 +108,14 @@ class RunFolder:
 
     def _keep_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
-        write_whole(self.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        write_atomic(self.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
     @contextmanager
     def _opening(self, index: int) -> Iterator[Path]:
         """Inside, a sample's file that can not be read is a RunError of one line."""
         file = self._sample(index)
         try:
-            with interrupt_waits():
+            with defer_interrupt():
                 yield file
         except SelectionError:
             raise

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.resample import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.results.folder import RunFolder
 from layerlens.results.schema import join_samples
 from layerlens.types import METRIC_INFO, MODULE_SITES, Module, Norm, Rows, Weighting

@@ -9,7 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from layerlens.errors import TrainingError
-from layerlens.selection import RULES
+from layerlens.selection.layer import RULES
 from layerlens.train.rates import parse_factors
 from layerlens.train.schedule import WHOLE_RUN, Schedule
 from layerlens.types import NORMS

@@ -11,8 +11,8 @@ from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
 
-from layerlens.decode.logits import Logits
-from layerlens.decode.training import token_log_probs
+from layerlens.decode.autograd import token_log_probs
+from layerlens.decode.unembedding import Unembedding
 
 
 @contextmanager
@@ -42,5 +42,5 @@ class _Kernel:
         """What `ChunkedLogProbFunction.apply` returns: log-probabilities, entropies, and three numbers that GRPO never asks for."""
         if hasattr(weight, "ds_id"):  # ZeRO-3 takes the weight apart again before the backward: TRL's kernel knows how to get it back
             return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)  # type: ignore[no-any-return]
-        logp, entropy = token_log_probs(hidden, Logits(weight, bias, scale, softcap, temperature), targets)
+        logp, entropy = token_log_probs(hidden, Unembedding(weight, bias, scale, softcap, temperature), targets)
         return logp, entropy if "entropy" in outputs else None, None, None, None

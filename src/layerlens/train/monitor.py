@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from layerlens.analysis import analyze
+from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
-from layerlens.files import write_text
-from layerlens.generation import Generation, generate_responses
-from layerlens.lens import LensModel
-from layerlens.prompts import Sample
-from layerlens.results.training import FOLDER, HIGH, LOW, SUMMARY
+from layerlens.models.generation import Generation, generate_responses
+from layerlens.models.lens import LensModel
+from layerlens.prompts.sample import Sample
+from layerlens.results.training_log import FOLDER, HIGH, LOW, SUMMARY
+from layerlens.storage.files import write_text
 from layerlens.train.readings import Row, correlation, drift, entropy_path, inside, own_policy, per_pair, per_problem, weights_by_part
 from layerlens.train.whole import Whole
 from layerlens.types import Norm

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.lens import LensModel
-from layerlens.resample import bootstrap_means, interval
+from layerlens.metrics.bootstrap import bootstrap_means, interval
+from layerlens.models.lens import LensModel
 from layerlens.results import Run
-from layerlens.results.training import HIGH, LOW
+from layerlens.results.training_log import HIGH, LOW
 
 PATH_POINTS = 32
 """Points along a response at which entropy paths of different lengths are compared."""

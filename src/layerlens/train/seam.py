@@ -26,7 +26,7 @@ def require_seam() -> None:
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
-        raise TrainingError("training needs TRL: pip install 'layerlens[train]'") from None
+        raise TrainingError("training needs TRL: pip install 'layerlens-policy[train]'") from None
     remedy = "pip install 'trl>=1.16,<1.17'"
     if not version.startswith(f"{TRL}."):
         raise TrainingError(f"BuPO stands on inner methods of TRL {TRL}, which change between versions; installed is {version}: {remedy}")

@@ -1,6 +1,6 @@
 """BuPO on TRL's GRPOTrainer: internal policy alignment for the first rollout steps, then GRPO as it is.
 
-The method is one idea in three small overrides: the cut in the forward (`internal.internal_policy`), old and reference
+The method is one idea in three small overrides: the cut in the forward (`internal.truncated_at`), old and reference
 log-probabilities of the policy that is trained, and a batch that knows which policy it is for.
 """
 
@@ -22,17 +22,17 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from layerlens.analysis import analyze
-from layerlens.arithmetic.verifier import last_boxed
+from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
-from layerlens.files import write_text
-from layerlens.generation import Generation
-from layerlens.lens import LensModel
-from layerlens.models.internal import causal_lm, count_blocks, internal_policy
+from layerlens.models.generation import Generation
 from layerlens.models.layout import layout_for
-from layerlens.prompts import Sample
-from layerlens.results.training import SCHEDULE
-from layerlens.selection import LayerChoice, select_layer
+from layerlens.models.lens import LensModel
+from layerlens.models.truncate import causal_lm, count_blocks, truncated_at
+from layerlens.prompts.sample import Sample
+from layerlens.results.training_log import SCHEDULE
+from layerlens.rewards.boxed import last_boxed
+from layerlens.selection.layer import LayerChoice, select_layer
+from layerlens.storage.files import write_text
 from layerlens.train.config import BuPOConfig
 from layerlens.train.head import streamed_head
 from layerlens.train.monitor import Monitor
@@ -147,7 +147,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         layer, norm = self._active_layer, self.args.internal_norm
         whole = layer is None or (layer == count_blocks(model) and norm == "final")
-        with internal_policy(model, layer, norm), nullcontext() if whole else streamed_head():
+        with truncated_at(model, layer, norm), nullcontext() if whole else streamed_head():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.models.internal import causal_lm
+from layerlens.models.truncate import causal_lm
 
 
 class Whole:
@@ -20,7 +20,7 @@ class Whole:
 
     def __init__(self, model: nn.Module, accelerator: Any, sharded: bool):
         self.accelerator, self.sharded = accelerator, sharded
-        self.hollow = hollow_copy(model) if sharded and accelerator.is_main_process else None
+        self.hollow = meta_copy(model) if sharded and accelerator.is_main_process else None
 
     def on_main(self, model: nn.Module) -> Any | None:
         """The whole of `model` on the main process, None on the others; all must call it, as all hold a part."""
@@ -37,7 +37,7 @@ class Whole:
         return network
 
 
-def hollow_copy(model: nn.Module) -> Any:
+def meta_copy(model: nn.Module) -> Any:
     """The model's modules and buffers, with parameters that have shape and dtype and hold nothing; tied ones stay one."""
     empty = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False) for weight in model.parameters()}
     hollow = copy.deepcopy(model, dict(empty))

@@ -1,0 +1,1 @@
+"""The factory that made the two bundled models: their tokenizer, data order, training loop, evaluation and cards."""

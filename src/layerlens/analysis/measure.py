@@ -1,0 +1,252 @@
+"""One batch of token ids to its numbers: forward passes with hooks, states through the readout in bounded portions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerlens.analysis.plan import FIELDS, Plan
+from layerlens.decode import readout
+from layerlens.errors import ReadoutError
+from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, stream_cosine
+from layerlens.models import LayerSite
+from layerlens.models.lens import LensModel
+from layerlens.types import SITES, STREAM_SITES, Module, Norm, Site
+
+BUFFER_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""States that wait to go through the vocabulary together, by device type."""
+
+WINDOW_BYTES = 256 << 20
+"""Residual states of all layers, float32, that similarity may hold at once; a longer text is run again window by window."""
+
+
+class _Batch:
+    """Token ids padded on the right, and which of the padded rows are wanted."""
+
+    def __init__(self, ids: Sequence[Int[Tensor, " _"]], keep: Sequence[Int[Tensor, " _"]], names: Sequence[str]):
+        self.ids = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+        self.keep, self.names = list(keep), list(names)
+        width = self.ids.shape[1]
+        self.flat = torch.cat([rows + number * width for number, rows in enumerate(keep)])
+        following = torch.full_like(self.ids, -1)
+        for number, tokens in enumerate(ids):
+            following[number, : len(tokens) - 1] = tokens[1:]
+        self.targets = following.flatten()[self.flat]
+        self.cuts = np.cumsum([0, *map(len, keep)])
+
+    def rows(self, states: Tensor) -> Tensor:
+        """The wanted rows of padded states, [n, d]."""
+        return states.flatten(0, 1).index_select(0, self.flat.to(states.device))
+
+    def whose(self, row: int) -> str:
+        """The text and position that a wanted row belongs to, in words."""
+        number = int(np.searchsorted(self.cuts, row, side="right")) - 1
+        return f"token {int(self.keep[number][row - self.cuts[number]])} of sample {self.names[number]}"
+
+
+@torch.inference_mode()
+def measure_batch(
+    model: LensModel,
+    ids: Sequence[Int[Tensor, " _"]],
+    keep: Sequence[Int[Tensor, " _"]],
+    plan: Plan,
+    names: Sequence[str],
+    whole: Sequence[Int[Tensor, " _"]] | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Every metric of the plan at the rows to keep, for each text on its own; texts do not see each other or the padding.
+
+    Similarity needs no vocabulary and is over the rows in `whole`, by default the same.
+
+    Raises ReadoutError naming text, token, layer and site where a state has no policy.
+    """
+    batch = _Batch(ids, keep, names)
+    wide = batch if whole is None else _Batch(ids, whole, names)
+    anchors, held = _first_pass(model, batch, wide, plan)
+    values = _decode(model, batch, plan, anchors) if plan.decoded or plan.top_k or plan.modules else {}
+    parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
+    if "similarity" in plan.metrics:
+        for number, part in enumerate(parts):
+            windows = (
+                [held[:, wide.cuts[number] : wide.cuts[number + 1]]]
+                if held is not None
+                else _windows(model, ids[number], wide.keep[number], plan)
+            )
+            part |= _similarity(windows, len(wide.keep[number]))
+    return parts
+
+
+def _first_pass(
+    model: LensModel, batch: _Batch, wide: _Batch, plan: Plan
+) -> tuple[dict[str, Tensor], Float[Tensor, "layers rows d"] | None]:
+    """What must be known before anything is decoded: the states of the policies that all others are compared with.
+
+    In the same pass, the residual states of all layers for similarity, if they are few enough to hold.
+    """
+    wanted: dict[str, LayerSite] = {}
+    if {"kl_to_final", "agrees"} & set(plan.metrics):
+        wanted["final"] = (model.n_layers, "resid_post")
+    if plan.kl_from_layer is not None:
+        wanted["reference"] = (plan.kl_from_layer, "resid_post")
+    holding = "similarity" in plan.metrics and len(wide.flat) <= _window(model, plan)
+    residual: set[LayerSite] = {(layer, "resid_post") for layer in plan.layers} if holding else set()
+    places = set(wanted.values()) | residual
+    if not places:
+        return {}, None
+    device = model.parts.unembedding.device
+    seen: dict[LayerSite, Tensor] = {}
+    stream: list[Tensor] = []
+
+    def on_state(layer: int, site: Site, states: Tensor) -> None:
+        if (layer, site) in wanted.values():
+            seen[layer, site] = batch.rows(states)
+        if (layer, site) in residual:
+            stream.append(wide.rows(states).to(device, torch.float32))
+
+    model.forward(batch.ids, sorted(places), on_state)
+    norms: dict[str, Norm] = {"final": "final", "reference": plan.norm}
+    anchors = {name: model.normalise(seen[place], norms[name]) for name, place in wanted.items()}
+    return anchors, torch.stack(stream) if holding else None
+
+
+def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    decoding = bool(plan.decoded or plan.top_k)
+    asked: set[LayerSite] = {(layer, site) for layer in plan.layers for site in plan.sites} if decoding else set()
+    # H^(l-1) leaves one block and enters the next: it is decoded once
+    twins: dict[LayerSite, LayerSite] = {
+        (layer, "resid_pre"): (layer - 1, "resid_post")
+        for layer, site in asked
+        if site == "resid_pre" and (layer - 1, "resid_post") in asked
+    }
+    decode = asked - twins.keys()
+    streams = {(layer, site) for layer in plan.layers for module in plan.modules for site in STREAM_SITES[module]}
+    sink = _Sink(model, batch, plan, anchors)
+    held: dict[LayerSite, Tensor] = {}
+
+    def on_state(layer: int, site: Site, states: Tensor) -> None:
+        rows = batch.rows(states)
+        if (layer, site) in decode:
+            sink.put(layer, site, rows)
+        if (layer, site) in streams:
+            held[layer, site] = rows
+            for module, (output, stream) in STREAM_SITES.items():
+                if {(layer, output), (layer, stream)} <= held.keys() and site in (output, stream):
+                    sink.put_stream(layer, module, stream_cosine(held.pop((layer, output)), held.pop((layer, stream))))
+
+    # states come in the order of the sites, so that a module's stream is there before its output is
+    places = sorted(decode | streams, key=lambda place: (place[0], SITES.index(place[1])))
+    model.forward(batch.ids, places, on_state)
+    sink.flush()
+    for (layer, site), (from_layer, from_site) in twins.items():
+        sink.copy(layer, site, from_layer, from_site)
+    return sink.values
+
+
+class _Sink:
+    """Takes states in the order they come, decodes them in stacks of bounded size, and keeps the numbers."""
+
+    def __init__(self, model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]):
+        self.model, self.batch, self.plan, self.anchors = model, batch, plan, anchors
+        self.unembedding = model.unembedding(plan.temperature)
+        self.waiting: list[tuple[LayerSite, Tensor]] = []
+        n = len(batch.flat)
+        shape = (n, len(plan.layers), len(plan.sites))
+        self.values: dict[str, np.ndarray] = {
+            name: np.zeros(shape, np.int8) if name == "agrees" else np.full(shape, np.nan, np.float32) for name in plan.decoded
+        }
+        if plan.top_k:
+            k = min(plan.top_k, self.unembedding.weight.shape[0])
+            self.values["top_ids"] = np.zeros((*shape, k), np.int32)
+            self.values["top_probs"] = np.zeros((*shape, k), np.float32)
+        if plan.modules:
+            self.values["stream_cosine"] = np.zeros((n, len(plan.layers), len(plan.modules)), np.float32)
+
+    def put(self, layer: int, site: Site, rows: Tensor) -> None:
+        self.waiting.append(((layer, site), self.model.normalise(rows, self.plan.norm)))
+        size = sum(states.numel() * 4 for _, states in self.waiting)
+        if size >= BUFFER_BYTES.get(rows.device.type, BUFFER_BYTES["cpu"]):
+            self.flush()
+
+    def put_stream(self, layer: int, module: Module, cosine: Tensor) -> None:
+        self.values["stream_cosine"][:, self.plan.layers.index(layer), self.plan.modules.index(module)] = cosine.cpu().numpy()
+
+    def flush(self) -> None:
+        if not self.waiting:
+            return
+        device = self.unembedding.weight.device
+        try:
+            read = readout(
+                torch.stack([states.to(device) for _, states in self.waiting]),
+                self.unembedding,
+                want=[FIELDS[name] for name in self.plan.decoded],
+                targets=self.batch.targets,
+                final=self.anchors.get("final"),
+                reference=self.anchors.get("reference"),
+                top_k=self.plan.top_k,
+            )
+        except ReadoutError as error:
+            (layer, site), _ = self.waiting[error.stack]
+            if error.anchor is not None:
+                kl_from = self.plan.kl_from_layer if error.anchor == "reference" else None
+                layer, site = kl_from or self.model.n_layers, "resid_post"
+            raise ReadoutError(
+                f"layer {layer}, {site}: NaN or infinite logits at {self.batch.whose(error.row)}, so the state has no policy; "
+                "try another dtype (bfloat16 or float32 in place of float16), or check the weights",
+                error.stack,
+                error.row,
+                error.anchor,
+            ) from error
+        for stack, ((layer, site), _) in enumerate(self.waiting):
+            at = self._place(layer, site)
+            for name in self.plan.decoded:
+                self.values[name][at] = getattr(read, FIELDS[name])[stack].cpu().numpy()
+            if self.plan.top_k:
+                assert read.top_ids is not None
+                assert read.top_probs is not None
+                self.values["top_ids"][at] = read.top_ids[stack].cpu().numpy()
+                self.values["top_probs"][at] = read.top_probs[stack].cpu().numpy()
+        self.waiting.clear()
+
+    def copy(self, layer: int, site: Site, from_layer: int, from_site: Site) -> None:
+        for name, array in self.values.items():
+            if name != "stream_cosine":
+                array[self._place(layer, site)] = array[self._place(from_layer, from_site)]
+
+    def _place(self, layer: int, site: Site) -> tuple[slice, int, int]:
+        return slice(None), self.plan.layers.index(layer), self.plan.sites.index(site)
+
+
+def _similarity(windows: Iterable[Float[Tensor, "layers window d"]], n: int) -> dict[str, np.ndarray]:
+    """Cosine similarity and CKA of resid_post between layers over the `n` kept rows of one text, each [1, layers, layers]."""
+    spread = torch.linspace(0, n - 1, min(CKA_TOKENS, n)).round().long()
+    cosines, picked, start = [], [], 0
+    for states in windows:
+        cosines.append(cosine_sums(states))
+        stop = start + states.shape[1]
+        picked.append(states[:, (spread[(spread >= start) & (spread < stop)] - start).to(states.device)])
+        start = stop
+    matrices = {"similarity": torch.stack(cosines).sum(0) / n, "cka": debiased_cka(torch.cat(picked, dim=1))}
+    return {name: matrix.float().cpu().numpy()[None] for name, matrix in matrices.items()}
+
+
+def _window(model: LensModel, plan: Plan) -> int:
+    """How many rows of all layers' states may be held at once."""
+    return max(1, WINDOW_BYTES // (4 * model.parts.unembedding.shape[1] * len(plan.layers)))
+
+
+def _windows(model: LensModel, ids: Tensor, keep: Tensor, plan: Plan) -> Iterator[Float[Tensor, "layers window d"]]:
+    """The residual states of a text too long to hold, one forward pass per window of its rows."""
+    device = model.parts.unembedding.device
+    places: list[LayerSite] = [(layer, "resid_post") for layer in plan.layers]
+    for rows in torch.split(keep, _window(model, plan)):
+        kept: list[Tensor] = []
+
+        def keep_rows(_layer: int, _site: Site, states: Tensor, rows: Tensor = rows, kept: list[Tensor] = kept) -> None:
+            kept.append(states[0, rows.to(states.device)].to(device, torch.float32))
+
+        model.forward(ids[None], places, keep_rows)
+        yield torch.stack(kept)

@@ -1,0 +1,1 @@
+"""The readout on a CPU: torch, torch.compile, or C++."""

@@ -1,0 +1,179 @@
+"""A model to look into: a Hugging Face decoder or a TransformerBridge, with its parts found and its identities checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from layerlens.decode.unembedding import Unembedding
+from layerlens.errors import PromptError
+from layerlens.models import DecoderParts, LayerSite, StopForward, capture, check_identities, find_parts, load_pretrained
+from layerlens.models.capture import OnState
+from layerlens.models.policy import InternalPolicy
+from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
+from layerlens.storage.bundled import bundled_model
+from layerlens.types import SITES, Norm, Site, resolve_layers, resolve_norm, resolve_sites
+
+
+@dataclass(frozen=True)
+class LensModel:
+    """A causal language model whose residual stream, attention and FFN outputs can be read at every layer.
+
+    Make one with `load` or `LensModel.wrap`. The wrapped model is never changed: it stays in its mode, on its device and in
+    its dtype, and no hook outlives a call.
+    """
+
+    parts: DecoderParts
+    tokenizer: Any
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def wrap(cls, model: nn.Module | Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> LensModel:
+        """Wraps a model in memory: a Hugging Face causal language model, or TransformerLens' `TransformerBridge`.
+
+        Args:
+            model: the model; nothing in it is changed or copied.
+            tokenizer: its tokenizer; without one, tokens are shown by their ids and prompts can not be read.
+            name: what runs and figures call it; by default the name it was loaded under, or its class.
+            check: whether to refuse a model that breaks the readout identity or additivity.
+
+        Raises:
+            ModelLayoutError: the architecture is not supported, or an identity does not hold (with the figures).
+        """
+        if is_bridge(model):
+            tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+            model = unwrap_bridge(model)
+        parts = find_parts(model)
+        name = name or _shown(getattr(model.config, "name_or_path", None) or type(model).__name__)
+        if check:
+            check_identities(parts).require(name)
+        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None))
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.parts.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the weights as they were when it was first asked for."""
+        return self.parts.fingerprint()
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a response: those of the model's generation settings, else the tokenizer's."""
+        ends = getattr(getattr(self.parts.model, "generation_config", None), "eos_token_id", None)
+        if ends is None and self.tokenizer is not None:
+            ends = self.tokenizer.eos_token_id
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+    def unembedding(self, temperature: float = 1.0) -> Unembedding:
+        """How this model turns a (normed) vector into logits."""
+        return Unembedding(self.parts.unembedding, self.parts.bias, temperature=temperature)
+
+    def normalise(self, states: Float[Tensor, "*rows d"], norm: Norm) -> Float[Tensor, "*rows d"]:
+        """N(h) of DEFINITIONS: the states themselves for "none", the model's final norm of them for "final"."""
+        return states if norm == "none" else self.parts.normed(states)
+
+    def forward(self, ids: Int[Tensor, "batch seq"], places: Sequence[LayerSite], on_state: OnState, cache: Any = None) -> None:
+        """Runs the blocks on token ids, calling `on_state(layer, site, states)` at each place, in the order the data flows.
+
+        Stops after the last place: later blocks and the unembedding do not run. Attention is causal and without a mask, so
+        pad on the right. With a `cache` (a `transformers` Cache) ids continue the sequences it holds.
+        """
+        last = max(places, key=lambda place: (place[0], SITES.index(place[1])))
+
+        def seen(layer: int, site: Site, states: Float[Tensor, "batch seq d"]) -> None:
+            on_state(layer, site, states)
+            if (layer, site) == last:
+                raise StopForward
+
+        with self.evaluating(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(StopForward):
+            self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+
+    def require_room(self, token_ids: Sequence[int], new_tokens: int = 0, what: str = "the text") -> None:
+        """Raises PromptError where a text, with so many tokens to come, outgrows the model's context, or lies outside its vocabulary."""
+        context, vocab = self.parts.context, self.parts.model.get_input_embeddings().weight.shape[0]
+        if context is not None and len(token_ids) + new_tokens > context:
+            more = f" and {new_tokens} new tokens" if new_tokens else ""
+            raise PromptError(
+                f"{what}: {len(token_ids)} tokens{more} exceed the context of {self.name} ({context}); shorten it"
+                f"{' or ask for fewer new tokens' if new_tokens else ''}"
+            )
+        if max(token_ids) >= vocab or min(token_ids) < 0:
+            raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocab} tokens); wrong tokenizer?")
+
+    def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
+        """The internal policy at a layer (1...L) and site; at the last layer's `resid_post` with `norm="final"` the model's own."""
+        layer, site, norm = resolve_layers(layer, self.n_layers)[0], resolve_sites(site)[0], resolve_norm(norm)
+
+        def states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
+            kept: list[Tensor] = []
+            self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
+            return self.normalise(kept[0], norm)
+
+        unembedding = self.unembedding(temperature)
+        return InternalPolicy(layer, site, norm, states, unembedding, self.require_room, self.tokenizer, self.device, self.end_tokens)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode it was in."""
+        modes = {module: module.training for module in self.parts.model.modules() if module.training}
+        self.parts.model.eval()
+        try:
+            yield
+        finally:
+            for module in modes:
+                module.training = True
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+    check: bool = True,
+) -> LensModel:
+    """Loads a model and its tokenizer from a hub name, a local folder or the name of a bundled model.
+
+    Args:
+        name: for example "Qwen/Qwen3-4B", "./my-model", "tiny-qwen3".
+        revision: branch, tag or commit on the hub.
+        dtype: "auto" (as stored), "bfloat16", "float16", "float32", "float64", or a torch dtype.
+        device: where the whole model goes; or `device_map` as in transformers ("auto", ...), not both.
+        trust_remote_code: whether code that comes with the model may run. Off unless you turn it on.
+        check: whether to refuse a model that breaks the readout identity or additivity.
+
+    Raises:
+        ModelLoadError: files missing, damaged or incomplete, or no such model.
+        ModelLayoutError: architecture not supported, or an identity does not hold.
+    """
+    model, tokenizer = load_pretrained(
+        bundled_model(str(name)) or name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    return LensModel.wrap(model, tokenizer, name=_shown(name), check=check)
+
+
+def _shown(name: str | Path) -> str:
+    """A hub name as it is; of a folder its own name."""
+    return Path(name).resolve().name if Path(name).is_dir() else str(name)

@@ -1,0 +1,61 @@
+"""The cut: inside it a model's own forward computes an internal policy, and no block above the layer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from layerlens.errors import SelectionError
+from layerlens.models.layout import Layout, find_part, layout_for
+from layerlens.types import Norm
+
+
+def causal_lm(model: Any) -> Any:
+    """The Hugging Face causal language model inside DDP, DeepSpeed and PEFT wrappers (FSDP2 has none)."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(model: Any) -> tuple[nn.Module, Layout]:
+    """The module that owns the blocks, and the layout that says under which names. Raises ModelLayoutError where there is none."""
+    network = causal_lm(model)
+    layout = layout_for(network.config)
+    return find_part(network, layout.decoder, "the decoder"), layout
+
+
+def count_blocks(model: Any) -> int:
+    """L, the number of blocks."""
+    decoder, layout = decoder_of(model)
+    return len(getattr(decoder, layout.blocks))
+
+
+@contextmanager
+def truncated_at(model: Any, layer: int | None, norm: Norm = "none") -> Iterator[None]:
+    """Inside, `model` computes softmax(E_u · N(H^layer)): only blocks 1...layer run, forward and backward.
+
+    None or L with the final norm is the full policy, and nothing is touched. L without the norm skips the norm alone.
+
+    The final norm is still called where it is skipped, and its output thrown away for its input: FSDP2 gathers norm and
+    unembedding as one group when the norm is called, and would leave the unembedding's gradient unreduced across ranks.
+    Only the forward must be inside; backward, and what checkpointing computes again, goes through the blocks themselves.
+    """
+    if layer is None:
+        yield
+        return
+    decoder, layout = decoder_of(model)
+    blocks: nn.ModuleList = getattr(decoder, layout.blocks)
+    if not 1 <= layer <= len(blocks):
+        raise SelectionError(f"the internal layer must be in 1..{len(blocks)}, got {layer}")
+    final_norm = find_part(decoder, layout.final_norm, "the final norm")
+    skip = None if norm == "final" else final_norm.register_forward_hook(lambda module, args, output: args[0])
+    setattr(decoder, layout.blocks, nn.ModuleList(list(blocks)[:layer]))
+    try:
+        yield
+    finally:
+        setattr(decoder, layout.blocks, blocks)
+        if skip is not None:
+            skip.remove()

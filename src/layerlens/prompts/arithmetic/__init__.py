@@ -1,0 +1,5 @@
+"""Worked arithmetic problems with exact answers, in splits that cannot overlap."""
+
+from layerlens.prompts.arithmetic.dataset import KINDS, SPLITS, Problem, problems, split_of
+
+__all__ = ["KINDS", "SPLITS", "Problem", "problems", "split_of"]

@@ -1,0 +1,9 @@
+"""Rewards in TRL's signature, and the checks of an answer that they are made of. TRL itself is not needed."""
+
+from layerlens.rewards.boxed import last_boxed, verify
+from layerlens.rewards.isolation import RewardError
+from layerlens.rewards.rewards import REWARDS, Reward, arithmetic_reward, boxed_reward, load_reward, math_reward
+
+__all__ = [
+    "REWARDS", "Reward", "RewardError", "arithmetic_reward", "boxed_reward", "last_boxed", "load_reward", "math_reward", "verify",
+]  # fmt: skip

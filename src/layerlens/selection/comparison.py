@@ -1,0 +1,85 @@
+"""Runs to a table: how each model converges, one row per run, every number with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from layerlens.errors import SelectionError
+from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth
+from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, interval
+from layerlens.results import Run
+from layerlens.selection.layer import Rule, select_layer
+from layerlens.types import Rows, Weighting
+
+Array = np.ndarray
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    rule: Rule = "boundary",
+    phases: PhaseRule | None = None,
+    over: Weighting = "sample",
+    rows: Rows = "response",
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per run; every measure `x` stands beside `x_low` and `x_high`, its bootstrap interval over samples.
+
+    Columns: `model`, `architecture`, `norm`, `samples`, `layers` (L); `convergence_layer` (and `convergence_depth`, as l / L),
+    `abruptness`, `effective_depth` (DEFINITIONS, "Convergence of a model"); `exploration_end` and `integration_end`, the last
+    layers of those phases (NaN: no such phase); `chosen_layer`, `chosen_depth` (l / L), `chosen_frequency` and `rule` as
+    `select_layer` gives them. An interval is over the resamples in which the quantity exists; NaN where there are none.
+
+    Raises SelectionError where there is no run, where runs mix norm conventions or temperatures, or where one lacks what a measure reads.
+    """
+    runs = list(runs)
+    if not runs:
+        raise SelectionError("there is no run to compare")
+    temperatures = {run.manifest["config"].get("temperature", 1.0) for run in runs}
+    if len(temperatures) > 1:
+        raise SelectionError(f"these runs mix the temperatures {', '.join(map(str, sorted(temperatures)))}, whose entropies do not compare")
+    norms = {run.norm for run in runs}
+    if len(norms) > 1:
+        raise SelectionError(f"these runs mix the norm conventions {' and '.join(sorted(norms))}, whose entropies do not compare")
+    settings: dict[str, Any] = {"over": over, "rows": rows, "resamples": resamples, "seed": seed}
+    return pd.DataFrame([_row(run, rule, phases or PhaseRule(), level, settings) for run in runs])
+
+
+def _row(run: Run, rule: Rule, zero: PhaseRule, level: float, settings: dict[str, Any]) -> dict[str, Any]:
+    choice = select_layer(run, rule, phases=zero, **settings)
+    if "resid_post" not in run.sites:
+        raise SelectionError(f"comparing needs entropy at resid_post; the run of {run.model} has {', '.join(run.sites)}")
+    point, means = run.bootstrap("entropy", **settings)
+    entropy = np.concatenate([point.sel(site="resid_post").values[None], means.sel(site="resid_post").values])
+    depth = run.n_layers
+    measures: dict[str, Float[Array, " curves"]] = {
+        "convergence_layer": convergence_layer(entropy),
+        "convergence_depth": convergence_layer(entropy) / depth,
+        "abruptness": abruptness(entropy),
+        "effective_depth": effective_depth(entropy),
+    }
+    if {"ffn_in", "ffn_out"} <= set(run.sites):
+        point, means = run.bootstrap("entropy_change", **settings)
+        change = np.concatenate([point.sel(module="ffn").values[None], means.sel(module="ffn").values])
+        _, explored, integrated = zero.find(change)
+        measures["exploration_end"] = np.where(explored > 0, explored, np.nan)
+        measures["integration_end"] = np.where(integrated > explored, integrated, np.nan)
+    row: dict[str, Any] = {
+        "model": run.model,
+        "architecture": run.manifest["model"].get("architecture"),
+        "norm": run.norm,
+        "samples": choice.samples,
+        "layers": depth,
+    }
+    for name, values in measures.items():
+        low, high = interval(values[1:, None], level)
+        row |= {name: values[0], f"{name}_low": low[0], f"{name}_high": high[0]}
+    chosen = choice.layer if choice.layer is not None else np.nan
+    return row | {"chosen_layer": chosen, "chosen_depth": chosen / depth, "chosen_frequency": choice.frequency, "rule": rule}

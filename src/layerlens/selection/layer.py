@@ -1,0 +1,231 @@
+"""A Run to the layer whose policy is worth training, with its uncertainty; never a layer that the data do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from layerlens.errors import SelectionError
+from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
+from layerlens.metrics.bootstrap import RESAMPLES
+from layerlens.results import Run
+from layerlens.types import Norm, Rows, Weighting
+
+Rule = Literal["boundary", "entropy_drop", "agreement"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Which layer to optimise, by which rule, and how sure the data are.
+
+    Attributes:
+        layer: the chosen layer, from 1; None where the rule finds none (`reason` says why).
+        rule: which rule answered (`select_layer` describes them).
+        reason: the answer in a sentence, with its figures.
+        frequency: share of bootstrap resamples over samples that give this very answer; NaN with one sample.
+        candidates: one row per rule and layer that any resample chose, with `rule`, `layer` (<NA>: none), `frequency` and
+            `chosen` (the answer of that rule on all samples); this rule's first, then the most frequent first.
+        phases: first and last layer of exploration, integration and convergence, None for an empty phase.
+        norm, model, samples: what the run was.
+    """
+
+    layer: int | None
+    rule: Rule
+    reason: str
+    frequency: float
+    candidates: pd.DataFrame
+    phases: dict[str, tuple[int, int] | None]
+    norm: Norm
+    model: str
+    samples: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; NaN becomes None."""
+        rows = self.candidates.astype(object).where(self.candidates.notna(), None).to_dict("records")
+        return {
+            "model": self.model,
+            "norm": self.norm,
+            "samples": self.samples,
+            "layer": self.layer,
+            "rule": self.rule,
+            "reason": self.reason,
+            "frequency": None if np.isnan(self.frequency) else self.frequency,
+            "phases": self.phases,
+            "candidates": rows,
+            "settings": self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """What the rules read: the mean of all samples in row 0, bootstrap resamples below it, layers along the last axis."""
+
+    ffn_change: Float[Array, "curves layers"] | None
+    entropy_before: Float[Array, "curves layers"] | None
+    entropy_after: Float[Array, "curves layers"] | None
+    agreement: Float[Array, "curves layers"] | None
+
+
+def select_layer(
+    run: Run,
+    rule: Rule = "boundary",
+    *,
+    phases: PhaseRule | None = None,
+    share: float = 0.5,
+    over: Weighting = "sample",
+    rows: Rows = "response",
+    drop_first: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> LayerChoice:
+    """Chooses the layer to optimise.
+
+    Rules:
+        "boundary": the paper's. The last layer of the exploration phase of the FFN's entropy change (`metrics.phases`).
+            None where there is no such phase, or where ΔS never turns.
+        "entropy_drop": the layer after the largest drop of mean residual entropy, S(H^(l-1)) - S(H^l). None where none falls.
+        "agreement": the first layer whose policy's argmax is the final one's on at least `share` of the tokens.
+
+    Args:
+        run: an analysis of all layers, with the sites that the rule reads.
+        rule: which one answers; `candidates` lists what the others say as well.
+        phases: what counts as zero; by default `PhaseRule()`.
+        share: of the agreement rule.
+        over, rows, drop_first, resamples, seed: of the means and their bootstrap, as in `Run.bootstrap`.
+
+    Raises:
+        SelectionError: an unknown rule, or a run without the layers, sites or metrics that it reads.
+    """
+    if rule not in RULES:
+        raise SelectionError(f"unknown rule {rule!r}: choose from {', '.join(RULES)}")
+    if run.layers != list(range(1, run.n_layers + 1)):
+        raise SelectionError(f"choosing a layer needs all {run.n_layers} layers; the run of {run.model} has {len(run.layers)}")
+    zero = phases or PhaseRule()
+    samples = 0
+
+    def curves(name: str, **where: str) -> Float[Array, "curves layers"]:
+        nonlocal samples
+        point, means = run.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
+        samples = point.attrs["samples"]  # those that have a row to average
+        return np.concatenate([point.sel(where).values[None], means.sel(where).values])
+
+    def readable(name: str, *sites: str) -> bool:
+        return name in run.data and set(sites) <= set(run.sites)
+
+    ffn = curves("entropy_change", module="ffn") if readable("entropy", "ffn_in", "ffn_out") else None
+    drop = readable("entropy", "resid_pre", "resid_post")
+    data = _Curves(
+        ffn_change=ffn,
+        entropy_before=curves("entropy", site="resid_pre") if drop else None,
+        entropy_after=curves("entropy", site="resid_post") if drop else None,
+        agreement=curves("agrees", site="resid_post") if readable("agrees", "resid_post") else None,
+    )
+    ends = None if ffn is None else zero.find(ffn)
+    found = {name: answer(data, ends, share) for name, (_, answer) in _ANSWERS.items()}
+    answers = {name: answer for name, answer in found.items() if answer is not None}
+    if rule not in answers:
+        held = f"{', '.join(map(str, run.data))} at {', '.join(run.sites)}"
+        raise SelectionError(f"rule {rule!r} needs {_ANSWERS[rule][0]}; the run of {run.model} has {held}")
+    layers, reason = answers[rule]
+    frequency = float((layers[1:] == layers[0]).mean()) if samples > 1 else float("nan")
+    chosen = int(layers[0]) or None
+    spans = {} if ends is None else phase_spans(ends, run.n_layers)
+    return LayerChoice(
+        layer=chosen,
+        rule=rule,
+        reason=_sentence(chosen, reason, frequency, samples, answers),
+        frequency=frequency,
+        candidates=_candidates(answers, rule, samples),
+        phases=spans,
+        norm=run.norm,
+        model=run.model,
+        samples=samples,
+        settings={
+            "tolerance": zero.tolerance,
+            "entry": zero.entry,
+            "z": zero.z,
+            "share": share,
+            "over": over,
+            "rows": rows,
+            "drop_first": drop_first,
+            "resamples": resamples,
+            "seed": seed,
+        },
+    )
+
+
+Ends = PhaseEnds | None
+Answer = tuple[Int[Array, " curves"], str] | None
+
+
+def _boundary(data: _Curves, ends: Ends, share: float) -> Answer:
+    if data.ffn_change is None or ends is None:
+        return None
+    n_layers, exploration = data.ffn_change.shape[-1], ends.exploration_end
+    last, rise = int(exploration[0]), data.ffn_change[0]
+    if last == 0:
+        reason = f"no exploration phase: mean FFN ΔS does not rise above zero in the lower layers (layer 1: {rise[0]:+.2g} nats)"
+    elif last == n_layers:
+        reason = f"mean FFN ΔS never turns, it is still {rise[-1]:+.2g} nats at layer {n_layers}"
+    else:
+        reason = f"last layer of exploration: mean FFN ΔS is {rise[last - 1]:+.2g} nats there and {rise[last]:+.2g} at layer {last + 1}"
+    return np.where(exploration == n_layers, 0, exploration), reason
+
+
+def _entropy_drop(data: _Curves, ends: Ends, share: float) -> Answer:
+    if data.entropy_before is None or data.entropy_after is None:
+        return None
+    drop = data.entropy_before - data.entropy_after
+    layers = np.where(drop.max(-1) > 0, drop.argmax(-1) + 1, 0)
+    if layers[0] == 0:
+        return layers, "mean residual entropy falls in no layer"
+    return layers, f"mean residual entropy falls most across it, by {drop[0].max():.2g} nats"
+
+
+def _agreement(data: _Curves, ends: Ends, share: float) -> Answer:
+    if data.agreement is None:
+        return None
+    enough = data.agreement >= share
+    layers = np.where(enough.any(-1), enough.argmax(-1) + 1, 0)
+    if layers[0] == 0:
+        return layers, f"no layer agrees with the final policy on {share:.0%} of tokens (at most {data.agreement[0].max():.0%})"
+    return layers, f"first to agree with the final policy on {share:.0%} of tokens ({data.agreement[0, layers[0] - 1]:.0%})"
+
+
+_ANSWERS: dict[Rule, tuple[str, Callable[[_Curves, Ends, float], Answer]]] = {
+    "boundary": ("entropy at ffn_in and ffn_out", _boundary),
+    "entropy_drop": ("entropy at resid_pre and resid_post", _entropy_drop),
+    "agreement": ("agrees at resid_post", _agreement),
+}
+"""What each rule reads, and the rule."""
+
+
+def _sentence(
+    layer: int | None, reason: str, frequency: float, samples: int, answers: dict[Rule, tuple[Int[Array, " curves"], str]]
+) -> str:
+    sure = "one sample, so no bootstrap" if np.isnan(frequency) else f"{frequency:.0%} of resamples of {samples} samples"
+    if layer is not None:
+        return f"layer {layer}: {reason} ({sure})"
+    others = [f"{name} says {int(layers[0])}" for name, (layers, _) in answers.items() if layers[0]]
+    return f"no layer: {reason} ({sure}){'; ' + ', '.join(others) if others else ''}"
+
+
+def _candidates(answers: dict[Rule, tuple[Int[Array, " curves"], str]], first: Rule, samples: int) -> pd.DataFrame:
+    rows = []
+    for rule in sorted(answers, key=lambda name: (name != first, RULES.index(name))):
+        layers = answers[rule][0]
+        found, counts = np.unique(layers[1:] if samples > 1 else layers[:1], return_counts=True)
+        shares = dict(zip(found.tolist(), (counts / counts.sum()).tolist(), strict=True))
+        shares.setdefault(int(layers[0]), 0.0)
+        for layer, frequency in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
+            rows.append((rule, layer or None, frequency if samples > 1 else np.nan, layer == layers[0]))
+    return pd.DataFrame(rows, columns=["rule", "layer", "frequency", "chosen"]).astype({"layer": "Int64"})

@@ -1,0 +1,377 @@
+"""Checkpoints on disk: read exactly, or refused in one line; never a random weight, never another model's layout."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GemmaConfig, GPT2Config, GPT2LMHeadModel
+
+import layerlens as ll
+from layerlens.errors import ModelLayoutError, ModelLoadError
+from layerlens.models import LAYOUTS, check_identities, find_parts
+from layerlens.storage.bundled import MODELS, bundled_model
+from tests.support.tiny_models import VOCAB, random_ids, tiny_model, tiny_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def save(model: nn.Module, folder: Path, **more: Any) -> Path:
+    model.save_pretrained(folder, **more)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_model(), tmp_path_factory.mktemp("model") / "saved")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a good checkpoint, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+def reconfigure(folder: Path, **changes: Any) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def refused(folder: Path | str, message: str, error: type[Exception] = ModelLoadError, **more: Any) -> str:
+    with pytest.raises(error, match=message) as caught:
+        ll.load(folder, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tied", "shards"),
+    [
+        ("float32", True, "10GB"),
+        ("float32", False, "20KB"),
+        ("bfloat16", True, "20KB"),
+        ("bfloat16", False, "10GB"),
+        ("float16", False, "20KB"),
+    ],
+)
+def test_saved_then_loaded_is_the_same_model(dtype: str, tied: bool, shards: str, tmp_path: Path) -> None:
+    model = tiny_model("qwen2", tied=tied).to(DTYPES[dtype])
+    lens = ll.load(save(model, tmp_path / "m", max_shard_size=shards))
+    assert (len(list((tmp_path / "m").glob("*.safetensors"))) > 1) == (shards == "20KB")
+    assert lens.parts.dtype == DTYPES[dtype], "auto is the dtype it was stored in"
+    assert lens.parts.tied == tied
+    assert (lens.name, lens.n_layers) == ("m", 4)
+    assert lens.fingerprint == ll.LensModel.wrap(model).fingerprint
+    theirs = dict(model.state_dict())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in lens.parts.model.state_dict().items())
+    assert not lens.parts.model.training
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "mistral"])
+def test_every_architecture_is_loaded(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    lens = ll.load(str(save(model, tmp_path / "m")), dtype="float64")
+    assert lens.parts.dtype == torch.float64
+    assert lens.fingerprint != ll.LensModel.wrap(model).fingerprint, "another dtype is another model"
+    ids = torch.tensor([random_ids(6)])
+    with torch.no_grad():
+        torch.testing.assert_close(lens.parts.model(ids).logits, model.double()(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing", "ignore:Could not find a config file")  # PEFT's
+def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(ll.load(saved).parts.model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(saved)
+    adapted.save_pretrained(tmp_path / "adapters")
+    ids = torch.tensor([[5, 6, 7]])
+    loaded = ll.load(tmp_path / "adapters")
+    torch.testing.assert_close(loaded.parts.model(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+    assert loaded.fingerprint != ll.load(saved).fingerprint
+    assert (loaded.name, loaded.tokenizer.chat_template) == ("adapters", ll.load(saved).tokenizer.chat_template)
+    assert all(weight.requires_grad for weight in loaded.parts.model.parameters()), "as those of every other model"
+    trained = tiny_tokenizer()
+    trained.chat_template = "{{ messages[0].content }}"
+    trained.save_pretrained(tmp_path / "adapters")
+    loaded = ll.load(tmp_path / "adapters")
+    assert loaded.tokenizer.chat_template == trained.chat_template, "the one that stands beside the adapters"
+
+    upper = get_peft_model(copy.deepcopy(loaded.parts.model), LoraConfig(r=1, target_modules=["o_proj"], init_lora_weights=False))
+    upper.save_pretrained(tmp_path / "upper")
+    both = ll.load(tmp_path / "upper")
+    torch.testing.assert_close(both.parts.model(ids).logits, upper(ids).logits, atol=1e-5, rtol=1e-5)
+
+    (tmp_path / "adapters" / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="its tokenizer could not be loaded"):
+        ll.load(tmp_path / "adapters")
+    (tmp_path / "adapters" / "tokenizer_config.json").unlink()
+    (tmp_path / "adapters" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="its adapters could not be loaded"):
+        ll.load(tmp_path / "adapters")
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="does not say which model its adapters are of"):
+        ll.load(tmp_path / "adapters")
+
+
+def test_a_tokenizer_comes_along(saved: Path) -> None:
+    lens = ll.load(saved)
+    assert ll.read_prompts(["w1"], lens) == ll.read_prompts(["w1"], tiny_tokenizer())
+    assert ll.load(saved, dtype=torch.bfloat16).parts.dtype == torch.bfloat16
+
+
+def test_names_that_are_nothing(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no such folder")
+    refused("./none", "no such folder")
+    refused("~/none/at/all", "no such folder")
+    refused("nobody/nothing-here", "nobody/nothing-here: could not be loaded")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "could not be loaded")
+
+
+def test_options_that_can_not_be(saved: Path) -> None:
+    refused(saved, "unknown dtype 'int3': choose from auto, bfloat16", dtype="int3")
+    refused(saved, "either device or device_map", device="cpu", device_map="auto")
+    refused(saved, "can not be put on device 'nonsense'", device="nonsense")
+    if not torch.cuda.is_available():
+        refused(saved, "can not be put on device 'cuda'", device="cuda")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 2000, -100])
+def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(folder, "could not be loaded")
+
+
+def test_corrupted_weights_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[10:40] = b"\x00" * 30
+    file.write_bytes(bytes(content))
+    refused(folder, "could not be loaded")
+    file.write_bytes(struct.pack("<Q", 1 << 60) + bytes(content[8:]))
+    refused(folder, "could not be loaded")
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    folder = save(tiny_model(), tmp_path / "m", max_shard_size="20KB")
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    refused(folder, "could not be loaded")
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"])
+def test_a_missing_weight_is_never_made_up(folder: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    rewrite(folder, lambda weights: weights.pop(name))
+    message = refused(folder, "1 weights are missing")
+    assert name in message
+    assert capfd.readouterr().err == "", "one line tells it, not a table as well"
+
+
+def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(47, 32)}))
+    refused(folder, "model.layers.2.mlp.up_proj.weight|mismatch|another shape")
+
+
+def test_a_configuration_of_a_deeper_model_is_refused(folder: Path) -> None:
+    refused(reconfigure(folder, num_hidden_layers=5, layer_types=None), "weights are missing")
+
+
+def test_a_configuration_of_a_shallower_model_is_told(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r"11 weights in the files have no place in the model, e\.g\. model\.layers\.3"):
+        ll.load(reconfigure(folder, num_hidden_layers=3, layer_types=None))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_weights_that_are_not_finite_are_refused(folder: Path, where: str, poison: float) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights[where].flatten()[3] = poison
+
+    refused(rewrite(folder, spoil), r"not finite on 8 random tokens|miss the model's own logits by", ModelLayoutError)
+
+
+def test_pickles_are_not_read(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "safetensors")
+
+
+def test_a_broken_configuration_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    refused(folder, "could not be loaded")
+    (folder / "config.json").unlink()
+    refused(folder, "could not be loaded")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma"])
+def test_other_architectures_are_refused_before_any_weight_is_read(kind: str, tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=50) if kind == "gpt2" else GemmaConfig(num_hidden_layers=2)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights at all")
+    message = refused(tmp_path, f"architecture '{kind}' is not supported", ModelLayoutError)
+    assert all(name in message for name in LAYOUTS)
+    if kind == "gpt2":
+        with pytest.raises(ModelLayoutError, match="not supported"):
+            ll.LensModel.wrap(GPT2LMHeadModel(config))
+
+
+def test_code_that_comes_with_a_model_does_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "modeling_evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig):\n    model_type = 'evil'\n"
+    )
+    reconfigure(folder, model_type="evil", auto_map={"AutoConfig": "modeling_evil.EvilConfig"})
+    refused(folder, "runs only with trust_remote_code")
+    assert not (tmp_path / "ran").exists()
+
+
+class Louder(nn.Module):
+    """A module whose output is scaled: for the unembedding, logits that are not E_u N(h)."""
+
+    def __init__(self, module: nn.Module, by: float):
+        super().__init__()
+        self.module, self.by = module, by
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.module.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x) * self.by
+
+
+def test_scaled_logits_are_refused() -> None:
+    model = tiny_model()
+    model.lm_head = Louder(model.lm_head, 0.9)
+    with pytest.raises(ModelLayoutError, match=r"miss the model's own logits by 0\.11 of their size \(tolerance 0\.0001\)"):
+        ll.LensModel.wrap(model, name="louder")
+    assert not check_identities(find_parts(model)).ok
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_block_that_adds_something_else_is_refused(layer: int) -> None:
+    model = tiny_model("llama")
+    block = model.model.layers[layer - 1]
+    forward = type(block).forward
+
+    class Altered(type(block)):
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return forward(self, hidden_states, *args, **kwargs) + 0.1 * hidden_states
+
+    block.__class__ = Altered
+    with pytest.raises(ModelLayoutError, match=rf"misses resid_post by 0\.\d+ of its size in block {layer} "):
+        ll.LensModel.wrap(model)
+    assert ll.LensModel.wrap(model, check=False).n_layers == 4
+
+
+def test_a_stream_that_changes_between_blocks_is_refused() -> None:
+    model = tiny_model()
+    block = model.model.layers[1]
+    block.register_forward_pre_hook(lambda _m, args, kwargs: ((args[0] * 1.2, *args[1:]), kwargs), with_kwargs=True)
+    with pytest.raises(ModelLayoutError, match="block 2"):
+        ll.LensModel.wrap(model)
+
+
+def test_a_residual_multiplier_is_refused() -> None:
+    """As in Granite: what self_attn returns is not what it adds."""
+    model = tiny_model("qwen2")
+    block = model.model.layers[0]
+    forward = type(block).forward
+    handle: list[Any] = []
+
+    class Scaled(type(block)):
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return hidden_states + 0.5 * (forward(self, hidden_states, *args, **kwargs) - hidden_states)
+
+    block.__class__ = Scaled
+    with pytest.raises(ModelLayoutError, match="block 1"):
+        ll.LensModel.wrap(model)
+    assert not handle
+
+
+def test_weights_that_are_not_there_are_told() -> None:
+    model = tiny_model()
+    with torch.device("meta"):
+        ghost = type(model)(model.config)
+    with pytest.raises(ModelLoadError, match="not in memory"):
+        ll.LensModel.wrap(ghost)
+
+
+def test_pad_rows_beyond_the_tokenizer_are_part_of_the_policy(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.resize_token_embeddings(VOCAB + 5, mean_resizing=False)
+    lens = ll.load(save(model, tmp_path / "m"))
+    run = ll.analyze(lens, [ll.Sample([*random_ids(5), VOCAB + 4], 2)], top_k=VOCAB + 5)
+    assert run.data["top_ids"].max() == VOCAB + 4
+    assert run.data["token_text"].values[-1] == ""
+
+
+def test_bundled_names_resolve() -> None:
+    assert bundled_model("Qwen/Qwen3-4B") is None
+    for name in MODELS:
+        path = bundled_model(name)
+        assert path is not None
+        if not (path / "model.safetensors").exists():
+            pytest.skip("the bundled models are not trained yet")
+        lens = ll.load(name)
+        assert lens.name == name
+        assert lens.tokenizer is not None
+
+
+def test_the_fingerprint_sees_one_ulp_in_any_weight() -> None:
+    model = tiny_model()
+    before = find_parts(model).fingerprint()
+    assert before == find_parts(tiny_model()).fingerprint(), "where weights lie does not matter"
+    for name, weight in list(model.named_parameters()):
+        with torch.no_grad():
+            flat = weight.view(-1)
+            place = flat.numel() // 3 + 1
+            old = flat[place].clone()
+            flat[place] = torch.nextafter(old, torch.tensor(float("inf")))
+            assert find_parts(model).fingerprint() != before, name
+            flat[place] = old
+    assert find_parts(model).fingerprint() == before
+
+
+def test_the_fingerprint_is_of_values_not_of_storage() -> None:
+    tied = tiny_model(tied=True)
+    untied = tiny_model(tied=False)
+    untied.load_state_dict(tied.state_dict())
+    assert find_parts(tied).tied
+    assert not find_parts(untied).tied
+    assert find_parts(tied).fingerprint() == find_parts(untied).fingerprint()
+    assert ll.LensModel.wrap(tied).fingerprint != ll.LensModel.wrap(tiny_model(seed=1)).fingerprint
+    flipped = tiny_model(tied=True)
+    with torch.no_grad():
+        weight = flipped.model.layers[0].mlp.up_proj.weight
+        weight.copy_(weight.t().contiguous().t())
+    assert find_parts(flipped).fingerprint() == find_parts(tied).fingerprint()
+
+
+def test_the_fingerprint_is_taken_once() -> None:
+    lens = ll.LensModel.wrap(tiny_model())
+    first = lens.fingerprint
+    with torch.no_grad():
+        lens.parts.unembedding.add_(1)
+    assert lens.fingerprint == first
+    assert lens.parts.fingerprint() != first

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+from recipes.tiny_models.tokenizer import build_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session")
+def built_tokenizer() -> PreTrainedTokenizerBase:
+    """The task's tokenizer, as the code builds it (seconds, so once)."""
+    return build_tokenizer()

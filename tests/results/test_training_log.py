@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerlens.errors import RunError, SelectionError
+from layerlens.plots import dynamics
+from layerlens.results.training_log import open_training
+from layerlens.train.schedule import Schedule
+from tests.support.training_folders import write_training
+
+
+def test_a_training_folder_is_read(tmp_path):
+    log = open_training(write_training(tmp_path / "bupo"))
+    assert (log.name, log.model, log.norm, log.n_layers, log.problems, log.watched) == ("bupo", "tiny-qwen3", "none", 12, 16, 4)
+    assert log.monitor["step"].tolist() == list(range(0, 41, 5))
+    assert log.log["step"].tolist() == list(range(1, 41))  # neither evaluation nor summary
+    assert log.internal == [(1, 10, 4)]
+    assert np.isnan(log.monitor["stability/entropy_path"][1])
+
+
+def test_the_newest_state_is_read_of_an_unfinished_training(tmp_path):
+    out = write_training(tmp_path / "out", steps=20, checkpoint=True)
+    write_training(tmp_path / "later", steps=30, checkpoint=True, monitor=False)
+    (tmp_path / "later" / "checkpoint-30").rename(out / "checkpoint-30")
+    assert len(open_training(out).log) == 30
+
+
+def test_a_step_on_earlier_completions_is_a_step_too(tmp_path):
+    """TRL logs a reward for a step that samples, and a loss for every one."""
+    out = write_training(tmp_path / "out")
+    file = out / "trainer_state.json"
+    state = json.loads(file.read_text())
+    for entry in state["log_history"]:
+        if entry["step"] % 4 != 1:
+            entry.pop("reward", None)
+    file.write_text(json.dumps(state))
+    log = open_training(out)
+    assert log.log["step"].tolist() == list(range(1, 41))
+    assert log.log["step"][log.log["reward"].notna()].tolist() == list(range(1, 41, 4))
+    (ax,) = dynamics.training_dynamics(log, ["reward"])
+    [line] = [line for line in ax.lines if len(line.get_xdata()) > 2]  # ten entries are too few to smooth
+    assert line.get_xdata().tolist() == list(range(1, 41, 4))
+
+
+def test_a_training_without_log_or_without_monitor(tmp_path):
+    logged = open_training(write_training(tmp_path / "a", monitor=False))
+    assert logged.monitor.empty
+    assert (logged.model, logged.norm) == ("a", None)
+    with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_steps"):
+        dynamics.drift(logged)
+    with pytest.raises(SelectionError, match="no 'policy_entropy'; it has no monitor"):
+        dynamics.training_dynamics(logged)
+    (write_training(tmp_path / "b") / "trainer_state.json").unlink()
+    watched = open_training(tmp_path / "b")
+    assert (watched.log.empty, watched.internal) == (True, [(1, 10, 4)])
+    with pytest.raises(SelectionError, match="no 'reward'; it has no log yet"):
+        dynamics.training_dynamics(watched)
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(RunError, match="no such training folder"):
+        open_training(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"holds neither monitor/summary.jsonl nor a trainer_state.json"):
+        open_training(tmp_path)
+    out = write_training(tmp_path / "out")
+    summary = out / "monitor" / "summary.jsonl"
+    whole = summary.read_text()
+    summary.write_text(whole[:-20])
+    with pytest.raises(RunError, match=r"summary.jsonl is damaged"):
+        open_training(out)
+    summary.write_text(whole)
+    (out / "trainer_state.json").write_text("{}")
+    with pytest.raises(RunError, match="is no trainer state"):
+        open_training(out)
+    (out / "trainer_state.json").write_text("{")
+    with pytest.raises(RunError, match="can not be read"):
+        open_training(out)
+    (out / "trainer_state.json").unlink()
+    for file in out.rglob("run.json"):
+        file.unlink()
+    with pytest.raises(RunError, match=r"no step-\* folder with a run.json"):
+        open_training(out)
+
+
+@pytest.mark.parametrize("logged", [1, 7])
+def test_phases_are_those_of_the_schedule(logged, tmp_path):
+    out = write_training(tmp_path / "out", internal=10, logged=logged)
+    assert open_training(out).internal == [(1, 10, 4)]
+    (out / "schedule.json").unlink()
+    if logged == 1:  # the log tells as well
+        assert open_training(out).internal == [(1, 10, 4)]
+    else:
+        with pytest.raises(RunError, match=r"schedule.json is missing, and a log of every few steps does not tell"):
+            open_training(out)
+
+
+def test_a_phase_for_the_whole_run_ends_with_what_is_there(tmp_path):
+    out = write_training(tmp_path / "out", steps=20)
+    schedule = json.loads((out / "schedule.json").read_text())
+    schedule["phases"][0] |= {"rollout_steps": None, "last_step": None}
+    (out / "schedule.json").write_text(json.dumps(schedule))
+    assert open_training(out).internal == [(1, 20, 4)]
+    (out / "schedule.json").write_text(json.dumps({"phases": [{"layer": 3}]}))
+    with pytest.raises(RunError, match=r"schedule\.json is damaged: it lacks 'first_step'"):
+        open_training(out)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), max_size=3), st.integers(1, 4))
+def test_a_schedule_in_optimizer_steps_says_what_its_rollout_steps_say(phases, updates):
+    schedule = Schedule(tuple(phases))
+    layers = [schedule.layer_at(step // updates) for step in range(updates * schedule.rollouts)]
+    spans = list(schedule.spans(float(updates)))
+    assert [layer for layer, _, first, last in spans for _ in range(first, last + 1)] == layers
+    assert [first for _, _, first, _ in spans[1:]] == [last + 1 for _, _, _, last in spans[:-1]]
+
+
+def test_a_step_that_two_phases_share_counts_to_the_earlier():
+    assert list(Schedule(((2, 3), (5, -1))).spans(0.5)) == [(2, 3, 1, 2), (5, -1, 3, None)]

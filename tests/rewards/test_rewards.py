@@ -1,0 +1,267 @@
+"""Right answers score 1, wrong ones 0, and no answer whatever stops a trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from layerlens.rewards.rewards import Reward, RewardError, arithmetic_reward, boxed_reward, load_reward, math_reward, quick_math
+from layerlens.train import rewards
+
+DATA = Path(os.environ.get("LAYERLENS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+
+CHECKERS = """
+import os, time
+
+def good(completions, ground_truth, **columns):
+    return [float(c == g) for c, g in zip(completions, ground_truth)]
+
+def bad_mannered(completions, ground_truth, **columns):
+    [text] = completions
+    if text == "hang":
+        while True:
+            pass
+    if text == "sleep":
+        time.sleep(600)
+    if text == "boom":
+        raise RuntimeError("boom")
+    if text == "exit":
+        raise SystemExit(3)
+    if text == "die":
+        os._exit(1)
+    if text == "none":
+        return [None]
+    if text == "words":
+        return ["right"]
+    if text == "two":
+        return [1.0, 1.0]
+    print("noise")
+    return [float(text == ground_truth[0])]
+
+def columns(completions, difficulty, **columns):
+    return [float(difficulty[0]) + len(columns)]
+"""
+
+
+@pytest.fixture
+def checkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes guarded rewards of the functions above, and ends their processes."""
+    (tmp_path / "my_checkers.py").write_text(CHECKERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made: list[Reward] = []
+
+    def make(name: str, **options: Any) -> Reward:
+        made.append(Reward(f"my_checkers:{name}", **options))
+        return made[-1]
+
+    yield make
+    sys.modules.pop("my_checkers", None)
+    for reward in made:
+        reward.close()
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Reward]:
+    """The mathematics reward with all the time that a busy machine may need."""
+    reward = Reward(math_reward.target, quick=quick_math, timeout=300.0, columns=False)
+    yield reward
+    reward.close()
+
+
+def test_mathematics(patient: Reward) -> None:
+    right = [
+        (r"so \boxed{\frac{1}{2}}", "0.5"),
+        (r"\boxed{\dfrac12}", r"\frac{1}{2}"),
+        (r"first \boxed{3}, no: \boxed{x^2 + 2x + 1}", "(x+1)^2"),
+        (r"\boxed{(3, \pi/2)}", r"\left( 3, \frac{\pi}{2} \right)"),
+        (r"\boxed{\text{east}}", r"\text{east}"),
+        ("The final answer is $\\sqrt{8}$.", r"2\sqrt{2}"),
+        ("after all of it we have 42", "42"),
+        (r"\boxed{1,000}", "1000"),
+        (r"\boxed{70}", r"\boxed{70}"),
+        (r"\boxed{70}", "$70$"),
+    ]
+    wrong = [(r"\boxed{2}", "3"), (r"\boxed{3}, no: \boxed{4}", "3"), (r"\boxed{x}", "y"), ("", "3"), (r"\boxed{", "3"), (r"\boxed{}", "3")]
+    for pairs, score in ((right, 1.0), (wrong, 0.0)):
+        found = patient([answer for answer, _ in pairs], ground_truth=[truth for _, truth in pairs])
+        assert dict(zip(pairs, found, strict=True)) == dict.fromkeys(pairs, score)
+    assert (patient.counts.hung, patient.counts.raised) == (0, 0)
+
+
+def test_completions_may_be_messages(patient: Reward) -> None:
+    chat = [{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": r"\boxed{1/2}"}]
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed{0.5}"}]}]
+    columns = {"ground_truth": ["0.5", "0.5"], "prompts": ["?", "?"], "trainer_state": object()}
+    assert patient(completions=[chat, parts], **columns) == [1.0, 1.0]
+    assert boxed_reward([chat, parts], **columns) == [0.0, 1.0]
+    assert arithmetic_reward([[{"role": "assistant", "content": r"\boxed{+07}"}]], [7]) == [1.0]
+
+
+def test_the_strict_rewards() -> None:
+    answers = [r"\boxed{7}", r"\boxed{8} \boxed{ 7 }", r"\boxed{7.0}", "7", r"\boxed{7} \boxed{"]
+    assert boxed_reward(answers, ["7"] * 5) == [1, 1, 0, 0, 0]
+    assert arithmetic_reward([r"\boxed{1,234}", r"\boxed{12}"], ["1234", "21"]) == [1, 0]
+
+
+def test_a_check_that_hangs_raises_or_dies_scores_0_and_is_counted(checkers: Any, caplog: pytest.LogCaptureFixture) -> None:
+    reward = checkers("bad_mannered", timeout=4.0, workers=1)
+    texts = ["7", "boom", "7", "exit", "die", "7", "words", "two", "hang", "7", "8"]
+    with caplog.at_level(logging.WARNING):
+        assert reward(texts, ["7"] * len(texts)) == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
+    assert (reward.counts.answers, reward.counts.hung, reward.counts.raised) == (11, 1, 5)
+    [told] = caplog.messages
+    assert "RuntimeError: boom" in told
+    metrics: dict[str, float] = {}
+    assert reward(["boom", "7"], ["7", "7"], log_metric=metrics.__setitem__) == [0, 1]
+    assert metrics == {"bad_mannered/hung": 0, "bad_mannered/raised": 1}
+    assert reward(["none"], ["7"])[0] != reward(["none"], ["7"])[0]  # NaN: TRL leaves it out
+
+
+def test_hung_checks_do_not_wait_for_each_other(checkers: Any) -> None:
+    reward = checkers("bad_mannered", timeout=4.0, workers=3)
+    assert reward(["7"] * 3, ["7"] * 3) == [1, 1, 1]
+    start = time.perf_counter()
+    assert reward(["sleep"] * 3, ["7"] * 3) == [0, 0, 0]
+    assert time.perf_counter() - start < 10
+    assert reward.counts.hung == 3
+
+
+def test_it_works_in_threads(patient: Reward) -> None:
+    """math-verify's own time limit needs signals, which only the main thread gets; ours does not."""
+    with ThreadPoolExecutor(4) as threads:
+        jobs = [threads.submit(patient, [rf"\boxed{{\frac{{{n}}}{{4}}}}"] * 3, [str(n / 4)] * 3) for n in range(1, 9)]
+        assert [job.result() for job in jobs] == [[1.0] * 3] * 8
+    assert patient.counts.raised == 0
+
+
+def test_a_forked_child_uses_processes_of_its_own(checkers: Any) -> None:
+    reward = checkers("good", timeout=60.0)
+    assert reward(["a"], ["a"]) == [1]
+    child = os.fork()
+    if child == 0:
+        try:
+            right = reward(["b"], ["b"]) == [1]
+            reward.close()
+            os._exit(0 if right else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reward(["a", "b"], ["a", "c"]) == [1, 0]
+    assert reward.counts.raised == 0
+
+
+def test_the_trainers_columns_arrive(checkers: Any) -> None:
+    reward = checkers("columns", timeout=60.0)
+    given = {"difficulty": [1, 2], "prompts": ["a", "b"], "trainer_state": object(), "environments": [object(), object()]}
+    assert reward(["x", "y"], **given) == [2.0, 3.0]
+
+
+def test_any_function_by_name(checkers: Any) -> None:
+    assert load_reward("math") is math_reward
+    assert load_reward("boxed") is boxed_reward
+    reward = load_reward("my_checkers:good", timeout=60.0)
+    assert isinstance(reward, Reward)
+    assert reward(["a", "b"], ["a", "c"]) == [1, 0]
+    assert reward.__name__ == "good"
+    copy = pickle.loads(pickle.dumps(reward))
+    assert copy(["a"], ["a"]) == [1]
+    copy.close()
+    reward.close()
+    assert reward(["a"], ["a"]) == [1]  # starts again
+    reward.close()
+    for wrong, told in (("guess", "choose from math, boxed"), ("nowhere:f", "No module"), ("my_checkers:f", "no attribute")):
+        with pytest.raises(RewardError, match=told):
+            load_reward(wrong)
+
+
+def test_what_is_no_answers_fault_is_an_error(checkers: Any) -> None:
+    for reward in (math_reward, boxed_reward, arithmetic_reward):
+        with pytest.raises(RewardError, match="column 'ground_truth'"):
+            reward(["x"])
+        with pytest.raises(RewardError, match="expected 1 ground truths"):
+            reward(["x"], ["1", "2"])
+        with pytest.raises(RewardError, match="got int"):
+            reward([3], ["1"])
+    with pytest.raises(RewardError, match=r"can not be used \(AttributeError"):
+        checkers("gone")(["x"], ["x"])
+
+
+def test_the_checking_process_ends_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "from layerlens.rewards.rewards import Reward\n"
+        "r = Reward('layerlens.rewards.rewards:boxed_reward', workers=1)\n"
+        "assert r(['x'], ['x']) == [0.0]\n"
+        "[p] = r._pool.alive\n"
+        "print(p.process.pid, flush=True)\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    child, deadline = int(parent.stdout), time.monotonic() + 60
+    while time.monotonic() < deadline and _alive(child):
+        time.sleep(0.05)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def golds(name: str) -> list[str]:
+    file = DATA / name
+    if not file.exists():
+        pytest.skip(f"{file} is not here")
+    return [row["ground_truth"] for row in pyarrow.parquet.read_table(file, columns=["reward_model"]).column(0).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "same", "equal"),
+    [
+        ("aime_2024.parquet", 30, 0, []),
+        ("aime_2025.parquet", 30, 0, []),
+        ("amc2023.parquet", 40, 3, []),
+        ("math500.parquet", 500, 2, [("5", "x=5")]),
+        pytest.param(
+            "deepmath-5k.parquet",
+            5000,
+            157,
+            # math-verify reads an equation as its right side, a set of one as its element, and letters without case
+            [("1", "u^2 + v^2 = 1"), ("A", "a"), (r"\Delta = 0", "0"), ("0", r"\{0\}"), ("0", r"\lambda = 0")],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_gold_answers_score_1_and_the_next_problems_0(
+    name: str, count: int, same: int, equal: list[tuple[str, str]], patient: Reward
+) -> None:
+    truths = golds(name)
+    shifted = truths[1:] + truths[:1]
+    assert len(truths) == count
+    alone = Reward(math_reward.target, timeout=300.0)  # math-verify without our shortcut for equal texts
+    assert sum(patient([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
+    assert sum(alone([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
+    alone.close()
+    scores = patient([rf"so \boxed{{{other}}}" for other in shifted], truths)
+    found = [(truth, other) for truth, other, score in zip(truths, shifted, scores, strict=True) if score]
+    assert [pair for pair in found if pair[0] != pair[1]] == equal
+    assert len(found) - len(equal) == sum(truth == other for truth, other in zip(truths, shifted, strict=True)) == same
+    assert (patient.counts.hung, patient.counts.raised) == (0, 0)
+
+
+def test_importing_the_rewards_is_cheap() -> None:
+    code = "import sys, layerlens.rewards.rewards; print([m for m in ('torch', 'trl', 'math_verify', 'sympy') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ}).strip() == "[]"
+    assert rewards.REWARDS.keys() == {"math", "boxed", "arithmetic"}

@@ -1,0 +1,86 @@
+"""Runs with known contents, and tiny random models: what tests measure against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerlens.results import Run, SampleResult, join_samples, sample_dataset
+from layerlens.storage.manifest import make_manifest
+from layerlens.types import SITES
+
+
+def make_run(
+    ffn_change: Sequence[float],
+    *,
+    attn_change: Sequence[float] | None = None,
+    samples: int = 12,
+    tokens: int = 20,
+    noise: float = 0.02,
+    norm: str = "none",
+    name: str = "synthetic",
+    start: float = 3.0,
+    seed: int = 0,
+) -> Run:
+    """A Run of len(ffn_change) layers whose mean ΔS of FFN (and attention) are known, with noise between samples and tokens.
+
+    The residual entropy starts at `start` nats and moves by the sum of both changes; agreement, KL and log-probabilities
+    follow depth.
+    """
+    rng = np.random.default_rng(seed)
+    ffn = np.asarray(ffn_change, float)
+    attn = np.zeros_like(ffn) if attn_change is None else np.asarray(attn_change, float)
+    n_layers = len(ffn)
+    depth = np.arange(1, n_layers + 1) / n_layers
+    after = start + np.cumsum(ffn + attn)
+    floor = max(0.0, 0.05 - after.min())
+    resid_post = after + floor
+    resid_pre = np.concatenate([[start + floor], resid_post[:-1]])
+    resid_mid = resid_pre + attn
+    mean = np.stack([resid_pre, resid_pre, resid_pre + attn, resid_mid, resid_mid, resid_mid + ffn, resid_post], axis=-1)
+    words = ["The", " sum", " is", "\n", " 12", "+", " then", " \\boxed{", "7", "}"]
+    datasets = []
+    attrs = {"norm": norm, "model": name, "rows": "all"}
+    for index in range(samples):
+        n = tokens + index % 3
+        offset = noise * rng.standard_normal((1, n_layers, 1))
+        wobble = noise * rng.standard_normal((n, n_layers, len(SITES))) * 3
+        entropy = np.abs(mean[None] + offset * np.array([0, 0, 1, 0, 0, 1, 0]) + wobble)
+        ids = rng.integers(0, len(words), n)
+        response = np.arange(n) >= n // 4 - 1
+        response[-1] = False
+        sim = np.exp(-np.abs(depth[:, None] - depth[None]) * 2)
+        cosine = np.stack([np.linspace(-0.1, 0.4, n_layers), np.linspace(0.3, -0.3, n_layers)], -1) + 0.1 * rng.standard_normal(
+            (n, n_layers, 2)
+        )
+        values = {
+            "entropy": entropy.astype(np.float32),
+            "logp_next": (-entropy * 1.2).astype(np.float32),
+            "kl_to_final": np.broadcast_to((1 - depth)[None, :, None] * 4, entropy.shape).astype(np.float32) + 0.01,
+            "agrees": (rng.random(entropy.shape) < depth[None, :, None] ** 2).astype(np.int8),
+            "similarity": sim[None].astype(np.float32),
+            "cka": (sim[None] ** 0.5).astype(np.float32),
+            "stream_cosine": cosine.astype(np.float32),
+        }
+        result = SampleResult(
+            index,
+            f"s{index}",
+            np.arange(n),
+            ids,
+            [words[i] for i in ids],
+            response,
+            range(1, n_layers + 1),
+            SITES,
+            ("attn", "ffn"),
+            "".join(words[i] for i in ids),
+            "7",
+            values,
+        )
+        datasets.append(sample_dataset(result, attrs))
+    manifest = make_manifest(
+        {"name": name, "n_layers": n_layers, "architecture": name.split("-")[0]},
+        {"norm": norm, "temperature": 1.0},
+        {"count": samples, "digest": "0"},
+    )
+    return Run(join_samples(datasets), manifest)
