@@ -38,7 +38,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Show the ver
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"layerlens {installed('layerlens')}")
+        typer.echo(f"layerlens {installed('layerlens-policy')}")
         raise typer.Exit
 
 
