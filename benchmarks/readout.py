@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from layerlens.decode import backends, readout
+from layerlens.decode import readout
 from layerlens.decode.bench import Shape, peak_memory, ways
+from layerlens.decode.choose import backends_for, processor_name
 from layerlens.decode.cpu import native
 from layerlens.decode.request import ReadoutRequest
 from layerlens.decode.unembedding import Unembedding
@@ -98,7 +99,7 @@ def extras(repeats: int) -> dict[str, Any]:
         "with top-10, KL and log-probability": {"want": ("entropy", "logp", "kl"), **more},
         "with agreement too": {"want": ("entropy", "logp", "kl", "agrees"), **more},
     }
-    names = backends.backends_for(ReadoutRequest(Unembedding(weight), hidden))
+    names = backends_for(ReadoutRequest(Unembedding(weight), hidden))
     contenders = {
         f"{name}: {what}": lambda name=name, how=how: readout(stack, weight, backend=name, **how)
         for name in names
@@ -157,7 +158,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(OUT.read_text()) if args.only and OUT.exists() else {}
-    found["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
+    found["machine"] = {
+        "processor": processor_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     wanted = args.only or ("ratios", "extras", "stacking", "threads", "memory")
     found["rounds"] = {**found.get("rounds", {}), **{section: args.repeats for section in wanted if section != "memory"}}
     base = Shape()
@@ -174,11 +180,6 @@ def main() -> None:
     if "memory" in wanted:
         found["memory"] = memory()
     OUT.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from layerlens.decode import autograd
-from layerlens.decode import interface as streamed
+from layerlens.decode import autograd, request
 from layerlens.decode.autograd import token_log_probs
 from layerlens.decode.unembedding import Unembedding
 
@@ -36,7 +35,7 @@ def naive(hidden: torch.Tensor, logits: Unembedding, targets: torch.Tensor) -> t
 @pytest.mark.parametrize("parts", ["logp", "entropy", "both"])
 def test_values_and_gradients_are_the_naive_ones(how: dict[str, float], parts: str, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if blocks == "cut":
-        monkeypatch.setitem(streamed.VECTOR_ELEMENTS, "cpu", 10 * 24)
+        monkeypatch.setitem(request.VECTOR_ELEMENTS, "cpu", 10 * 24)
         monkeypatch.setitem(autograd.BACKWARD_ELEMENTS, "cpu", 640)
     hidden, weight, bias, targets = case(torch.float32)
     pull = torch.randn(2, 37, generator=torch.Generator().manual_seed(1))

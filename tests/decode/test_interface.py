@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import layerlens as ll
-from layerlens.decode import choose, readout
 from layerlens.decode import interface as streamed
+from layerlens.decode import readout
+from layerlens.decode import request as decode_request
 from layerlens.decode.cpu import native, ranges
 from layerlens.decode.interface import _refuse_bad_input
 from layerlens.decode.request import ReadoutRequest
@@ -158,7 +156,7 @@ def test_low_precision_weights_are_read_in_float32(backend: str, dtype: torch.dt
 def test_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     h, w, f = torch.randn(3, 50, 8), torch.randn(300, 8), torch.randn(50, 8)
     whole = readout(h, w, want=("entropy", "kl"), final=f)
-    monkeypatch.setitem(streamed.VECTOR_ELEMENTS, "cpu", 12 * 8)
+    monkeypatch.setitem(decode_request.VECTOR_ELEMENTS, "cpu", 12 * 8)
     cut = readout(h, w, want=("entropy", "kl"), final=f)
     np.testing.assert_allclose(cut.entropy, whole.entropy, atol=1e-6)
     np.testing.assert_allclose(cut.kl, whole.kl, atol=1e-5)
@@ -192,44 +190,6 @@ def test_threads_change_nothing(backend: str) -> None:
         torch.set_num_threads(before)
     for name in ("entropy", "kl", "agrees", "top_ids", "top_probs"):
         assert torch.equal(getattr(got[1], name), getattr(got[3], name)), name
-
-
-def test_the_fastest_way_is_found_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    h, w = torch.randn(20, 16), torch.randn(600, 16)
-    want = readout(h, w).entropy
-    monkeypatch.setenv("LAYERLENS_CACHE", str(tmp_path))
-    monkeypatch.setattr(choose, "WORTH_TIMING", 1)
-    monkeypatch.setattr(choose, "_chosen", {})
-    torch.testing.assert_close(readout(h, w).entropy, want, atol=1e-5, rtol=0)
-    (kept,) = tmp_path.glob("fastest-*.json")
-    monkeypatch.setattr(choose, "_chosen", {})
-    monkeypatch.setattr(choose, "_time", lambda *_: pytest.fail("timed again"))
-    readout(h, w)
-    assert json.loads(kept.read_text())["way"] in choose.CPU
-
-    kept.write_text("")  # as a full disk leaves it
-    monkeypatch.setattr(choose, "_chosen", {})
-    monkeypatch.setattr(choose, "_time", lambda *_: "torch")
-    torch.testing.assert_close(readout(h, w).entropy, want, atol=1e-5, rtol=0)
-    assert json.loads(kept.read_text())["way"] == "torch"
-
-
-def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LAYERLENS_CACHE", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(choose, "WORTH_TIMING", 1)
-    monkeypatch.setattr(native, "library", cache(native.library.__wrapped__))
-    readout(torch.randn(2, 4), torch.randn(9, 4))
-    with pytest.raises(SelectionError, match=r"'native' can not be had .* C\+\+ compiler"):
-        readout(torch.randn(2, 4), torch.randn(9, 4), backend="native")
-
-
-def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAYERLENS_READOUT", "cuda")
-    with pytest.raises(SelectionError, match="unknown readout backend 'cuda': choose from auto, torch"):
-        readout(torch.randn(2, 4), torch.randn(9, 4))
-    with pytest.raises(SelectionError, match=r"'triton' can not be had .* on cpu: it needs a GPU"):
-        readout(torch.randn(2, 4), torch.randn(9, 4), backend="triton")
 
 
 COMPILED = """

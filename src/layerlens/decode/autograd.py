@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from layerlens.decode.choose import choose_backend, float32_product
-from layerlens.decode.interface import rows_at_once
-from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
 
 BACKWARD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}

@@ -1,142 +1,188 @@
-"""Which way a request is computed: as asked, or the fastest for its shape on this machine, found by timing a slice of the vocabulary."""
+"""Which backend computes a request: the one that is named, or the fastest one on this machine."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
+import platform
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from hashlib import sha256
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
 from layerlens.decode.cpu import native, products
 from layerlens.decode.cpu.compiled import CompiledReducer
-from layerlens.decode.cpu.ranges import chunk_size
 from layerlens.decode.cpu.torch_pass import stream
 from layerlens.decode.gpu import product as gpu_product
-from layerlens.decode.gpu.passes import gpu_backend, kernels_run
+from layerlens.decode.gpu.passes import fused, gpu_backend, kernels_run, workspace
 from layerlens.decode.moments import PartialSums
-from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.request import ReadoutRequest, rows_at_once
+from layerlens.decode.timing import fastest_backend
+from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import SelectionError
-from layerlens.storage.files import cache_folder, write_atomic
 
-BackendName = Literal["auto", "torch", "compile", "native", "workspace", "triton"]
+BackendName = Literal[
+    "auto",
+    "torch",
+    "torch-mm",
+    "torch-onednn",
+    "compile",
+    "compile-mm",
+    "compile-onednn",
+    "native",
+    "native-float32",
+    "native-dot",
+    "workspace",
+    "triton",
+]
+"""All that `readout(backend=)` accepts: "auto"; the families "torch", "compile" and "native", each of which stands for its
+fastest variant; and the concrete backends."""
 
 SETTING = "LAYERLENS_READOUT"
 """Environment variable that stands in for "auto"."""
 
 WORTH_TIMING = 10**8
-"""Products of two numbers in a request from which on the fastest way is looked for; smaller ones run in torch, always the same way."""
+"""Multiplications (rows · d · V) of a request from which on "auto" and the families time their variants. Smaller requests always run in
+"torch-mm", or in the first possible variant of the family."""
 
-NEEDS = "it needs a C++ compiler (c++, g++ or clang++), contiguous float32 or bfloat16 weights on a CPU and no soft-cap; choose 'torch'"
-"""Of the C++ pass, the one way of a CPU that can be missing."""
+TIMED_STACK = 8
+"""Vectors per anchor row in the request that `resolve_backend` times."""
 
 Backend = Callable[[ReadoutRequest], PartialSums]
 
 CPU: dict[str, Backend] = {
-    "torch": partial(stream, product=products.mm),
+    "torch-mm": partial(stream, product=products.mm),
     "torch-onednn": partial(stream, product=products.onednn),
-    "compile": partial(stream, product=products.mm, reducer=CompiledReducer),
+    "compile-mm": partial(stream, product=products.mm, reducer=CompiledReducer),
     "compile-onednn": partial(stream, product=products.onednn, reducer=CompiledReducer),
-    "native": native.native,
+    "native-float32": native.native,
     "native-dot": partial(native.native, dot=True),
 }
+"""The concrete backends of a CPU, named family-product. The torch ones run on every device."""
 
-_chosen: dict[str, str] = {}
+GPU: dict[str, Backend] = {"workspace": workspace, "triton": fused}
+"""The concrete backends of a GPU."""
+
+REQUIREMENTS: dict[str, str] = {
+    "torch-onednn": "it needs a CPU and a torch that was built with oneDNN; choose 'torch-mm'",
+    "compile-onednn": "it needs a CPU and a torch that was built with oneDNN; choose 'compile-mm'",
+    "native": "it needs a C++ compiler (c++, g++ or clang++), contiguous float32 or bfloat16 weights on a CPU and no soft-cap; "
+    "choose 'torch'",
+    "native-dot": "it needs what 'native' needs, a processor that multiplies bfloat16 pairs (AVX512_BF16), bfloat16 weights and vectors, "
+    "and an even d_model; choose 'native' or 'torch'",
+}
+REQUIREMENTS["native-float32"] = REQUIREMENTS["native"]
+"""What a backend needs and the next step, by each name that can be impossible on a CPU."""
 
 
-def choose_backend(request: ReadoutRequest, backend: BackendName = "auto") -> Backend:
-    """The way to compute a request. Raises SelectionError where the one that is asked for is unknown or can not be had."""
-    name = backend if backend != "auto" else os.environ.get(SETTING, "auto")
-    if name not in get_args(BackendName):
-        raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(BackendName))}")
-    where = request.hidden.device.type
-    if name in ("workspace", "triton") or (name == "auto" and where == "cuda"):
-        return gpu_backend(request, name)
-    big = request.hidden.shape[0] * request.hidden.shape[1] * request.vocabulary >= WORTH_TIMING
-    families = ("torch", "native") if name == "auto" and big else ("torch",) if name == "auto" else (name,)
-    able = [way for way in CPU if way.split("-")[0] in families and _possible(way, request)]
-    if not able:
-        raise SelectionError(f"the readout backend {name!r} can not be had for this model on {where}: {NEEDS}")
-    return CPU[_fastest(able, request)] if big and len(able) > 1 else CPU[able[0]]
+@torch.no_grad()
+def resolve_backend(
+    unembedding: Unembedding,
+    dtype: torch.dtype,
+    *,
+    backend: str = "auto",
+    kl: bool = False,
+    kl_from: bool = False,
+    agrees: bool = False,
+    top_k: int = 0,
+    rows: int = 4096,
+) -> str:
+    """The concrete backend that `backend` stands for on this machine, to compute a whole analysis with and to store with its results.
+
+    "auto" and the families ("torch", "compile", "native") are resolved by timing on random vectors. The answer is kept in the
+    cache that `readout` uses (docs/speed.md), so that every later call and process gets the same one. A concrete name is checked
+    and returned.
+
+    Args:
+        unembedding: the unembedding of the model, on the device where the readout is to run.
+        dtype: dtype of the hidden vectors.
+        backend: "auto", a family or a concrete backend. The environment variable LAYERLENS_READOUT stands in for "auto".
+        kl, kl_from, agrees, top_k: what the analysis asks `readout` for, besides entropy and log-probabilities.
+        rows: hidden vectors that the analysis hands to `readout` in one call; at most what goes through the vocabulary at once counts.
+
+    Raises:
+        SelectionError: the backend is unknown, or impossible for this model, device or choice of numbers.
+    """
+    vocabulary, d_model = unembedding.weight.shape
+    rows = max(1, min(rows, rows_at_once(unembedding, 1)))
+    anchor_rows = max(1, rows // TIMED_STACK)
+    device = unembedding.weight.device
+    vectors = torch.randn(anchor_rows * (rows // anchor_rows), d_model, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    anchors = {"final": kl or agrees, "reference": kl_from}
+    request = ReadoutRequest(
+        unembedding,
+        vectors,
+        {name: vectors[:anchor_rows] for name, wanted in anchors.items() if wanted},
+        kl=kl,
+        kl_from=kl_from,
+        agrees=agrees,
+        top_k=min(top_k, vocabulary),
+    )
+    return _resolve(request, backend)
+
+
+def choose_backend(request: ReadoutRequest, backend: str = "auto") -> Backend:
+    """The function that computes a request: the concrete backend of that name, or what "auto" or a family stands for.
+
+    Raises SelectionError if the backend is unknown, or cannot compute this request on this machine.
+    """
+    return {**CPU, **GPU}[_resolve(request, backend)]
 
 
 def backends_for(request: ReadoutRequest) -> list[BackendName]:
-    """The backends that can compute a request on its device."""
+    """The families of a CPU, or the backends of a GPU, that can compute a request on its device."""
     if request.hidden.device.type == "cuda":
         return ["workspace", "triton"] if kernels_run(request.hidden.device) else ["workspace"]
-    return [name for name in ("torch", "compile", "native") if _possible(name, request)]
+    families: list[BackendName] = ["torch", "compile", "native"]
+    return [family for family in families if any(_possible(name, request) for name in _variants(family))]
 
 
 def float32_product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
-    """The product of vectors and a chunk of the weights, for a caller that keeps it."""
+    """The float32 product of vectors and a chunk of the weights, in memory of its own."""
     return gpu_product.product(vectors, weight) if weight.device.type == "cuda" else vectors.float() @ weight.float().t()
 
 
-def _possible(way: str, request: ReadoutRequest) -> bool:
-    if way == "native":
+@cache
+def processor_name(device: torch.device) -> str:
+    """The name of the processor that computes on a device, as its maker calls it: of the card for "cuda", else of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _resolve(request: ReadoutRequest, backend: str) -> str:
+    name = backend if backend != "auto" else os.environ.get(SETTING, "auto")
+    if name not in get_args(BackendName):
+        raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(BackendName))}")
+    device = request.hidden.device.type
+    if name in GPU or (name == "auto" and device == "cuda"):
+        return gpu_backend(request, name)
+    large = request.hidden.shape[0] * request.hidden.shape[1] * request.vocabulary >= WORTH_TIMING
+    variants = _variants(name) if name != "auto" else [*_variants("torch"), *_variants("native")] if large else _variants("torch")
+    possible = [variant for variant in variants if _possible(variant, request)]
+    if not possible:
+        raise SelectionError(f"the readout backend {name!r} cannot be had for this model on {device}: {REQUIREMENTS[name]}")
+    return fastest_backend({variant: CPU[variant] for variant in possible}, request) if large and len(possible) > 1 else possible[0]
+
+
+def _variants(name: str) -> list[str]:
+    """The concrete backends of a CPU that a name stands for: itself, or the members of a family."""
+    return [name] if name in CPU else [variant for variant in CPU if variant.partition("-")[0] == name]
+
+
+def _possible(name: str, request: ReadoutRequest) -> bool:
+    if name == "native-float32":
         return native.can_run(request)
-    if way == "native-dot":
+    if name == "native-dot":
         return native.can_dot(request)
-    if way.endswith("onednn"):
+    if name.endswith("onednn"):
         return request.hidden.device.type == "cpu" and products.has_onednn()
     return True
-
-
-def _fastest(ways: list[str], request: ReadoutRequest) -> str:
-    """The way that is fastest for tasks of this shape. Kept in the user's cache, so that all processes compute alike."""
-    log_rows = max(1, len(request.hidden)).bit_length()
-    shape = (
-        log_rows,
-        request.hidden.shape[1],
-        str(request.hidden.dtype),
-        str(request.unembedding.weight.dtype),
-        request.kl,
-        request.kl_from,
-        request.top_k > 0,
-    )
-    key = sha256(f"{shape} {ways} {torch.__version__} {native.processor()}".encode()).hexdigest()[:16]
-    if key not in _chosen:
-        try:
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"fastest-{key}.json"
-            with FileLock(path.with_suffix(".lock")):
-                way = _kept(path)
-                if way not in ways:
-                    way = _time(ways, request)
-                    write_atomic(path, lambda made: made.write_text(json.dumps({"shape": shape, "way": way})))
-                _chosen[key] = way
-        except OSError:  # no place to keep it
-            _chosen[key] = _time(ways, request)
-    return _chosen[key]
-
-
-def _kept(path: Path) -> Any:
-    """The way that a file names; None where there is none, or a damaged one."""
-    try:
-        return json.loads(path.read_text())["way"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _time(ways: list[str], request: ReadoutRequest, times: int = 3) -> str:
-    """The way that is fastest, at its best, for the first two chunks of the vocabulary; they take turns."""
-    logits = request.unembedding
-    few = slice(0, 2 * chunk_size(request))
-    part = replace(request, unembedding=replace(logits, weight=logits.weight[few], bias=None if logits.bias is None else logits.bias[few]))
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(times):
-        for way in ways:
-            start = time.perf_counter()
-            CPU[way](part)
-            seconds[way] = min(seconds[way], time.perf_counter() - start)
-    return min(seconds, key=seconds.__getitem__)

@@ -10,20 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from layerlens.decode.choose import BackendName, choose_backend
+from layerlens.decode.choose import choose_backend
 from layerlens.decode.moments import Moments, PartialSums, divergence
-from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ReadoutError, SelectionError
 
 WANTS = ("entropy", "logp", "kl", "kl_from", "agrees")
-
-VECTOR_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
-"""Numbers in the vectors that go through the vocabulary together, by device type: memory grows with them, and the unembedding
-is read once for all of them."""
-
-MOST_ROWS = 4096
-"""However few numbers a vector has: what is kept for each row and part of the vocabulary grows with them too."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def readout(
     final: Float[Tensor, "rows d"] | None = None,
     reference: Float[Tensor, "rows d"] | None = None,
     top_k: int = 0,
-    backend: BackendName = "auto",
+    backend: str = "auto",
 ) -> Readout:
     """The internal policies softmax(unembed · h) of hidden vectors, measured without holding their logits.
 
@@ -63,8 +56,10 @@ def readout(
         final: the vectors of the model's own policy at the same rows, ready to be unembedded.
         reference: the vectors of the policy to measure divergence from.
         top_k: how many of the most likely tokens to return, 0 for none.
-        backend: how it is computed (docs/speed.md): "torch", "compile" or "native" on a CPU, "workspace" or "triton" on a GPU;
-            "auto" takes what is fastest for the shape. All agree to rounding.
+        backend: which code computes the readout (docs/speed.md). A concrete backend ("torch-mm", "torch-onednn", "compile-mm",
+            "compile-onednn", "native-float32" or "native-dot" on a CPU, "workspace" or "triton" on a GPU) computes every request. A
+            family ("torch", "compile", "native") and "auto" stand for the concrete backend that is fastest for the request's
+            shape on this machine. All backends agree to rounding.
 
     Returns:
         Values in nats, shaped as `hidden` without its last dimension.
@@ -133,12 +128,6 @@ def _refuse_bad_input(hidden: Tensor, logits: Unembedding, want: Collection[str]
     targets = given["targets"]
     if targets is not None and (targets.is_floating_point() or int(targets.max()) >= vocab):
         raise SelectionError(f"targets must be token ids below {vocab}, or negative for none")
-
-
-def rows_at_once(logits: Unembedding, stack: int) -> int:
-    """Rows of each state of a stack, anchors included, that go through the vocabulary together."""
-    elements = VECTOR_ELEMENTS.get(logits.weight.device.type, VECTOR_ELEMENTS["cpu"])
-    return max(1, min(MOST_ROWS, elements // logits.weight.shape[1]) // max(1, stack))
 
 
 def _values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tensor]:

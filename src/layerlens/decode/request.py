@@ -11,6 +11,13 @@ from torch import Tensor
 
 from layerlens.decode.unembedding import Unembedding
 
+VECTOR_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Numbers (rows · d) in the vectors that go through the vocabulary together, by device type. Memory grows with them, but the
+unembedding is read once for all of them."""
+
+MOST_ROWS = 4096
+"""Largest number of rows that go through the vocabulary together, however small d is: partial sums of every row take memory too."""
+
 
 @dataclass(frozen=True)
 class ReadoutRequest:
@@ -55,3 +62,9 @@ class ReadoutRequest:
         """Whose rows of `states` are where."""
         lengths = self.lengths
         return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}
+
+
+def rows_at_once(unembedding: Unembedding, states: int) -> int:
+    """Rows of each of `states` stacked states, anchors included, that go through the vocabulary together."""
+    elements = VECTOR_ELEMENTS.get(unembedding.weight.device.type, VECTOR_ELEMENTS["cpu"])
+    return max(1, min(MOST_ROWS, elements // unembedding.weight.shape[1]) // max(1, states))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layerlens.decode import Readout, readout
 from layerlens.decode import interface as streamed
+from layerlens.decode.choose import choose_backend
 from layerlens.decode.gpu import passes as gpu
 from layerlens.decode.gpu import product as gpu_product
 from layerlens.decode.unembedding import Unembedding
@@ -175,7 +176,7 @@ def test_the_same_bits_twice_and_the_lowest_of_equal_tokens(backend: str) -> Non
     h, w = (draw(seed, n, 40).mul(3).round().to(torch.bfloat16) for seed, n in ((1, 9), (2, 1003)))  # logits are whole numbers, exactly
     w[600:] = w[:403].clone()
     request = streamed.ReadoutRequest(Unembedding(w), h, {"final": h.flip(0)}, agrees=True, targets=torch.arange(9, device=DEVICE))
-    one, two = (gpu.gpu_backend(request, backend)(request) for _ in range(2))
+    one, two = (choose_backend(request, backend)(request) for _ in range(2))
     for field in ("m", "S", "A", "argmax"):
         assert torch.equal(getattr(one.own, field), getattr(two.own, field))
     assert torch.equal(one.target, two.target)

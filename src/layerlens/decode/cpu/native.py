@@ -192,7 +192,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str) -> Path:
-    key = hashlib.sha256(f"{SOURCE.read_text()} {compiler} {FLAGS} {processor()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{SOURCE.read_text()} {compiler} {FLAGS} {processor_identity()}".encode()).hexdigest()[:16]
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"native-{key}.so"
@@ -203,8 +203,8 @@ def _built(compiler: str) -> Path:
 
 
 @cache
-def processor() -> str:
-    """What is compiled for this machine may not run on another one that shares its home folder."""
+def processor_identity() -> str:
+    """A text that two machines share only if code compiled for one runs on the other: machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

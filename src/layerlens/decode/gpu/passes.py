@@ -5,7 +5,6 @@ With Triton, nothing in the pass over the vocabulary waits for the GPU: it is qu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -31,20 +30,23 @@ FUSED_D = 1024
 """Up to this width the fused kernel is taken: a chunk's product is then too short to hide that its logits are written and read."""
 
 
-def gpu_backend(request: ReadoutRequest, name: str = "auto") -> Callable[[ReadoutRequest], PartialSums]:
-    """ "workspace" or "triton", or the one for this request. Raises SelectionError where the one asked for can not do it."""
+def gpu_backend(request: ReadoutRequest, name: str = "auto") -> str:
+    """ "workspace" or "triton": the one that is named, or for "auto" the faster one for this request.
+
+    Raises SelectionError if the one that is named cannot compute the request.
+    """
     device, weight = request.hidden.device, request.unembedding.weight
     simple = not (request.kl or request.kl_from or request.top_k)
     if name == "auto":
         narrow = weight.dtype == request.hidden.dtype in LOW_PRECISION and weight.shape[1] <= FUSED_D
-        return fused if simple and narrow and kernels_run(device) else workspace
+        return "triton" if simple and narrow and kernels_run(device) else "workspace"
     if device.type == "cpu" and not kernels_run(device):
-        raise SelectionError(f"the readout backend {name!r} can not be had for this model on cpu: it needs a GPU; choose 'auto'")
+        raise SelectionError(f"the readout backend {name!r} cannot be had for this model on cpu: it needs a GPU; choose 'auto'")
     if name == "triton" and not kernels_run(device):
         raise SelectionError("the readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
     if name == "triton" and not simple:
         raise SelectionError("the readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and top-k")
-    return fused if name == "triton" else workspace
+    return name
 
 
 @cache
