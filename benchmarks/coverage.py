@@ -4,7 +4,7 @@
 
 Simulated data sets have a known population mean of ΔS at each of 12 layers, spread between samples (skewed) and autocorrelated,
 heavy-tailed spread within them, both of the size seen on the bundled models. Rows are drawn, judged and stopped by the package's own
-code (`draw_rows`, `until_stopped`); the intervals are `Run.mean`'s. Reported are the share of 95% intervals, over layers and data
+code (`draw_rows`, `run_until_stopped`); the intervals are `Run.mean`'s. Reported are the share of 95% intervals, over layers and data
 sets, that hold the population mean, how often the chosen layer is the one that all rows give, and the share of rows that were decoded.
 """
 
@@ -23,10 +23,10 @@ import xarray as xr
 
 import layerlens as ll
 from layerlens.analysis.row_sample import draw_rows
-from layerlens.analysis.stopping import until_stopped
+from layerlens.analysis.stopping import run_until_stopped
 from layerlens.metrics.bootstrap import interval
 from layerlens.results import Run
-from layerlens.storage.manifest import make_manifest
+from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
 
 CHANGE = np.array([0.9, 1.6, 1.4, 1.1, 0.8, 0.5, 0.03, -0.05, 0.02, -0.4, -1.0, -1.6])
 """Population mean of the FFN's ΔS at layers 1...12, nats; exploration ends at layer 6."""
@@ -52,8 +52,8 @@ class DataSet:
             noise[:, t] = MEMORY * noise[:, t - 1] + np.sqrt(1 - MEMORY**2) * noise[:, t]
         self.change = CHANGE + offset[:, None] + WITHIN * noise
 
-    def look(self, tokens: int) -> Run:
-        """The run with up to so many tokens of each sample."""
+    def run(self, tokens: int) -> Run:
+        """The run with up to this many tokens of each sample."""
         parts = []
         for index, length in enumerate(self.lengths):
             rows = np.arange(length)
@@ -76,28 +76,31 @@ class DataSet:
             },
             {"tokens_per_sample": tokens},
         )
-        manifest = make_manifest({"name": "simulated", "n_layers": n_layers}, {"norm": "none"}, {"count": samples, "digest": ""})
+        model = ModelRecord("simulated", "", "float64", n_layers=n_layers)
+        manifest = RunManifest(model=model, config=AnalysisConfig("none"), samples=SampleSet(samples, ""))
         return Run(data, manifest)
 
 
-def whole(data: DataSet) -> tuple[Run, dict[str, Any]]:
-    return data.look(int(data.lengths.max())), {"ending": "all rows"}
+def whole(data: DataSet) -> tuple[Run, str | None]:
+    return data.run(int(data.lengths.max())), "all rows"
 
 
-def eight(data: DataSet) -> tuple[Run, dict[str, Any]]:
-    return data.look(8), {"ending": "8 tokens"}
+def eight(data: DataSet) -> tuple[Run, str | None]:
+    return data.run(8), "8 tokens"
 
 
-def until_layer(data: DataSet) -> tuple[Run, dict[str, Any]]:
-    return until_stopped(data.look)
+def until_layer(data: DataSet) -> tuple[Run, str | None]:
+    run, stopping = run_until_stopped(data.run)
+    return run, stopping.ending
 
 
-def until_precise(data: DataSet) -> tuple[Run, dict[str, Any]]:
+def until_precise(data: DataSet) -> tuple[Run, str | None]:
     """The precision is in reach: the widest interval of all rows is about three quarters of it."""
-    return until_stopped(data.look, 2.2 / np.sqrt(len(data.lengths)))
+    run, stopping = run_until_stopped(data.run, 2.2 / np.sqrt(len(data.lengths)))
+    return run, stopping.ending
 
 
-WAYS: dict[str, Callable[[DataSet], tuple[Run, dict[str, Any]]]] = {
+WAYS: dict[str, Callable[[DataSet], tuple[Run, Ending]]] = {
     "all rows": whole,
     "8 tokens": eight,
     "auto, layer": until_layer,
@@ -113,7 +116,7 @@ def simulate(samples: int, replicates: int, ways: tuple[str, ...] = tuple(WAYS),
         complete, _ = whole(data)
         reference = ll.select_layer(complete).layer
         for way in ways:
-            run, verdict = WAYS[way](data)
+            run, ending = WAYS[way](data)
             point, means = run.bootstrap("entropy_change")
             low, high = interval(means.sel(module="ffn").values)
             # the percentile interval widened as Student's t asks for (Hesterberg 2014, "expanded percentile"), to compare
@@ -126,7 +129,7 @@ def simulate(samples: int, replicates: int, ways: tuple[str, ...] = tuple(WAYS),
                     "error": point.sel(module="ffn").values - CHANGE,
                     "same": ll.select_layer(run).layer == reference,
                     "decoded": run.data.sizes["token"] / complete.data.sizes["token"],
-                    "ending": verdict["ending"],
+                    "ending": ending,
                 }
             )
     return {way: _summary(rows) for way, rows in seen.items()}
@@ -168,18 +171,18 @@ def models(count: int) -> dict[str, list[dict[str, Any]]]:
         rows = [{"goal": "every row", "layer": choice.layer, "frequency": choice.frequency, "rows": complete.data.sizes["token"]}]
         for precision in (None, 0.4, 0.3, 0.25):
             run = ll.analyze(lens, samples, rows="response", tokens_per_sample="auto", precision=precision)
-            drawn, readout = ll.select_layer(run), run.manifest["readout"]
+            drawn, stopping = ll.select_layer(run), run.manifest.stopping
             inside = (mean["mean"] >= run.mean("entropy_change")["low"]) & (mean["mean"] <= run.mean("entropy_change")["high"])
             rows.append(
                 {
                     "goal": "layer" if precision is None else f"±{precision} nats",
                     "layer": drawn.layer,
                     "frequency": drawn.frequency,
-                    "rows": readout["rows_decoded"],
-                    "share": round(readout["rows_decoded"] / readout["rows"], 3),
-                    "tokens_per_sample": readout["tokens_per_sample"],
-                    "ending": readout["ending"],
-                    "half_width": round(readout["half_width"], 3),
+                    "rows": stopping.rows_decoded,
+                    "share": round(stopping.rows_decoded / stopping.rows, 3),
+                    "tokens_per_sample": stopping.tokens_per_sample,
+                    "ending": stopping.ending,
+                    "half_width": round(stopping.half_width, 3),
                     "intervals_that_hold_the_mean_of_all_rows": round(float(inside.mean()), 3),
                 }
             )

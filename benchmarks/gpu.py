@@ -203,7 +203,7 @@ def whole_analysis(tokens: int, seed: int) -> dict[str, Any]:
         "tokens": tokens,
         "sites": len(run.sites),
         "layers": run.n_layers,
-        "metrics": run.manifest["config"]["metrics"],
+        "metrics": run.manifest.config.metrics,
         "states_decoded": states,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),

@@ -63,7 +63,7 @@ def main() -> None:
             "tokens": args.tokens,
             "layers": run.n_layers,
             "sites": len(run.sites),
-            "metrics": run.manifest["config"]["metrics"],
+            "metrics": run.manifest.config.metrics,
             "dtype": args.dtype,
             "threads": args.threads,
             "seed": args.seed,

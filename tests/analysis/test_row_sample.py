@@ -36,7 +36,6 @@ def thinned(run: Run, most: int, draw: int) -> Run:
         keep.append(drawn)
         weights.append(weight)
     data = run.data.isel(token=np.concatenate(keep)).assign_coords(weight=("token", np.concatenate(weights)))
-    data = data.assign_coords(response_start=("sample", [FIRST_RESPONSE + 1] * run.n_samples))
     return Run(data.assign_attrs(tokens_per_sample=most), run.manifest)
 
 
@@ -111,7 +110,7 @@ def test_drawn_rows_have_the_values_that_all_rows_have(qwen: ll.LensModel, rows:
         np.testing.assert_allclose(variable.values, expected, rtol=1e-4, atol=1e-5, err_msg=str(name))
     others = 4 if rows == "all" else 0  # three that predict the prompt, and the last, which predicts nothing
     assert drawn.data.sizes["token"] == sum(min(6, n - 4) + others for n in LENGTHS)
-    assert drawn.tokens_per_sample == drawn.data.attrs["tokens_per_sample"] == drawn.manifest["config"]["tokens_per_sample"] == 6
+    assert drawn.tokens_per_sample == drawn.data.attrs["tokens_per_sample"] == drawn.manifest.config.tokens_per_sample == 6
     assert "tokens decoded per sample: up to 6" in describe(drawn, drawn.mean("entropy").attrs)
     assert "tokens decoded per sample: up to 6 / all" in describe([drawn, whole], drawn.mean("entropy").attrs)
     again = ll.analyze(qwen, texts(), tokens_per_sample=6, **options)
@@ -122,8 +121,10 @@ def test_a_draw_of_all_rows_is_the_whole_run(qwen: ll.LensModel) -> None:
     whole, drawn = ll.analyze(qwen, texts(), rows="response"), ll.analyze(qwen, texts(), rows="response", tokens_per_sample=100)
     assert drawn.tokens_per_sample is None
     assert "decoded" not in describe(drawn, drawn.mean("entropy").attrs)
-    assert {"weight", "response_start", "sample_token_ids"}.isdisjoint(whole.data.coords), "nothing is added where nothing is drawn"
-    assert {"tokens_per_sample", "precision"}.isdisjoint(whole.manifest["config"])
+    assert "weight" not in whole.data.coords, "nothing is weighted if nothing is drawn"
+    assert (whole.manifest.config.tokens_per_sample, whole.manifest.config.precision) == (None, None)
     for over in ("sample", "token"):
         xr.testing.assert_equal(whole.mean("entropy", over=over), drawn.mean("entropy", over=over))
-    assert drawn.data["sample_token_ids"].values[0] == " ".join(map(str, texts()[0].token_ids))
+    for run in (whole, drawn):
+        for number, text in enumerate(texts()):
+            assert tuple(run.sample(number)["text_token_id"].values) == text.token_ids, "the whole text is kept, whatever is decoded"

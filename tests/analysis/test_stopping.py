@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import layerlens as ll
-from layerlens.analysis import stopping as settle
-from layerlens.analysis.stopping import share_of_draws, stopping_verdict, until_stopped
+from layerlens.analysis import stopping
+from layerlens.analysis.stopping import run_until_stopped, share_of_draws, stopping_verdict
 from layerlens.errors import SelectionError
 from layerlens.results import Run
 from tests.analysis.test_row_sample import thinned
@@ -27,9 +27,9 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {root!r})
 import layerlens as ll
-from layerlens.analysis import stopping as settle
+from layerlens.analysis import stopping
 from tests.support.tiny_models import tiny_model, tiny_tokenizer, random_ids
-settle.FIRST, settle.SMALL_GAIN = 2, 0.0
+stopping.FIRST, stopping.SMALL_GAIN = 2, 0.0
 lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
 samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
 print("ready", flush=True)
@@ -48,7 +48,7 @@ def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path)
     out = tmp_path / "run"
     run_through_kills(out, 4, seconds, seed=0, code=WORKER)
     assert_same_run(whole, out)
-    assert ll.open_run(whole).manifest["readout"] == ll.open_run(out).manifest["readout"]
+    assert ll.open_run(whole).manifest.stopping == ll.open_run(out).manifest.stopping
 
 
 def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_p
 
 
 def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tuple[Path, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "FIRST", 2)
-    monkeypatch.setattr(settle, "SMALL_GAIN", 0.0)
+    monkeypatch.setattr(stopping, "FIRST", 2)
+    monkeypatch.setattr(stopping, "SMALL_GAIN", 0.0)
     lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
     samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{i}") for i in range(16)]
     options: dict[str, Any] = {"generate": ll.Generation(12, seed=3), "batch_tokens": 64}
@@ -70,30 +70,30 @@ def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tupl
     opened = ll.open_run(uninterrupted[0])
     for name in run.data.variables:
         np.testing.assert_array_equal(run.data[name].values, opened.data[name].values, err_msg=str(name))
-    readout = run.manifest["readout"]
-    assert readout == opened.manifest["readout"]
-    assert (readout["ending"], readout["rows_decoded"]) == ("all", readout["rows"])
-    assert readout["tokens_per_sample"] == 16
+    verdict = run.manifest.stopping
+    assert verdict == opened.manifest.stopping
+    assert (verdict.ending, verdict.rows_decoded) == ("all", verdict.rows)
+    assert verdict.tokens_per_sample == 16
     assert run.tokens_per_sample is None
     whole = ll.analyze(lens, samples, **options)
-    assert readout["rows"] == whole.data.sizes["token"]
+    assert verdict.rows == whole.data.sizes["token"]
     for name, variable in whole.data.data_vars.items():
         np.testing.assert_allclose(run.data[name].values, variable.values, rtol=1e-4, atol=1e-5, err_msg=str(name))
 
 
-def looks(run: Run) -> Any:
+def rounds(run: Run) -> Any:
     return lambda tokens: thinned(run, tokens, 0)
 
 
 def test_a_clear_layer_settles_in_the_first_round() -> None:
-    run, readout = until_stopped(looks(make_run([1.0] * 4 + [-1.0] * 4, samples=20, tokens=80)))
-    assert (readout["ending"], readout["layer"], readout["tokens_per_sample"]) == ("layer", 4, 8)
-    assert readout["frequency"] >= 0.95
-    assert readout["goal"] == "layer"
-    assert readout["rows_decoded"] == run.data.sizes["token"] < readout["rows"] / 5
-    assert "layer 4 in 100% of resamples" in readout["reason"]
-    none = until_stopped(looks(make_run([-1.0] * 8, start=9.0, samples=20, tokens=80)))[1]
-    assert (none["ending"], none["layer"]) == ("layer", None), "that there is no layer can be settled too"
+    run, verdict = run_until_stopped(rounds(make_run([1.0] * 4 + [-1.0] * 4, samples=20, tokens=80)))
+    assert (verdict.ending, verdict.layer, verdict.tokens_per_sample) == ("layer", 4, 8)
+    assert verdict.frequency >= 0.95
+    assert verdict.goal == "layer"
+    assert verdict.rows_decoded == run.data.sizes["token"] < verdict.rows / 5
+    assert "layer 4 in 100% of resamples" in verdict.reason
+    none = run_until_stopped(rounds(make_run([-1.0] * 8, start=9.0, samples=20, tokens=80)))[1]
+    assert (none.ending, none.layer) == ("layer", None), "that there is no layer can be settled too"
 
 
 def test_precision_is_reached_with_the_rows_that_it_takes() -> None:
@@ -103,14 +103,14 @@ def test_precision_is_reached_with_the_rows_that_it_takes() -> None:
     run = replace(run, data=run.data.assign(entropy=noisy))
     first = stopping_verdict(thinned(run, 8, 0), 1.0).half_width
     assert first is not None
-    ends = [until_stopped(looks(run), share * first)[1] for share in (1.01, 0.6, 0.3)]
-    assert [end["ending"] for end in ends] == ["precision"] * 3
-    assert ends[0]["tokens_per_sample"] == 8
-    assert ends[1]["tokens_per_sample"] in (16, 32)
-    assert ends[2]["tokens_per_sample"] in (64, 128)
+    ends = [run_until_stopped(rounds(run), share * first)[1] for share in (1.01, 0.6, 0.3)]
+    assert [end.ending for end in ends] == ["precision"] * 3
+    assert ends[0].tokens_per_sample == 8
+    assert ends[1].tokens_per_sample in (16, 32)
+    assert ends[2].tokens_per_sample in (64, 128)
     for end, share in zip(ends, (1.01, 0.6, 0.3), strict=True):
-        assert end["half_width"] <= share * first
-        assert end["half_width_of_all"] < end["half_width"]
+        assert end.half_width <= share * first
+        assert end.half_width_of_all < end.half_width
 
 
 def test_samples_that_differ_end_it_early_and_are_named() -> None:
@@ -118,9 +118,9 @@ def test_samples_that_differ_end_it_early_and_are_named() -> None:
     offset = np.random.default_rng(0).standard_normal((10, 4, 7)).astype(np.float32)[run.data["sample"].values]
     run = replace(run, data=run.data.assign(entropy=run.data["entropy"] + offset))
     for precision in (None, 0.01):
-        _, end = until_stopped(looks(run), precision)
-        assert (end["ending"], end["tokens_per_sample"]) == ("samples", 8)
-        assert "more samples would" in end["reason"]
+        _, end = run_until_stopped(rounds(run), precision)
+        assert (end.ending, end.tokens_per_sample) == ("samples", 8)
+        assert "more samples would" in end.reason
 
 
 def test_a_precision_within_reach_of_the_last_rows_is_gone_for() -> None:
@@ -141,8 +141,8 @@ def test_a_precision_within_reach_of_the_last_rows_is_gone_for() -> None:
 
 def test_one_sample_is_decoded_whole() -> None:
     for precision in (None, 0.5):
-        _, end = until_stopped(looks(make_run([1.0, -1.0], samples=1, tokens=50)), precision)
-        assert (end["ending"], end["half_width"], end["frequency"]) == ("all", None, None)
+        _, end = run_until_stopped(rounds(make_run([1.0, -1.0], samples=1, tokens=50)), precision)
+        assert (end.ending, end.half_width, end.frequency) == ("all", None, None)
 
 
 def test_the_share_of_draws_is_unbiased() -> None:
@@ -169,7 +169,7 @@ def test_intervals_hold_what_they_say_stopping_included() -> None:
         assert 0.87 <= result["coverage"] <= 0.99, way
         assert abs(result["bias"]) < 0.08, way
         assert result["rows_decoded"] < 0.6, way
-    assert found["auto, layer"].get("same_layer_where_settled", 1.0) == 1.0
+    assert found["auto, layer"]["same_layer_where_settled"] == 1.0
 
 
 def _benchmark() -> ModuleType:
@@ -197,6 +197,6 @@ def test_what_auto_needs_is_told_before_anything_runs(qwen: ll.LensModel) -> Non
         with pytest.raises(SelectionError, match=message):
             ll.analyze(qwen, samples, **options)  # type: ignore[arg-type]
     run = ll.analyze(qwen, samples, sites="resid_post", layers=2, tokens_per_sample="auto", precision=50.0)
-    assert run.manifest["readout"]["ending"] == "precision", "a curve of one site has no ΔS and needs none"
+    assert run.manifest.stopping.ending == "precision", "a curve of one site has no ΔS and needs none"
     prompts = ll.analyze(qwen, [ll.Sample(random_ids(20, i), 20) for i in range(3)], tokens_per_sample="auto", precision=50.0)
     assert prompts.data.sizes["token"] == 24, "prompts alone are judged by all their rows"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,9 +99,9 @@ def test_analyze_of_drawn_tokens(layerlens: Layerlens, folder: Path, tmp_path: P
     assert ll.open_run(tmp_path / "two").tokens_per_sample == 2
     auto = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6, "--json")
     assert auto.code == 0
-    readout = json.loads(auto.out)["readout"]
-    assert readout == ll.open_run(tmp_path / "auto").manifest["readout"]
-    assert (readout["goal"], readout["precision"], readout["ending"]) == ("precision", 1e-6, "all")
+    stopping = json.loads(auto.out)["stopping"]
+    assert stopping == asdict(ll.open_run(tmp_path / "auto").manifest.stopping)
+    assert (stopping["goal"], stopping["precision"], stopping["ending"]) == ("precision", 1e-6, "all")
     said = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6)
     assert "every token is decoded" in said.out
     one_line(layerlens(*arguments, "--out", tmp_path / "x", "--tokens-per-sample", "some"), "'auto' or a number")
@@ -173,8 +174,8 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     run = ll.open_run(tmp_path / "r")
     assert (run.n_samples, run.norm, run.layers, run.sites) == (2, "final", [1, 2, 4], ["ffn_out", "resid_post"])
     assert set(run.data.data_vars) == {"entropy", "kl_from_layer", "top_ids", "top_probs"}
-    assert run.manifest["config"]["generate"] is None
-    assert run.manifest["model"]["dtype"] == "float64"
+    assert run.manifest.config.generate is None
+    assert run.manifest.model.dtype == "float64"
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"
 
 
@@ -234,7 +235,7 @@ def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, 
     one_line(layerlens("select", tmp_path), "holds no run")
     one_line(layerlens("compare", folder / "run", tmp_path / "none"), "holds no run")
     (folder / "file").write_text("")
-    one_line(layerlens("compare", folder / "run", "--out", folder / "file" / "t.csv"), "can not be written")
+    one_line(layerlens("compare", folder / "run", "--out", folder / "file" / "t.csv"), "cannot be written")
 
 
 def test_broken_weights_are_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import layerlens as ll
 from layerlens.errors import LayerLensError, PromptError, RunError, SelectionError
 from layerlens.evaluate import Evaluation, evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Problem
+from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelRecord, SampleSet, SamplingSettings
 from tests.support.evaluations import even_words, some_problems
 
 SHORT = ll.Generation(max_new_tokens=6, seed=3)
@@ -118,7 +119,7 @@ def test_work_that_another_process_does_is_left_to_it(qwen: ll.LensModel, tmp_pa
         theirs.write_bytes((tmp_path / "whole" / "answers" / theirs.name).read_bytes())
         other.release()
 
-    monkeypatch.setattr("layerlens.evaluate.evaluation.time.sleep", meanwhile)
+    monkeypatch.setattr("layerlens.storage.shared_work.time.sleep", meanwhile)
     assert run(qwen, tmp_path / "run", 4).problems == whole.problems
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
@@ -155,7 +156,7 @@ def test_damage_and_gaps_are_told(qwen: ll.LensModel, tmp_path: Path) -> None:
     whole = run(qwen, tmp_path / "run", 2)
     file = tmp_path / "run" / "answers" / "000002.jsonl"
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(RunError, match=r"000002.jsonl can not be read .* remove it"):
+    with pytest.raises(RunError, match=r"000002.jsonl cannot be read .* remove it"):
         open_evaluation(tmp_path / "run")
     file.unlink()
     with pytest.raises(RunError, match="problem p2 has 0 of 2 answers"):
@@ -199,8 +200,9 @@ def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
         Problem(str(first + i), "7", tuple(Answer("", 1, True, float(sample < right)) for sample in range(answers)))
         for i, right in enumerate(rights)
     ]
-    config = {"layer": None, "generate": {"temperature": 1.0}}
-    return Evaluation(tuple(problems), {"task": "toy", "model": {"name": "m"}, "config": config})
+    config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
+    manifest = EvaluationManifest(model=ModelRecord("m", "", "float32"), config=config, samples=SampleSet(len(problems), ""), task="toy")
+    return Evaluation(tuple(problems), manifest)
 
 
 def test_a_gain_is_paired_by_problem() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -244,7 +245,7 @@ def test_an_incomplete_run_says_so(run):
 
 
 def test_a_level_and_a_temperature_are_in_the_caption(run):
-    hot = Run(run.data, {**run.manifest, "config": {**run.manifest["config"], "temperature": 0.7}})
+    hot = Run(run.data, replace(run.manifest, config=replace(run.manifest.config, temperature=0.7)))
     caption = caption_of(plots.entropy_change(hot, level=0.8))
     assert "T = 0.7" in caption
     assert "80% bootstrap interval" in caption

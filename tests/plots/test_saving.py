@@ -86,7 +86,7 @@ def test_a_failed_save_leaves_the_old_file(run, tmp_path, monkeypatch):
     path = plots.save(plots.entropy_change(run), tmp_path / "a.png")
     before = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(LayerLensError, match=r"a\.png can not be written \(disk full\)"):
+    with pytest.raises(LayerLensError, match=r"a\.png cannot be written \(disk full\)"):
         plots.save(plots.entropy_flow(run), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.png"]
@@ -96,7 +96,7 @@ def test_save_refuses_what_it_can_not_write(run, tmp_path):
     with pytest.raises(SelectionError, match=r"\.png, \.svg, \.pdf"):
         plots.save(plots.entropy_change(run), tmp_path / "a.gif")
     (tmp_path / "file").touch()
-    with pytest.raises(LayerLensError, match="can not be written"):
+    with pytest.raises(LayerLensError, match="cannot be written"):
         plots.save(plots.entropy_change(run), tmp_path / "file" / "a.png")
     with pytest.raises(SelectionError, match="expected a figure or the axes"):
         plots.save(np.array([]), tmp_path / "a.png")

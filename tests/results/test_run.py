@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import xarray as xr
 import layerlens as ll
 from layerlens.errors import RunError, SelectionError
 from layerlens.storage.files import defer_interrupt
+from layerlens.storage.manifest import SamplingSettings
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids, tiny_model
 
@@ -110,8 +110,8 @@ def test_two_processes_share_the_work(qwen: ll.LensModel, tmp_path: Path) -> Non
 
     samples = [ll.Sample(random_ids(6, i), 2) for i in range(4)]
     whole = ll.analyze(qwen, samples, out=tmp_path / "a", batch_tokens=6)
-    folder = RunFolder.create(tmp_path / "b", whole.manifest)
-    with folder.claim(1) as mine, folder.claim(1) as again:
+    folder = RunFolder.begin(tmp_path / "b", whole.manifest)
+    with folder.claim("000001") as mine, folder.claim("000001") as again:
         assert mine
         assert not again
         folder.write(1, folder_sample := RunFolder(tmp_path / "a").read(1))
@@ -175,7 +175,7 @@ def test_damage_is_told(qwen: ll.LensModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"000000.nc is damaged"):
         ll.open_run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(RunError, match="can not be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         ll.open_run(tmp_path / "run")
     with pytest.raises(RunError, match="holds no run"):
         ll.open_run(tmp_path)
@@ -205,13 +205,13 @@ def test_a_full_disk_is_told_and_loses_nothing(qwen: ll.LensModel, tmp_path: Pat
 
 def test_manifest_says_what_was_run(qwen: ll.LensModel, tmp_path: Path) -> None:
     ll.analyze(qwen, [ll.Sample(random_ids(5), 5)], generate=ll.Generation(3, seed=7), out=tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert manifest["model"]["name"] == "tiny-random"
-    assert manifest["model"]["fingerprint"] == qwen.fingerprint
-    assert manifest["model"]["dtype"] == "float32"
-    assert manifest["config"]["generate"] == {"max_new_tokens": 3, "temperature": 1.0, "top_p": 1.0, "seed": 7}
-    assert manifest["config"]["norm"] == "none"
-    assert {"torch", "transformers", "layerlens"} <= manifest["versions"].keys()
+    manifest = ll.open_run(tmp_path / "run").manifest
+    assert manifest.model.name == "tiny-random"
+    assert manifest.model.fingerprint == qwen.fingerprint
+    assert manifest.model.dtype == "float32"
+    assert manifest.config.generate == SamplingSettings(max_new_tokens=3, temperature=1.0, top_p=1.0, seed=7)
+    assert manifest.config.norm == "none"
+    assert {"torch", "transformers", "layerlens"} <= manifest.versions.keys()
 
 
 def test_mean_weights_and_rows() -> None:

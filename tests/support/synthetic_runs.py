@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from layerlens.prompts.sample import Sample
 from layerlens.results import Run, SampleResult, join_samples, sample_dataset
-from layerlens.storage.manifest import make_manifest
+from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
 from layerlens.types import SITES
 
 
@@ -48,8 +49,6 @@ def make_run(
         wobble = noise * rng.standard_normal((n, n_layers, len(SITES))) * 3
         entropy = np.abs(mean[None] + offset * np.array([0, 0, 1, 0, 0, 1, 0]) + wobble)
         ids = rng.integers(0, len(words), n)
-        response = np.arange(n) >= n // 4 - 1
-        response[-1] = False
         sim = np.exp(-np.abs(depth[:, None] - depth[None]) * 2)
         cosine = np.stack([np.linspace(-0.1, 0.4, n_layers), np.linspace(0.3, -0.3, n_layers)], -1) + 0.1 * rng.standard_normal(
             (n, n_layers, 2)
@@ -63,24 +62,14 @@ def make_run(
             "cka": (sim[None] ** 0.5).astype(np.float32),
             "stream_cosine": cosine.astype(np.float32),
         }
-        result = SampleResult(
-            index,
-            f"s{index}",
-            np.arange(n),
-            ids,
-            [words[i] for i in ids],
-            response,
-            range(1, n_layers + 1),
-            SITES,
-            ("attn", "ffn"),
-            "".join(words[i] for i in ids),
-            "7",
-            values,
-        )
+        sample = Sample(ids.tolist(), n // 4, f"s{index}", "7")
+        text = "".join(words[i] for i in ids)
+        labels = range(1, n_layers + 1), SITES, ("attn", "ffn")
+        result = SampleResult(index, sample, np.arange(n), [words[i] for i in ids], *labels, text, values)
         datasets.append(sample_dataset(result, attrs))
-    manifest = make_manifest(
-        {"name": name, "n_layers": n_layers, "architecture": name.split("-")[0]},
-        {"norm": norm, "temperature": 1.0},
-        {"count": samples, "digest": "0"},
+    manifest = RunManifest(
+        model=ModelRecord(name, "0", "float32", architecture=name.split("-")[0], n_layers=n_layers),
+        config=AnalysisConfig(norm),
+        samples=SampleSet(samples, "0"),
     )
     return Run(join_samples(datasets), manifest)

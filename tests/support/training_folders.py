@@ -10,7 +10,7 @@ import numpy as np
 
 from layerlens.results import RunFolder
 from layerlens.results.training_log import HIGH, LOW
-from layerlens.storage.manifest import make_manifest
+from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
 
 
 def write_training(
@@ -71,11 +71,11 @@ def write_training(
             for name, value in [item for item in row.items() if item[0] != "step" and not item[0].startswith("drift/")]:
                 row |= {name + LOW: None if value is None else value - 0.1, name + HIGH: None if value is None else value + 0.2}
             rows.append(row)
-            run = make_manifest(
-                {"name": "tiny-qwen3", "n_layers": layers},
-                {"norm": "none", "temperature": 1.0, "kl_from_layer": watched},
-                {"count": 16, "digest": "0"},
+            run = RunManifest(
+                model=ModelRecord("tiny-qwen3", "0", "float32", n_layers=layers),
+                config=AnalysisConfig("none", kl_from_layer=watched),
+                samples=SampleSet(16, "0"),
             )
-            RunFolder.create(folder / "monitor" / f"step-{step:06d}", run)
+            RunFolder.begin(folder / "monitor" / f"step-{step:06d}", run)
         (folder / "monitor" / "summary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

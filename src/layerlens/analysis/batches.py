@@ -1,16 +1,16 @@
-"""One analysis as work to be done: which samples in which batches, and what a batch leaves behind."""
+"""The work of one analysis: its fixed batches of samples, and what running one of them gives."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from jaxtyping import Float, Int
 
 from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
@@ -19,12 +19,24 @@ from layerlens.models.generation import Generation, generate_responses
 from layerlens.models.lens import LensModel
 from layerlens.prompts.sample import Sample
 from layerlens.results import SampleResult, sample_dataset
-from layerlens.storage.manifest import make_manifest
+from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings
+
+Array = np.ndarray
+Advance = Callable[[int, int], None]
+"""Takes the numbers of samples and tokens that have been finished, for a progress bar."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One analysis: what to do with which samples, and in which fixed batches."""
+class Analysis:
+    """One analysis: what to measure of which samples, in which fixed batches.
+
+    Attributes:
+        samples: each with an id.
+        generate: how responses are sampled for prompts without one; None analyses prompts as they stand.
+        batch_tokens: padded tokens of a batch at most.
+        tokens_per_sample, precision: as in `analyze`.
+        device: name of the card or processor that decodes.
+    """
 
     model: LensModel
     samples: Sequence[Sample]
@@ -33,10 +45,11 @@ class Job:
     batch_tokens: int
     tokens_per_sample: int | Literal["auto"] | None = None
     precision: float | None = None
+    device: str | None = None
 
     @property
     def batches(self) -> list[list[int]]:
-        """Sample numbers in order, as many to a batch as fit `batch_tokens` when padded; at least one."""
+        """Sample numbers in order; each batch holds as many samples as fit `batch_tokens` when padded, and at least one."""
         new = self.generate.max_new_tokens if self.generate else 0
         batches: list[list[int]] = []
         width = 0
@@ -50,123 +63,110 @@ class Job:
         return batches
 
     def run(
-        self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, advance: Any
+        self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, advance: Advance
     ) -> Iterator[tuple[int, xr.Dataset]]:
-        """Runs a batch, and gives the results of the samples in it that are wanted.
+        """Runs a batch, and yields number and data set of those of its samples that are wanted.
+
+        The whole batch always runs: its composition is part of what makes a resumed run the same to the last bit.
 
         Args:
-            tokens: decode up to so many response tokens of each sample; None decodes every row.
-            earlier: the batch with half of them decoded, to which the others are added; None begins.
+            tokens: decode up to this many response tokens of each sample; None decodes every row.
+            earlier: the batch's data sets with half of `tokens` decoded, to which the other half is added; None starts anew.
+            advance: is told of finished samples and tokens.
         """
-        samples = self._texts(batch, earlier)
+        samples = self._with_responses(batch, earlier)
         rows = [self._rows(sample) for sample in samples]
         draws = [self._draw(*each, tokens) for each in zip(batch, samples, rows, strict=True)]
         new = [drawn for drawn, _ in draws]
         if earlier is not None and tokens is not None:
             before = [self._draw(*each, tokens // 2)[0] for each in zip(batch, samples, rows, strict=True)]
             new = [np.setdiff1d(now, then) for now, then in zip(new, before, strict=True)]
-        measured = self._measure(batch, samples, rows, new, whole=earlier is None)
+        measured = self._measure(samples, rows, new, first_round=earlier is None)
         advance(len(wanted), sum(len(sample.token_ids) for sample in samples))
         for place, index in enumerate(batch):
             if index in wanted:
-                values = measured[place] if earlier is None else _merge(earlier[place], new[place], measured[place])
+                values = measured[place] if earlier is None else _merge_rows(earlier[place], new[place], measured[place])
                 yield index, sample_dataset(self._result(index, samples[place], *draws[place], values), self._attrs(tokens))
 
-    def _texts(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None) -> list[Sample]:
-        """The samples with their responses: those that an earlier round has drawn, or drawn now."""
+    def manifest(self) -> RunManifest:
+        """What this analysis measures, on what; a folder holds one manifest."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}\n".encode())
+        return RunManifest(
+            model=self.model.record(),
+            config=AnalysisConfig(
+                **asdict(self.plan),
+                generate=SamplingSettings(**asdict(self.generate)) if self.generate else None,
+                tokens_per_sample=self.tokens_per_sample,
+                precision=self.precision,
+            ),
+            samples=SampleSet(len(self.samples), digest.hexdigest()[:16]),
+            batch_tokens=self.batch_tokens,
+            device=self.device,
+        )
+
+    def _with_responses(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None) -> list[Sample]:
+        """The batch's samples with their responses: sampled now, or kept by an earlier round."""
         samples = [self.samples[index] for index in batch]
         if self.generate is None:
             return samples
         if earlier is None:
             return generate_responses(self.model, samples, self.generate, batch)
-        ids = [str(sample["sample_token_ids"].values[0]).split() for sample in earlier]
-        return [replace(sample, token_ids=[int(i) for i in text]) for sample, text in zip(samples, ids, strict=True)]
+        return [replace(sample, token_ids=kept["text_token_id"].values.tolist()) for sample, kept in zip(samples, earlier, strict=True)]
 
-    def _draw(self, index: int, sample: Sample, rows: Tensor, tokens: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The rows to decode, and how many each stands for."""
-        return (rows.numpy(), None) if tokens is None else draw_rows(rows.numpy(), sample.in_response[rows.numpy()], tokens, index)
+    def _rows(self, sample: Sample) -> Int[Array, " rows"]:
+        """Positions of the rows that count as measured: all, or those that predict a response token."""
+        return np.arange(len(sample.token_ids)) if self.plan.rows == "all" else np.flatnonzero(sample.in_response)
+
+    def _draw(
+        self, index: int, sample: Sample, rows: Int[Array, " rows"], tokens: int | None
+    ) -> tuple[Int[Array, " drawn"], Float[Array, " drawn"] | None]:
+        """The rows to decode, and how many rows each of them stands for (None: each for itself)."""
+        return (rows, None) if tokens is None else draw_rows(rows, sample.in_response[rows], tokens, index)
 
     def _measure(
-        self, batch: Sequence[int], samples: Sequence[Sample], rows: Sequence[Tensor], new: Sequence[np.ndarray], whole: bool
-    ) -> list[Mapping[str, np.ndarray]]:
-        """The metrics at the new rows of each sample, with those of the whole text if wanted; texts without new rows do not run."""
-        active = [place for place in range(len(batch)) if len(new[place])]
-        plan = self.plan if whole else replace(self.plan, metrics=tuple(name for name in self.plan.metrics if name != "similarity"))
-        parts: list[Mapping[str, np.ndarray]] = [{} for _ in batch]
+        self, samples: Sequence[Sample], rows: Sequence[Int[Array, " _"]], new: Sequence[Int[Array, " _"]], first_round: bool
+    ) -> list[Mapping[str, Array]]:
+        """Metrics at the new rows of each sample, and in the first round similarity over all rows; a text without new rows does not run."""
+        active = [place for place in range(len(samples)) if len(new[place])]
+        plan = self.plan if first_round else self.plan.without("similarity")
+        parts: list[Mapping[str, Array]] = [{} for _ in samples]
         if active:
             ids = [torch.tensor(samples[place].token_ids) for place in active]
             keep = [torch.from_numpy(new[place]) for place in active]
             names = [samples[place].name for place in active]
-            for place, part in zip(
-                active, measure_batch(self.model, ids, keep, plan, names, [rows[place] for place in active]), strict=True
-            ):
+            all_rows = [torch.from_numpy(rows[place]) for place in active]
+            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, names, all_rows), strict=True):
                 parts[place] = part
         return parts
-
-    def manifest(self) -> dict[str, Any]:
-        model, config = self.model, self.model.parts.model.config
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}\n".encode())
-        return make_manifest(
-            model={
-                "name": model.name,
-                "revision": model.revision,
-                "fingerprint": model.fingerprint,
-                "architecture": config.model_type,
-                "dtype": str(model.parts.dtype).removeprefix("torch."),
-                "n_layers": model.n_layers,
-                "d_model": model.parts.unembedding.shape[1],
-                "vocabulary": model.parts.unembedding.shape[0],
-            },
-            config={
-                **asdict(self.plan),
-                "sites": list(self.plan.sites),
-                "layers": list(self.plan.layers),
-                "metrics": list(self.plan.metrics),
-                "generate": asdict(self.generate) if self.generate else None,
-                **({} if self.tokens_per_sample is None else {"tokens_per_sample": self.tokens_per_sample, "precision": self.precision}),
-            },
-            samples={"count": len(self.samples), "digest": digest.hexdigest()[:16]},
-            batch_tokens=self.batch_tokens,
-        )
 
     def _attrs(self, tokens: int | None) -> Mapping[str, Any]:
         attrs = {"model": self.model.name, "norm": self.plan.norm, "temperature": self.plan.temperature, "rows": self.plan.rows}
         more = {"kl_from_layer": self.plan.kl_from_layer, "tokens_per_sample": tokens}
         return {**attrs, **{name: value for name, value in more.items() if value is not None}}
 
-    def _rows(self, sample: Sample) -> Tensor:
-        position = torch.arange(len(sample.token_ids))
-        return position if self.plan.rows == "all" else position[torch.from_numpy(sample.in_response)]
-
     def _result(
-        self, index: int, sample: Sample, rows: np.ndarray, weight: np.ndarray | None, values: Mapping[str, np.ndarray]
+        self, index: int, sample: Sample, rows: Int[Array, " drawn"], weight: Float[Array, " drawn"] | None, values: Mapping[str, Array]
     ) -> SampleResult:
-        ids = np.asarray(sample.token_ids)[rows]
         tokenizer = self.model.tokenizer
-        text = [str(i) for i in ids] if tokenizer is None else [tokenizer.decode([i]) for i in ids.tolist()]
+        decode = str if tokenizer is None else lambda token: tokenizer.decode([token])
         return SampleResult(
             index=index,
-            id=sample.name,
-            position=rows,
-            token_id=ids,
-            token_text=text,
-            in_response=sample.in_response[rows],
+            sample=sample,
+            rows=rows,
+            token_text=[decode(sample.token_ids[row]) for row in rows.tolist()],
             layers=self.plan.layers,
             sites=self.plan.sites,
             modules=self.plan.modules,
             text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids)),
-            ground_truth=sample.ground_truth or "",
-            weight=weight,
-            token_ids=sample.token_ids,
-            response_start=sample.response_start,
             values=values,
+            weight=weight,
         )
 
 
-def _merge(earlier: xr.Dataset, new: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Everything that is known of a sample: its earlier rows and the new ones, by position, and what is of the whole text."""
+def _merge_rows(earlier: xr.Dataset, new: Int[Array, " new"], values: Mapping[str, Array]) -> dict[str, Array]:
+    """A sample's earlier rows and its new ones, by position; metrics of the whole text as they were."""
     known = {str(name): variable for name, variable in earlier.data_vars.items()}
     order = np.concatenate([earlier["position"].values, new]).argsort()
     return {

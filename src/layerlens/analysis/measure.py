@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.analysis.plan import FIELDS, Plan
+from layerlens.analysis.plan import READOUT_FIELDS, Plan
 from layerlens.decode import readout
 from layerlens.errors import ReadoutError
 from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, stream_cosine
@@ -19,14 +19,14 @@ from layerlens.models.lens import LensModel
 from layerlens.types import SITES, STREAM_SITES, Module, Norm, Site
 
 BUFFER_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""States that wait to go through the vocabulary together, by device type."""
+"""Bytes of states that are collected before they go through the vocabulary together, by device type."""
 
 WINDOW_BYTES = 256 << 20
-"""Residual states of all layers, float32, that similarity may hold at once; a longer text is run again window by window."""
+"""Bytes of residual states of all layers, in float32, that similarity may hold at once; a longer text runs again window by window."""
 
 
 class _Batch:
-    """Token ids padded on the right, and which of the padded rows are wanted."""
+    """Token ids padded on the right, and the rows of them that are wanted."""
 
     def __init__(self, ids: Sequence[Int[Tensor, " _"]], keep: Sequence[Int[Tensor, " _"]], names: Sequence[str]):
         self.ids = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
@@ -43,8 +43,8 @@ class _Batch:
         """The wanted rows of padded states, [n, d]."""
         return states.flatten(0, 1).index_select(0, self.flat.to(states.device))
 
-    def whose(self, row: int) -> str:
-        """The text and position that a wanted row belongs to, in words."""
+    def describe_row(self, row: int) -> str:
+        """Which token of which sample a wanted row is, in words."""
         number = int(np.searchsorted(self.cuts, row, side="right")) - 1
         return f"token {int(self.keep[number][row - self.cuts[number]])} of sample {self.names[number]}"
 
@@ -56,16 +56,22 @@ def measure_batch(
     keep: Sequence[Int[Tensor, " _"]],
     plan: Plan,
     names: Sequence[str],
-    whole: Sequence[Int[Tensor, " _"]] | None = None,
+    similarity_rows: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Every metric of the plan at the rows to keep, for each text on its own; texts do not see each other or the padding.
+    """Every metric of the plan, for each text by itself; texts see neither each other nor the padding.
 
-    Similarity needs no vocabulary and is over the rows in `whole`, by default the same.
+    Args:
+        ids: token ids of each text.
+        keep: positions of the rows to measure in each text.
+        names: what errors call each text.
+        similarity_rows: positions of the rows that similarity is over, which needs no vocabulary; by default `keep`.
 
-    Raises ReadoutError naming text, token, layer and site where a state has no policy.
+    Returns arrays by metric for each text, rows in front.
+
+    Raises ReadoutError naming text, token, layer and site if a state has no policy (NaN or infinite logits).
     """
     batch = _Batch(ids, keep, names)
-    wide = batch if whole is None else _Batch(ids, whole, names)
+    wide = batch if similarity_rows is None else _Batch(ids, similarity_rows, names)
     anchors, held = _first_pass(model, batch, wide, plan)
     values = _decode(model, batch, plan, anchors) if plan.decoded or plan.top_k or plan.modules else {}
     parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
@@ -83,16 +89,16 @@ def measure_batch(
 def _first_pass(
     model: LensModel, batch: _Batch, wide: _Batch, plan: Plan
 ) -> tuple[dict[str, Tensor], Float[Tensor, "layers rows d"] | None]:
-    """What must be known before anything is decoded: the states of the policies that all others are compared with.
+    """The anchors: vectors of the policies that all others are compared with, which must be known before anything is decoded.
 
-    In the same pass, the residual states of all layers for similarity, if they are few enough to hold.
+    The same pass collects the residual states of all layers for similarity, if they fit WINDOW_BYTES (else None).
     """
     wanted: dict[str, LayerSite] = {}
     if {"kl_to_final", "agrees"} & set(plan.metrics):
         wanted["final"] = (model.n_layers, "resid_post")
     if plan.kl_from_layer is not None:
         wanted["reference"] = (plan.kl_from_layer, "resid_post")
-    holding = "similarity" in plan.metrics and len(wide.flat) <= _window(model, plan)
+    holding = "similarity" in plan.metrics and len(wide.flat) <= _window_rows(model, plan)
     residual: set[LayerSite] = {(layer, "resid_post") for layer in plan.layers} if holding else set()
     places = set(wanted.values()) | residual
     if not places:
@@ -116,7 +122,7 @@ def _first_pass(
 def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     decoding = bool(plan.decoded or plan.top_k)
     asked: set[LayerSite] = {(layer, site) for layer in plan.layers for site in plan.sites} if decoding else set()
-    # H^(l-1) leaves one block and enters the next: it is decoded once
+    # H^(l-1) leaves one block and enters the next: decode it once
     twins: dict[LayerSite, LayerSite] = {
         (layer, "resid_pre"): (layer - 1, "resid_post")
         for layer, site in asked
@@ -124,30 +130,30 @@ def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tens
     }
     decode = asked - twins.keys()
     streams = {(layer, site) for layer in plan.layers for module in plan.modules for site in STREAM_SITES[module]}
-    sink = _Sink(model, batch, plan, anchors)
+    decoder = _Decoder(model, batch, plan, anchors)
     held: dict[LayerSite, Tensor] = {}
 
     def on_state(layer: int, site: Site, states: Tensor) -> None:
         rows = batch.rows(states)
         if (layer, site) in decode:
-            sink.put(layer, site, rows)
+            decoder.add(layer, site, rows)
         if (layer, site) in streams:
             held[layer, site] = rows
             for module, (output, stream) in STREAM_SITES.items():
                 if {(layer, output), (layer, stream)} <= held.keys() and site in (output, stream):
-                    sink.put_stream(layer, module, stream_cosine(held.pop((layer, output)), held.pop((layer, stream))))
+                    decoder.add_stream_cosine(layer, module, stream_cosine(held.pop((layer, output)), held.pop((layer, stream))))
 
     # states come in the order of the sites, so that a module's stream is there before its output is
     places = sorted(decode | streams, key=lambda place: (place[0], SITES.index(place[1])))
     model.forward(batch.ids, places, on_state)
-    sink.flush()
+    decoder.flush()
     for (layer, site), (from_layer, from_site) in twins.items():
-        sink.copy(layer, site, from_layer, from_site)
-    return sink.values
+        decoder.copy(layer, site, from_layer, from_site)
+    return decoder.values
 
 
-class _Sink:
-    """Takes states in the order they come, decodes them in stacks of bounded size, and keeps the numbers."""
+class _Decoder:
+    """Decodes states in the order they come, in stacks of bounded size, and keeps the numbers."""
 
     def __init__(self, model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]):
         self.model, self.batch, self.plan, self.anchors = model, batch, plan, anchors
@@ -165,13 +171,13 @@ class _Sink:
         if plan.modules:
             self.values["stream_cosine"] = np.zeros((n, len(plan.layers), len(plan.modules)), np.float32)
 
-    def put(self, layer: int, site: Site, rows: Tensor) -> None:
+    def add(self, layer: int, site: Site, rows: Tensor) -> None:
         self.waiting.append(((layer, site), self.model.normalise(rows, self.plan.norm)))
         size = sum(states.numel() * 4 for _, states in self.waiting)
         if size >= BUFFER_BYTES.get(rows.device.type, BUFFER_BYTES["cpu"]):
             self.flush()
 
-    def put_stream(self, layer: int, module: Module, cosine: Tensor) -> None:
+    def add_stream_cosine(self, layer: int, module: Module, cosine: Tensor) -> None:
         self.values["stream_cosine"][:, self.plan.layers.index(layer), self.plan.modules.index(module)] = cosine.cpu().numpy()
 
     def flush(self) -> None:
@@ -182,11 +188,12 @@ class _Sink:
             read = readout(
                 torch.stack([states.to(device) for _, states in self.waiting]),
                 self.unembedding,
-                want=[FIELDS[name] for name in self.plan.decoded],
+                want=[READOUT_FIELDS[name] for name in self.plan.decoded],
                 targets=self.batch.targets,
                 final=self.anchors.get("final"),
                 reference=self.anchors.get("reference"),
                 top_k=self.plan.top_k,
+                backend=self.plan.backend,
             )
         except ReadoutError as error:
             (layer, site), _ = self.waiting[error.stack]
@@ -194,7 +201,7 @@ class _Sink:
                 kl_from = self.plan.kl_from_layer if error.anchor == "reference" else None
                 layer, site = kl_from or self.model.n_layers, "resid_post"
             raise ReadoutError(
-                f"layer {layer}, {site}: NaN or infinite logits at {self.batch.whose(error.row)}, so the state has no policy; "
+                f"layer {layer}, {site}: NaN or infinite logits at {self.batch.describe_row(error.row)}, so the state has no policy; "
                 "try another dtype (bfloat16 or float32 in place of float16), or check the weights",
                 error.stack,
                 error.row,
@@ -203,7 +210,7 @@ class _Sink:
         for stack, ((layer, site), _) in enumerate(self.waiting):
             at = self._place(layer, site)
             for name in self.plan.decoded:
-                self.values[name][at] = getattr(read, FIELDS[name])[stack].cpu().numpy()
+                self.values[name][at] = getattr(read, READOUT_FIELDS[name])[stack].cpu().numpy()
             if self.plan.top_k:
                 assert read.top_ids is not None
                 assert read.top_probs is not None
@@ -221,7 +228,7 @@ class _Sink:
 
 
 def _similarity(windows: Iterable[Float[Tensor, "layers window d"]], n: int) -> dict[str, np.ndarray]:
-    """Cosine similarity and CKA of resid_post between layers over the `n` kept rows of one text, each [1, layers, layers]."""
+    """Cosine similarity and CKA of resid_post between layers, over `n` rows of one text that come in windows; each [1, layers, layers]."""
     spread = torch.linspace(0, n - 1, min(CKA_TOKENS, n)).round().long()
     cosines, picked, start = [], [], 0
     for states in windows:
@@ -233,16 +240,16 @@ def _similarity(windows: Iterable[Float[Tensor, "layers window d"]], n: int) -> 
     return {name: matrix.float().cpu().numpy()[None] for name, matrix in matrices.items()}
 
 
-def _window(model: LensModel, plan: Plan) -> int:
-    """How many rows of all layers' states may be held at once."""
+def _window_rows(model: LensModel, plan: Plan) -> int:
+    """The number of rows whose states at all layers fit WINDOW_BYTES."""
     return max(1, WINDOW_BYTES // (4 * model.parts.unembedding.shape[1] * len(plan.layers)))
 
 
 def _windows(model: LensModel, ids: Tensor, keep: Tensor, plan: Plan) -> Iterator[Float[Tensor, "layers window d"]]:
-    """The residual states of a text too long to hold, one forward pass per window of its rows."""
+    """The residual states of a text that is too long to hold them all, one forward pass per window of its rows."""
     device = model.parts.unembedding.device
     places: list[LayerSite] = [(layer, "resid_post") for layer in plan.layers]
-    for rows in torch.split(keep, _window(model, plan)):
+    for rows in torch.split(keep, _window_rows(model, plan)):
         kept: list[Tensor] = []
 
         def keep_rows(_layer: int, _site: Site, states: Tensor, rows: Tensor = rows, kept: list[Tensor] = kept) -> None:

@@ -1,25 +1,25 @@
-"""Prompts to a Run, as a stream: sample responses, run the model with hooks, decode what passes, keep a few numbers each."""
+"""Prompts to a Run: sample responses, run the model with hooks, decode what passes, keep a few numbers each."""
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from layerlens.analysis.batches import Job
+from layerlens.analysis.batches import Advance, Analysis
 from layerlens.analysis.plan import Plan
-from layerlens.analysis.stopping import resolve_draw, until_stopped
-from layerlens.errors import PromptError, SelectionError
+from layerlens.analysis.stopping import resolve_draw, run_until_stopped
+from layerlens.decode.choose import processor_name, resolve_backend
+from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.models.generation import Generation, require_room
 from layerlens.models.lens import LensModel
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
+from layerlens.storage.shared_work import share_work
 from layerlens.types import Norm, Rows, resolve_layers, resolve_metrics, resolve_norm, resolve_sites
-
-WAIT_SECONDS = 0.2
-"""How often to look again for batches that another process is working on."""
 
 
 def analyze(
@@ -38,6 +38,7 @@ def analyze(
     precision: float | None = None,
     generate: Generation | None = None,
     out: str | Path | None = None,
+    backend: str = "auto",
     batch_tokens: int = 8192,
     progress: bool | None = None,
 ) -> Run:
@@ -48,41 +49,89 @@ def analyze(
         samples: from `read_prompts`, or made by hand.
         sites: "all" or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post.
         layers: "all" or any of 1...L.
-        metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine (DEFINITIONS, "Metrics").
+        metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine (docs/definitions.md).
         norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens).
         rows: "all", or "response" to decode only the rows that predict a response token.
         temperature: divides the logits of every policy.
-        kl_from_layer: also measure KL(π of this layer's resid_post ‖ π) everywhere.
-        top_k: also keep so many of the most likely tokens everywhere.
-        tokens_per_sample: decode at most so many response rows of each sample (and, with rows="all", as many of its other rows),
-            drawn at random without replacement: the draw depends on the sample's number alone, so it is the same in any batch,
-            process and model. Means stay unbiased, with both weightings; intervals hold the error of the draw. Similarity is over
-            all rows all the same, as it needs no vocabulary. "auto" doubles the draw until it is enough (see `precision`), every row
-            is decoded, or all the rest would take less than a tenth off the interval because the samples differ too much.
-        precision: what "auto" must reach: 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS of at
-            most this half-width, nats. By default one layer that `select_layer` chooses (or none) in 95% of resamples.
-        generate: how to sample responses for prompts that have none; None analyses them as they stand.
-        out: folder to keep the run in. A run that was stopped goes on where it was, several processes can fill one folder, and
-            one that holds another configuration is refused. None keeps the run in memory alone.
-        batch_tokens: padded tokens in one forward pass; it changes memory and speed, and results by no more than rounding.
-        progress: whether to show a progress bar; by default where there is a terminal.
+        kl_from_layer: also measure KL(π of this layer's resid_post ‖ π) at every layer and site.
+        top_k: also keep this many of the most likely tokens at every layer and site.
+        tokens_per_sample: decode at most this many response rows of each sample (and, with rows="all", at most as many of its
+            other rows), drawn at random without replacement. The draw depends on the sample's number alone, so it is the same in
+            any batch, process and model. Means stay unbiased under both weightings, and intervals include the error of the draw.
+            Similarity still uses all rows, since it needs no vocabulary. "auto" doubles the number until the goal is reached (see
+            `precision`), until every row is decoded, or until decoding all other rows would narrow the interval by less than a
+            tenth because the samples differ too much.
+        precision: the goal of "auto": 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS with
+            at most this half-width, nats. By default the goal is that `select_layer` gives one answer in 95% of resamples.
+        generate: how to sample responses for prompts without one; None analyses prompts as they stand.
+        out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
+            folder that holds another configuration is refused. None keeps the run in memory alone.
+        backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes what is fastest on this
+            machine, or what the folder was begun with. A run is computed by one backend throughout, and the manifest names it.
+        batch_tokens: padded tokens in one forward pass; the number changes memory and speed, and results by no more than rounding.
+        progress: whether to show a progress bar; by default only on a terminal.
 
     Returns:
-        The Run, complete. After "auto", `manifest["readout"]` says how many rows were decoded, by what rule, and what was reached.
+        The Run, complete. After "auto", `manifest.stopping` says how many rows were decoded, which rule stopped, and the width
+        that was reached.
 
     Raises:
         PromptError: no samples, or one that does not fit the model's context or vocabulary (before anything runs).
-        SelectionError: an unknown site, layer, metric or norm, or "auto" without what it judges by.
+        SelectionError: an unknown site, layer, metric, norm or backend, a backend that cannot be had here, or "auto" without
+            the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
-        RunError: `out` can not be used.
+        RunError: `out` cannot be used.
     """
+    chosen = _checked_samples(samples)
+    plan = _resolved_plan(model, sites, layers, metrics, norm, rows, temperature, kl_from_layer, top_k)
+    draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
+    require_room(model, chosen, 0 if generate is None else generate.max_new_tokens)
+    if rows == "response":
+        _require_response_rows(chosen, generate)
+    device = processor_name(model.parts.unembedding.device)
+    analysis = Analysis(model, chosen, plan, generate, batch_tokens, draw, precision, device)
+    analysis, store = _open_store(analysis, out, backend)
+
+    def run_round(tokens: int | None) -> Run | None:
+        title = f"analysing {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
+        with progress_bar(title, len(chosen), "tokens", progress) as advance:
+            _fill(store, analysis, tokens, advance)
+        parts = [store.read(index) for index in range(len(chosen))]
+        # if another process has gone on to the next round, it has judged this one already
+        further = tokens is not None and any(part.attrs["tokens_per_sample"] > tokens for part in parts)
+        return None if further else Run(join_samples(parts), store.manifest(), store.path)
+
+    if draw != "auto":
+        run = run_round(draw)
+        assert run is not None
+        return run
+    run, stopping = run_until_stopped(run_round, precision)
+    store.conclude(stopping)
+    return Run(run.data, store.manifest(), store.path)
+
+
+def _checked_samples(samples: Iterable[Sample]) -> list[Sample]:
+    """The samples as a list, each with an id. Raises PromptError if there are none, or one is no Sample."""
     chosen = list(samples)
     if not chosen:
         raise PromptError("there are no samples to analyse")
     stranger = next((item for item in chosen if not isinstance(item, Sample)), None)
     if stranger is not None:
         raise PromptError(f"samples must be Samples, got {type(stranger).__name__}: read_prompts makes them of files and texts")
-    chosen = named(chosen)
+    return named(chosen)
+
+
+def _require_response_rows(samples: Sequence[Sample], generate: Generation | None) -> None:
+    silent = next((sample for sample in samples if not sample.in_response.any() and (sample.has_response or generate is None)), None)
+    if silent is not None:
+        raise PromptError(f"prompt {silent.name} has no response token to decode; pass generate= or rows='all'")
+
+
+def _resolved_plan(
+    model: LensModel, sites: Any, layers: Any, metrics: Any, norm: str, rows: Rows, temperature: float, kl_from_layer: int | None,
+    top_k: int,
+) -> Plan:  # fmt: skip
+    """What to measure, every argument of `analyze` checked. Raises SelectionError on one that makes no sense."""
     if rows not in ("all", "response"):
         raise SelectionError(f"rows must be 'all' or 'response', got {rows!r}")
     if not temperature > 0:
@@ -91,12 +140,7 @@ def analyze(
         resolve_layers(kl_from_layer, model.n_layers)
     if top_k < 0:
         raise SelectionError(f"top_k must be 0 or more, got {top_k}")
-    require_room(model, chosen, 0 if generate is None else generate.max_new_tokens)
-    if rows == "response":
-        silent = next((sample for sample in chosen if not sample.in_response.any() and (sample.has_response or generate is None)), None)
-        if silent is not None:
-            raise PromptError(f"prompt {silent.name} has no response token to decode; pass generate= or rows='all'")
-    plan = Plan(
+    return Plan(
         sites=resolve_sites(sites),
         layers=resolve_layers(layers, model.n_layers),
         metrics=resolve_metrics(metrics),
@@ -106,57 +150,57 @@ def analyze(
         kl_from_layer=kl_from_layer,
         top_k=top_k,
     )
-    draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
-    job = Job(model, chosen, plan, generate, batch_tokens, draw, precision)
-    store: RunFolder | RunMemory = RunMemory(job.manifest()) if out is None else RunFolder.create(out, job.manifest())
-
-    def filled(tokens: int | None) -> Run | None:
-        title = f"analysing {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
-        with progress_bar(title, len(chosen), "tokens", progress) as advance:
-            _fill(store, job, tokens, advance)
-        parts = [store.read(index) for index in range(len(chosen))]
-        # where another process has gone on to the next round, it has judged this one already
-        further = tokens is not None and any(part.attrs["tokens_per_sample"] > tokens for part in parts)
-        return None if further else Run(join_samples(parts), store.manifest(), store.path)
-
-    if draw != "auto":
-        run = filled(draw)
-        assert run is not None
-        return run
-    run, readout = until_stopped(filled, precision)
-    store.conclude(readout=readout)
-    return Run(run.data, store.manifest(), store.path)
 
 
-def _fill(store: RunFolder | RunMemory, job: Job, tokens: int | None, advance: Any) -> None:
-    """Works through the batches that nobody has done and nobody else is doing, until all samples are there.
+def _open_store(analysis: Analysis, out: str | Path | None, backend: str) -> tuple[Analysis, RunFolder | RunMemory]:
+    """The analysis with a concrete backend, and where its results go. "auto" is what a folder was begun with, if it was begun."""
+    if out is None:
+        analysis = _with_backend(analysis, backend)
+        return analysis, RunMemory(analysis.manifest())
+    folder = RunFolder(out)
+    begun_with = folder.backend()
+    analysis = _with_backend(analysis, begun_with or backend if backend == "auto" else backend)
+    try:
+        folder = RunFolder.begin(out, analysis.manifest())
+    except RunError:
+        # another process may have begun the folder meanwhile, with what is fastest on its machine
+        if backend != "auto" or folder.backend() in (None, analysis.plan.backend):
+            raise
+        analysis = _with_backend(analysis, str(folder.backend()))
+        folder = RunFolder.begin(out, analysis.manifest())
+    device = folder.manifest().device
+    if device != analysis.device:
+        warnings.warn(
+            f"{folder.path} was begun on {device}; what {analysis.device} adds agrees with it to rounding, not to the last bit",
+            stacklevel=3,
+        )
+    return analysis, folder
 
-    With `tokens`, until (up to) so many response tokens of each are decoded: half of them are there, or none.
+
+def _with_backend(analysis: Analysis, backend: str) -> Analysis:
+    plan, model = analysis.plan, analysis.model
+    needs = {"kl": "kl_to_final", "kl_from": "kl_from_layer", "agrees": "agrees"}
+    asked = {name: metric in plan.decoded for name, metric in needs.items()}
+    concrete = resolve_backend(model.unembedding(plan.temperature), model.parts.dtype, backend=backend, top_k=plan.top_k, **asked)
+    return replace(analysis, plan=replace(plan, backend=concrete))
+
+
+def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, advance: Advance) -> None:
+    """Works through the batches, shared with all processes that fill the folder, until all samples are there.
+
+    With `tokens`, until (up to) that many response tokens of each are decoded; half of them are already, or none.
     """
 
     def lacking(batch: Sequence[int]) -> list[int]:
         return [index for index in batch if not store.has(index, tokens)]
 
-    waiting = list(enumerate(job.batches))
-    for batch in job.batches:
+    def run(piece: tuple[int, list[int]]) -> None:
+        _, batch = piece
+        earlier = [store.read(index) for index in batch] if tokens and all(map(store.has, batch)) else None
+        for index, result in analysis.run(batch, lacking(batch), tokens, earlier, advance):
+            store.write(index, result)
+
+    batches = list(enumerate(analysis.batches))
+    for _, batch in batches:
         advance(len(batch) - len(lacking(batch)), 0)
-    while waiting:
-        left = []
-        for number, batch in waiting:
-            missing = lacking(batch)
-            if not missing:
-                continue
-            with store.claim(number) as mine:
-                if not mine:
-                    left.append((number, batch))
-                    continue
-                missing = lacking(batch)
-                if not missing:
-                    continue
-                earlier = [store.read(index) for index in batch] if all(map(store.has, batch)) and tokens else None
-                # a batch is always run whole: its composition is part of what makes a resumed run bit-for-bit the same
-                for index, result in job.run(batch, missing, tokens, earlier, advance):
-                    store.write(index, result)
-        if left and len(left) == len(waiting):
-            time.sleep(WAIT_SECONDS)
-        waiting = left
+    share_work(batches, claim=lambda piece: store.claim(f"{piece[0]:06d}"), is_done=lambda piece: not lacking(piece[1]), work=run)

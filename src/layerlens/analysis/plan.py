@@ -1,18 +1,18 @@
-"""What an analysis measures, resolved."""
+"""What an analysis measures, resolved and checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layerlens.types import READOUT_METRICS, STREAM_SITES, Module, Norm, Rows, Site
 
-FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
-"""Names of the metrics in a run, and in a readout."""
+READOUT_FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
+"""Names of metrics in a run, and of the fields of a Readout."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, resolved: every field as `analyze` documents it."""
+    """What to measure; fields as `analyze` documents its arguments, every "all" resolved. `backend` is a concrete one."""
 
     sites: tuple[Site, ...]
     layers: tuple[int, ...]
@@ -22,6 +22,7 @@ class Plan:
     temperature: float = 1.0
     kl_from_layer: int | None = None
     top_k: int = 0
+    backend: str = "auto"
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -33,3 +34,7 @@ class Plan:
         """Metrics that need the vocabulary."""
         names = tuple(name for name in READOUT_METRICS if name in self.metrics)
         return names if self.kl_from_layer is None else (*names, "kl_from_layer")
+
+    def without(self, metric: str) -> Plan:
+        """The same plan without a metric."""
+        return replace(self, metrics=tuple(name for name in self.metrics if name != metric))

@@ -1,10 +1,9 @@
-"""Which rows of a sample are decoded when not all are, and how many rows each of them stands for.
+"""The rows of a sample that are decoded when not all are, and how many rows each of them stands for.
 
-Response rows and the others are two strata. Within each, the rows drawn are those whose hash is smallest: a simple random
-sample without replacement, so that the mean of the rows drawn is unbiased for the mean of all, whatever their order or
-autocorrelation. The hash sees the sample's number and the row's position and nothing else: a row's place in the queue is the
-same in any batch, process or round, on any model, and whatever the length of the response; and of two draws from one
-sample the larger holds the smaller.
+Response rows and other rows are two strata. Within each stratum the drawn rows are those with the smallest hashes: a simple
+random sample without replacement, so the mean of the drawn rows is unbiased for the mean of all, whatever their order or
+autocorrelation. The hash sees only the sample's number and the row's position: a row's rank is the same in any batch, process
+or round, on any model, and at any length of the response; and of two draws from one sample the larger contains the smaller.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ Array = np.ndarray
 def draw_rows(
     rows: Int[Array, " rows"], in_response: Bool[Array, " rows"], most: int, index: int
 ) -> tuple[Int[Array, " drawn"], Float[Array, " drawn"]]:
-    """At most `most` of the rows (positions) that predict a response token and as many of the others, of sample number `index`.
+    """Draws at most `most` of the rows that predict a response token, and at most `most` of the other rows, of sample `index`.
 
-    Returns the rows drawn, in order, and the weight of each: rows of its stratum / rows drawn from it. So the weights of a
-    stratum add up to its rows.
+    `rows` are positions. Returns the drawn rows, in order, and the weight of each: rows of its stratum / rows drawn from that
+    stratum. So the weights of a stratum add up to its number of rows.
     """
     drawn, weight = [], []
     for stratum in (rows[in_response], rows[~in_response]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -128,13 +129,13 @@ def analyze_command(
     )
     tokens = run.data.sizes["token"]
     what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm}"
-    readout = run.manifest.get("readout")
+    stopping = run.manifest.stopping
     if as_json:
         answer = {"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm}
-        print_json(answer if readout is None else {**answer, "readout": readout})
+        print_json(answer if stopping is None else {**answer, "stopping": asdict(stopping)})
     else:
         print(f"{run.model}: {what} -> {out}")
-        if readout is not None:
-            spent = f"{readout['rows_decoded']:,} of {readout['rows']:,} tokens decoded, up to {readout['tokens_per_sample']} per sample"
-            print(f"{spent}: {readout['reason']}")
+        if stopping is not None:
+            spent = f"{stopping.rows_decoded:,} of {stopping.rows:,} tokens decoded, up to {stopping.tokens_per_sample} per sample"
+            print(f"{spent}: {stopping.reason}")
         print(f"next: layerlens plot {out}   layerlens select {out}")

@@ -66,5 +66,5 @@ def demo(
 
 
 def _answered(prompts: Sequence[Sample], run: Run) -> list[Sample]:
-    """The prompts with the responses that a run (of all rows) has sampled: its other norm is about the very same texts."""
-    return [replace(prompt, token_ids=run.sample(index)["token_id"].values.tolist()) for index, prompt in enumerate(prompts)]
+    """The prompts with the responses that a run has sampled, so that both norms measure the same texts."""
+    return [replace(prompt, token_ids=run.sample(index)["text_token_id"].values.tolist()) for index, prompt in enumerate(prompts)]

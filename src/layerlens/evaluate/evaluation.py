@@ -1,10 +1,9 @@
-"""Problems to an Evaluation: sample answers in batches, check them, keep every one, go on where a killed run stopped."""
+"""Problems to an Evaluation: sample answers in batches, check them, keep every one, continue where a killed run stopped."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,20 +11,21 @@ from typing import Any
 
 from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
-from layerlens.evaluate.folder import AnswerFolder, MemoryStore
+from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
 from layerlens.evaluate.result import Answer, Evaluation, Problem, Reward, name_of, score_texts
 from layerlens.models.generation import Generation
 from layerlens.models.lens import LensModel
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample
-from layerlens.storage.manifest import make_manifest
+from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelRecord, SampleSet, SamplingSettings
+from layerlens.storage.shared_work import share_work
 from layerlens.types import Norm, Site
 
-STREAMS = 1 << 20
-"""Random streams that each problem has: the most samples it can get. Sample j of problem i always draws from stream i * STREAMS + j."""
+Advance = Callable[[int, int], None]
+"""Takes the numbers of answers and tokens that have been finished, for a progress bar."""
 
-WAIT_SECONDS = 0.2
-"""How often to look again for problems that another process is working on."""
+STREAMS = 1 << 20
+"""Random streams of each problem, and so its largest number of samples. Sample j of problem i draws from stream i * STREAMS + j."""
 
 
 def evaluate(
@@ -47,15 +47,15 @@ def evaluate(
 
     Args:
         model: from `load` or `LensModel.wrap`, or an engine from `open_engine` (vLLM, say).
-        samples: prompts with ground truths, from `read_prompts`. A response that they hold is left out.
-        reward: TRL's signature, `f(completions, ground_truth) -> scores`; an answer is right where its score is above 0.5.
+        samples: prompts with ground truths, from `read_prompts`. Their responses, if any, are left out.
+        reward: TRL's signature, `f(completions, ground_truth) -> scores`; an answer is right if its score is above 0.5.
         generation: how answers are sampled; by default T = 1, top_p = 1 and 1024 tokens at most.
-        out: folder to keep every answer in. A run that was stopped goes on where it was and ends with the same answers; asking
-            for more samples later adds to those that are there; another configuration is refused. None keeps them in memory.
+        out: folder to keep every answer in. A run that was stopped continues there and ends with the same answers; asking for
+            more samples later adds to those that are there; another configuration is refused. None keeps answers in memory.
         name: what the problems are called in tables and figures.
-        layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the whole model.
+        layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the final policy.
         batch_size: answers sampled at once; it changes memory and speed, and results by no more than rounding.
-        progress: whether to show a progress bar; by default where there is a terminal.
+        progress: whether to show a progress bar; by default only on a terminal.
 
     Returns:
         The Evaluation, with the first `k` answers to every problem.
@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         PromptError: no problems, one without a ground truth, or one that does not fit the model's context.
         SelectionError: an unknown layer, site or norm, or a `k` or `batch_size` below 1.
-        RunError: `out` can not be used.
+        RunError: `out` cannot be used.
     """
     engine: Engine = LensEngine(model, layer, site, norm) if isinstance(model, LensModel) else model
     if not isinstance(model, LensModel) and layer is not None:
@@ -74,22 +74,22 @@ def evaluate(
         raise SelectionError(f"batch_size must be at least 1, got {batch_size}")
     if engine.tokenizer is None:
         raise PromptError("checking answers needs a tokenizer: wrap the model with one")
-    job = _Job(engine, _prompts(samples), reward, generation or Generation(), name)
-    engine.check(job.prompts, job.generation)
-    store: MemoryStore | AnswerFolder = MemoryStore()
-    manifest = job.manifest()
+    evaluation = EvaluationRun(engine, _prompts(samples), reward, generation or Generation(), name)
+    engine.check(evaluation.prompts, evaluation.generation)
+    store: AnswerMemory | AnswerFolder = AnswerMemory()
+    manifest = evaluation.manifest()
     if out is not None:
-        store = AnswerFolder.create(out, manifest, job.problems())
+        store = AnswerFolder.begin(out, manifest, evaluation.problems())
         manifest = store.manifest()
-    with progress_bar(f"{name}: {job.model_name}", k * len(job.prompts), "tokens", progress) as advance:
-        _fill(store, job, k, batch_size or engine.batch_size, advance)
-    return _collect(store, job.problems(), k, {**manifest, "task": name})
+    with progress_bar(f"{name}: {evaluation.model_name}", k * len(evaluation.prompts), "tokens", progress) as advance:
+        _fill(store, evaluation, k, batch_size or engine.batch_size, advance)
+    return _collect(store, evaluation.problems(), k, replace(manifest, task=name))
 
 
 def open_evaluation(folder: str | Path, k: int | None = None) -> Evaluation:
     """Reads an evaluation back, its first `k` answers to each problem (by default as many as were asked for last).
 
-    Raises RunError where the folder holds no evaluation or answers are still missing.
+    Raises RunError if the folder holds no evaluation, or if answers are still missing.
     """
     store = AnswerFolder(folder)
     manifest, problems, rounds = store.manifest(), store.problems(), store.rounds()
@@ -99,7 +99,7 @@ def open_evaluation(folder: str | Path, k: int | None = None) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class _Job:
+class EvaluationRun:
     """One evaluation: which prompts, who answers, how answers are checked."""
 
     engine: Engine
@@ -110,7 +110,7 @@ class _Job:
 
     @property
     def model_name(self) -> str:
-        return str(self.engine.describe()["name"])
+        return self.engine.describe()["name"]  # type: ignore[no-any-return]
 
     def run(self, wanted: Sequence[tuple[int, int]]) -> list[Answer]:
         """Answers to (problem, sample) pairs, drawn in one batch and checked."""
@@ -128,14 +128,17 @@ class _Job:
         decode = self.engine.tokenizer.decode
         return [{"id": prompt.id, "ground_truth": prompt.ground_truth, "prompt": decode(list(prompt.token_ids))} for prompt in self.prompts]
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> EvaluationManifest:
+        """Who answers what; a folder holds one manifest."""
         digest = hashlib.sha256()
         for prompt in self.prompts:
             digest.update(f"{prompt.token_ids} {prompt.id} {prompt.ground_truth}\n".encode())
-        return make_manifest(
-            model=self.engine.describe(),
-            config={**self.engine.policy(), "generate": asdict(self.generation), "reward": name_of(self.reward)},
-            samples={"count": len(self.prompts), "digest": digest.hexdigest()[:16]},
+        return EvaluationManifest(
+            model=ModelRecord(**self.engine.describe()),
+            config=EvaluationConfig(
+                **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=name_of(self.reward)
+            ),
+            samples=SampleSet(len(self.prompts), digest.hexdigest()[:16]),
             task=self.name,
         )
 
@@ -155,55 +158,69 @@ def _prompts(samples: Iterable[Sample]) -> list[Sample]:
     return prompts
 
 
-def _groups(problems: int, rounds: Sequence[int], batch_size: int) -> Iterator[list[tuple[str, list[int], list[range]]]]:
-    """The work of each round: groups of problems that one process takes, each with blocks of samples; group × block is a batch."""
+@dataclass(frozen=True)
+class Piece:
+    """Work that one process claims: a group of problems, and blocks of samples of each; group × block is a batch."""
+
+    name: str
+    problems: Sequence[int]
+    blocks: Sequence[range]
+
+    @property
+    def samples(self) -> range:
+        """All samples of the blocks together."""
+        return range(self.blocks[0].start, self.blocks[-1].stop)
+
+
+def _pieces(problems: int, rounds: Sequence[int], batch_size: int) -> Iterator[list[Piece]]:
+    """The work of each round; a batch holds at most `batch_size` answers."""
     for start, stop in pairwise([0, *rounds]):
         width = min(stop - start, batch_size)
         size = batch_size // width
         blocks = [range(first, min(first + width, stop)) for first in range(start, stop, width)]
         yield [
-            (f"group-{start}-{stop}-{first:06d}", list(range(first, min(first + size, problems))), blocks)
+            Piece(f"group-{start}-{stop}-{first:06d}", range(first, min(first + size, problems)), blocks)
             for first in range(0, problems, size)
         ]
 
 
-def _fill(store: MemoryStore | AnswerFolder, job: _Job, k: int, batch_size: int, advance: Any) -> None:
-    """Works through what nobody has done and nobody else is doing, until every problem has `k` answers."""
-    problems = range(len(job.prompts))
-    rounds = store.plan(k, len(problems))
-    advance(sum(len([sample for sample in store.read(problem) if sample < k]) for problem in problems), 0)
-    for groups in _groups(len(problems), rounds, batch_size):
-        waiting = groups
-        while waiting:
-            left = []
-            for name, group, blocks in waiting:
-                with store.claim(name) as mine:
-                    if not mine:
-                        left.append((name, group, blocks))
-                        continue
-                    for block in blocks:
-                        _do_batch(store, job, group, block, advance)
-            if left and len(left) == len(waiting):
-                time.sleep(WAIT_SECONDS)
-            waiting = left
+def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, k: int, batch_size: int, advance: Advance) -> None:
+    """Works through the pieces, shared with all processes that fill the folder, until every problem has `k` answers."""
+    n_problems = len(evaluation.prompts)
+
+    def is_done(piece: Piece) -> bool:
+        return all(set(piece.samples) <= store.read(problem).keys() for problem in piece.problems)
+
+    def work(piece: Piece) -> None:
+        for block in piece.blocks:
+            _sample_batch(store, evaluation, piece.problems, block, advance)
+
+    rounds = store.plan(k, n_problems)
+    advance(sum(sample < k for problem in range(n_problems) for sample in store.read(problem)), 0)
+    for pieces in _pieces(n_problems, rounds, batch_size):
+        share_work(pieces, claim=lambda piece: store.claim(piece.name), is_done=is_done, work=work)
 
 
-def _do_batch(store: MemoryStore | AnswerFolder, job: _Job, group: Sequence[int], block: range, advance: Any) -> None:
-    """Samples `block` of each problem in `group`, unless all of it is there."""
-    missing = {problem: [sample for sample in block if sample not in there] for problem in group for there in [store.read(problem)]}
+def _sample_batch(
+    store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, problems: Sequence[int], block: range, advance: Advance
+) -> None:
+    """Samples `block` of each of the problems, unless all of it is there.
+
+    The whole batch always runs: its composition is part of what makes a resumed run the same to the last bit.
+    """
+    missing = {problem: [sample for sample in block if sample not in there] for problem in problems for there in [store.read(problem)]}
     if not any(missing.values()):
         return
-    # always the whole batch: its composition is part of what makes a resumed run bit-for-bit the same
-    wanted = [(problem, sample) for problem in group for sample in block]
-    answers = dict(zip(wanted, job.run(wanted), strict=True))
-    for problem in group:
+    wanted = [(problem, sample) for problem in problems for sample in block]
+    answers = dict(zip(wanted, evaluation.run(wanted), strict=True))
+    for problem in problems:
         if missing[problem]:
             store.write(problem, {sample: answers[problem, sample] for sample in missing[problem]})
-    fresh = [(problem, sample) for problem in group for sample in missing[problem]]
+    fresh = [(problem, sample) for problem in problems for sample in missing[problem]]
     advance(len(fresh), sum(answers[pair].tokens for pair in fresh))
 
 
-def _collect(store: MemoryStore | AnswerFolder, rows: Sequence[dict[str, Any]], k: int, manifest: dict[str, Any]) -> Evaluation:
+def _collect(store: AnswerMemory | AnswerFolder, rows: Sequence[dict[str, Any]], k: int, manifest: EvaluationManifest) -> Evaluation:
     problems = []
     for index, row in enumerate(rows):
         answers = store.read(index)

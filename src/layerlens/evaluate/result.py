@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from layerlens.errors import LayerLensError, SelectionError
 from layerlens.evaluate.scores import pass_table
 from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.storage.manifest import EvaluationManifest
 
 Reward: TypeAlias = Callable[..., Sequence[float | None]]
 """`f(completions, ground_truth) -> scores`, TRL's signature."""
@@ -56,30 +57,30 @@ class Evaluation:
 
     Attributes:
         problems: in the order of the prompts.
-        manifest: what was run on what; `manifest["task"]` and `manifest["model"]["name"]` name it.
+        manifest: what was run on what; `manifest.task` and `manifest.model.name` name it.
         path: the folder it is kept in, or None.
     """
 
     problems: tuple[Problem, ...]
-    manifest: Mapping[str, Any]
+    manifest: EvaluationManifest
     path: Path | None = None
 
     @property
     def task(self) -> str:
-        return str(self.manifest["task"])
+        return self.manifest.task
 
     @property
     def model(self) -> str:
-        return str(self.manifest["model"]["name"])
+        return self.manifest.model.name
 
     @property
     def label(self) -> str:
         """The model, and the internal policy that answered if it was not the model's own."""
-        config = self.manifest["config"]
-        if config["layer"] is None:
+        config = self.manifest.config
+        if config.layer is None:
             return self.model
-        site = "" if config["site"] == "resid_post" else f" {config['site']}"
-        return f"{self.model} layer {config['layer']}{site} (norm: {config['norm']})"
+        site = "" if config.site == "resid_post" else f" {config.site}"
+        return f"{self.model} layer {config.layer}{site} (norm: {config.norm})"
 
     @property
     def n_samples(self) -> int:
@@ -98,8 +99,8 @@ class Evaluation:
         table = pass_table(self.correct, ks, level=level, resamples=resamples, seed=seed)
         table.insert(0, "model", self.label)
         table.insert(1, "task", self.task)
-        config = self.manifest["config"]["generate"]
-        return table.assign(problems=len(self.problems), samples=self.n_samples, temperature=config["temperature"], level=level)
+        temperature = self.manifest.config.generate.temperature
+        return table.assign(problems=len(self.problems), samples=self.n_samples, temperature=temperature, level=level)
 
     def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
         """Avg@K, the share of right answers, with the ends of its interval (NaN for a single problem)."""
@@ -163,7 +164,7 @@ class Evaluation:
         return {
             "model": self.model,
             "task": self.task,
-            **{key: self.manifest["config"][key] for key in ("layer", "site", "norm", "engine", "reward")},
+            **{key: getattr(self.manifest.config, key) for key in ("layer", "site", "norm", "engine", "reward")},
             "problems": len(self.problems),
             "samples": self.n_samples,
             f"avg@{self.n_samples}": estimate(*self.avg(level=level, resamples=resamples, seed=seed)),
@@ -181,8 +182,8 @@ class Evaluation:
             scores = score_texts(reward, [answer.text for answer in problem.answers], [problem.ground_truth] * len(problem.answers))
             answers = tuple(replace(answer, score=score) for answer, score in zip(problem.answers, scores, strict=True))
             problems.append(replace(problem, answers=answers))
-        config = {**self.manifest["config"], "reward": name_of(reward)}
-        return Evaluation(tuple(problems), {**self.manifest, "config": config})
+        config = replace(self.manifest.config, reward=name_of(reward))
+        return Evaluation(tuple(problems), replace(self.manifest, config=config))
 
 
 def estimate(mean: float, low: float, high: float) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ from layerlens.models.capture import OnState
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
+from layerlens.storage.manifest import ModelRecord
 from layerlens.types import SITES, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
@@ -70,6 +71,19 @@ class LensModel:
     def fingerprint(self) -> str:
         """A digest of the weights as they were when it was first asked for."""
         return self.parts.fingerprint()
+
+    def record(self) -> ModelRecord:
+        """What a manifest says of the model."""
+        return ModelRecord(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            dtype=str(self.parts.dtype).removeprefix("torch."),
+            revision=self.revision,
+            architecture=self.parts.model.config.model_type,
+            n_layers=self.n_layers,
+            d_model=self.parts.unembedding.shape[1],
+            vocabulary=self.parts.unembedding.shape[0],
+        )
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

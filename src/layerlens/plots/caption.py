@@ -81,7 +81,7 @@ def _norms(runs: Sequence[Run]) -> str:
 
 
 def _temperatures(runs: Sequence[Run]) -> str:
-    values = [float(run.manifest["config"].get("temperature") or 1.0) for run in runs]
+    values = [run.manifest.config.temperature for run in runs]
     return "" if set(values) == {1.0} else _each("T = ", [f"{value:g}" for value in values])
 
 
@@ -101,7 +101,7 @@ def _draws(runs: Sequence[Run]) -> str:
 
 
 def _samples(runs: Sequence[Run], counts: Sequence[int]) -> str:
-    totals = [int(run.manifest["samples"]["count"]) for run in runs]
+    totals = [run.manifest.samples.count for run in runs]
     shown = [f"{n}" if n == total else f"{n} of {total}" for n, total in zip(counts, totals, strict=True)]
     if len(set(shown)) > 1:
         return f"samples: {' / '.join(shown)}"

@@ -5,7 +5,6 @@ from layerlens.results.memory import RunMemory
 from layerlens.results.run import Run, open_run
 from layerlens.results.schema import SampleResult, join_samples, sample_dataset
 from layerlens.results.training_log import TrainingLog, open_training
-from layerlens.storage.manifest import make_manifest
 
 __all__ = [
     "Run",
@@ -14,7 +13,6 @@ __all__ = [
     "SampleResult",
     "TrainingLog",
     "join_samples",
-    "make_manifest",
     "open_run",
     "open_training",
     "sample_dataset",

@@ -1,96 +1,73 @@
 """A run on disk: run.json and one file per sample, each written whole or not at all.
 
 Processes that fill one folder claim batches by file locks, which the operating system drops when a process dies, so a
-killed one leaves nothing behind but samples that are done.
+killed process leaves nothing behind but finished samples.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5netcdf
 import xarray as xr
-from filelock import FileLock
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.storage.files import claim, defer_interrupt, disk_errors_as_run_errors, remove_stale_temporaries, write_atomic
-from layerlens.storage.manifest import FORMAT, require_same
+from layerlens.results.schema import upgraded
+from layerlens.storage.files import defer_interrupt, disk_errors_as_run_errors, write_atomic
+from layerlens.storage.folder import SharedFolder
+from layerlens.storage.manifest import RunManifest, Stopping, write_manifest
 
-MANIFEST = "run.json"
 SAMPLES = "samples"
-LOCKS = ".locks"
 
 
-class RunFolder:
-    """The files of one run. Make one with `create` to write, or with the path of an existing one to read."""
+class RunFolder(SharedFolder[RunManifest]):
+    """The files of one run. Make one with `begin` to write, or with the path of an existing one to read."""
+
+    manifest_file = "run.json"
+    manifest_type = RunManifest
+    holds = "run"
+    made_by = "layerlens analyze --out"
+    entries = frozenset({SAMPLES})
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
-        self._decoded: dict[int, int] = {}
-        """Tokens of each sample that are known to be decoded, where not all are; they only become more."""
+        super().__init__(path)
+        self._rows_decoded: dict[int, int] = {}
+        """Response rows at most that are known to be decoded of each sample, when not all are; they only become more."""
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunFolder:
-        """Opens a folder for writing: a new one, or one that the same configuration has begun to fill.
+    def begin(cls, path: str | Path, manifest: RunManifest) -> RunFolder:
+        """As `SharedFolder.create`."""
+        return cls.create(path, manifest, lambda folder: (folder.path / SAMPLES).mkdir(exist_ok=True))
 
-        Raises RunError where the folder belongs to another configuration, holds something else, or can not be written.
-        """
-        folder = cls(path)
-        with disk_errors_as_run_errors(folder.path):
-            there = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
-            if there and not there & {MANIFEST, LOCKS}:
-                raise RunError(f"{folder.path} is not empty and holds no run; choose another folder")
-            (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
-            (folder.path / SAMPLES).mkdir(exist_ok=True)
-            remove_stale_temporaries(folder.path)
-            with FileLock(folder.path / LOCKS / "manifest"):
-                if (folder.path / MANIFEST).exists():
-                    require_same(manifest, folder.manifest(), str(folder.path))
-                else:
-                    folder._keep_manifest(manifest)
-        return folder
+    def backend(self) -> str | None:
+        """The readout's backend that the folder was begun with; None if it was not begun, or by a version that recorded none."""
+        return self.manifest().config.backend if (self.path / self.manifest_file).is_file() else None
 
-    def manifest(self) -> dict[str, Any]:
-        """run.json, read. Raises RunError where there is none, or it is damaged or of another format."""
-        file = self.path / MANIFEST
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise RunError(
-                f"{self.path} holds no run ({MANIFEST} is missing); make one with `layerlens analyze --out {self.path}`"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} can not be read ({error})") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise RunError(f"{file} is not of format {FORMAT}, which this version of layerlens reads")
-        return manifest
-
-    def conclude(self, **more: Any) -> None:
-        """Adds to run.json what is known only at the end; other processes that fill the folder come to the same."""
-        with disk_errors_as_run_errors(self.path), FileLock(self.path / LOCKS / "manifest"):
+    def conclude(self, stopping: Stopping) -> None:
+        """Adds the stopping verdict to run.json; other processes that fill the folder come to the same."""
+        with disk_errors_as_run_errors(self.path), self.lock("manifest"):
             manifest = self.manifest()
-            if manifest != {**manifest, **more}:
-                self._keep_manifest({**manifest, **more})
+            if manifest.stopping != stopping:
+                write_manifest(self.path / self.manifest_file, replace(manifest, stopping=stopping))
 
     def has(self, index: int, tokens: int | None = None) -> bool:
-        """Whether a sample is there, and where a number is given with (up to) so many tokens decoded at least."""
+        """Whether a sample is there; with `tokens`, whether (up to) that many of its response tokens are decoded."""
         if tokens is None:
             return self._sample(index).exists()
-        if self._decoded.get(index, 0) < tokens and self._sample(index).exists():
+        if self._rows_decoded.get(index, 0) < tokens and self._sample(index).exists():
             with self._opening(index) as file, h5netcdf.File(file, "r") as opened:
-                self._decoded[index] = int(opened.attrs["tokens_per_sample"])
-        return self._decoded.get(index, 0) >= tokens
+                self._rows_decoded[index] = int(opened.attrs["tokens_per_sample"])
+        return self._rows_decoded.get(index, 0) >= tokens
 
     def done(self) -> list[int]:
-        """Numbers of the samples that are complete, in order."""
+        """Numbers of the finished samples, in order."""
         return sorted(int(file.stem) for file in (self.path / SAMPLES).glob("[0-9]*.nc"))
 
     def write(self, index: int, sample: xr.Dataset) -> None:
-        """Keeps one sample, whole or not at all. Raises RunError where the disk is full or can not be written."""
+        """Writes one sample, whole or not at all. Raises RunError if the disk is full or cannot be written."""
         with disk_errors_as_run_errors(self.path), defer_interrupt():
             write_atomic(self._sample(index), lambda tmp: sample.to_netcdf(tmp, engine="h5netcdf"))
 
@@ -100,19 +77,11 @@ class RunFolder:
             lacking = sorted(set(variables or ()) - set(map(str, opened.data_vars)))
             if lacking:
                 raise SelectionError(f"{file} has no {', '.join(lacking)}; it has {', '.join(map(str, opened.data_vars))}")
-            return (opened if variables is None else opened.drop_vars(set(opened.data_vars) - set(variables))).load()
-
-    def claim(self, batch: int) -> AbstractContextManager[bool]:
-        """Whether this process holds the batch; another living process may."""
-        return claim(self.path / LOCKS / f"{batch:06d}")
-
-    def _keep_manifest(self, manifest: Mapping[str, Any]) -> None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n"
-        write_atomic(self.path / MANIFEST, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+            return upgraded((opened if variables is None else opened.drop_vars(set(opened.data_vars) - set(variables))).load())
 
     @contextmanager
     def _opening(self, index: int) -> Iterator[Path]:
-        """Inside, a sample's file that can not be read is a RunError of one line."""
+        """A context in which a sample's file that cannot be read raises a RunError of one line."""
         file = self._sample(index)
         try:
             with defer_interrupt():

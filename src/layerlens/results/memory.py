@@ -1,28 +1,29 @@
-"""A run in memory, with the manners of one on disk."""
+"""A run in memory, with the interface of one on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
 
 import xarray as xr
 
+from layerlens.storage.manifest import RunManifest, Stopping
+
 
 class RunMemory:
-    """What `RunFolder` is on disk, for one process and nothing to come back to."""
+    """What `RunFolder` is on disk, for one process alone; nothing is left when it ends."""
 
     path = None
 
-    def __init__(self, manifest: Mapping[str, Any]):
-        self._manifest = dict(manifest)
+    def __init__(self, manifest: RunManifest):
+        self._manifest = manifest
         self._samples: dict[int, xr.Dataset] = {}
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> RunManifest:
         return self._manifest
 
-    def conclude(self, **more: Any) -> None:
-        self._manifest |= more
+    def conclude(self, stopping: Stopping) -> None:
+        self._manifest = replace(self._manifest, stopping=stopping)
 
     def has(self, index: int, tokens: int | None = None) -> bool:
         return index in self._samples and (tokens is None or self._samples[index].attrs["tokens_per_sample"] >= tokens)
@@ -33,5 +34,5 @@ class RunMemory:
     def write(self, index: int, sample: xr.Dataset) -> None:
         self._samples[index] = sample
 
-    def claim(self, batch: int) -> AbstractContextManager[bool]:
+    def claim(self, name: str) -> AbstractContextManager[bool]:
         return nullcontext(True)

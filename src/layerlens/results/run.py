@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
+from layerlens.metrics import derived
 from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.results.folder import RunFolder
 from layerlens.results.schema import join_samples
+from layerlens.storage.manifest import RunManifest
 from layerlens.types import METRIC_INFO, MODULE_SITES, Module, Norm, Rows, Weighting
 
 
@@ -22,29 +22,30 @@ from layerlens.types import METRIC_INFO, MODULE_SITES, Module, Norm, Rows, Weigh
 class Run:
     """What one analysis measured.
 
-    `data` is an xarray Dataset with dims `token` (all samples' rows one after another), `layer` (1...L), `site`; coords
-    `sample`, `position`, `token_id`, `token_text` and `in_response` on `token`; per sample `sample_id`, `sample_text` and
-    the matrices `similarity` and `cka`. Where rows were drawn to be decoded, `token` holds those alone, with a coord `weight`
-    that every mean respects; the samples' `response_start` and `sample_token_ids` tell of the whole text. `manifest` says what
-    was run on what. DEFINITIONS.md says what each number means.
+    `data` is an xarray Dataset with dims `token` (all samples' decoded rows one after another), `layer` (1...L), `site`; coords
+    `sample`, `position`, `token_id`, `token_text` and `in_response` on `token`; `sample_id`, `sample_text`, `ground_truth`,
+    `response_start` and the matrices `similarity` and `cka` on `sample`; the whole texts' token ids in `text_token_id`, with
+    their sample in `text_sample`, on `text_token`. If only some rows were drawn to be decoded, `token` holds those rows, with a
+    coord `weight` (how many rows each stands for) that every mean respects. `manifest` says what was run on what;
+    docs/definitions.md says what each number means.
     """
 
     data: xr.Dataset
-    manifest: Mapping[str, Any]
+    manifest: RunManifest
     path: Path | None = None
 
     @property
     def model(self) -> str:
-        return str(self.manifest["model"]["name"])
+        return self.manifest.model.name
 
     @property
     def norm(self) -> Norm:
-        return self.manifest["config"]["norm"]  # type: ignore[no-any-return]
+        return self.manifest.config.norm
 
     @property
     def n_layers(self) -> int:
         """Blocks of the model, L."""
-        return int(self.manifest["model"]["n_layers"])
+        return self.manifest.model.n_layers or len(self.layers)
 
     @property
     def layers(self) -> list[int]:
@@ -57,7 +58,7 @@ class Run:
 
     @property
     def tokens_per_sample(self) -> int | None:
-        """Up to how many response tokens of each sample were decoded; None where all were."""
+        """The largest number of response tokens that were decoded of a sample; None if all were."""
         return None if (self.row_weights() == 1).all() else int(self.data.attrs["tokens_per_sample"])
 
     @property
@@ -68,7 +69,7 @@ class Run:
     @property
     def complete(self) -> bool:
         """Whether all samples of the run are there."""
-        return self.n_samples == int(self.manifest["samples"]["count"])
+        return self.n_samples == self.manifest.samples.count
 
     def sample(self, which: int | str) -> xr.Dataset:
         """The rows of one sample, by its number (from 0, as in `data["sample"]`) or its id."""
@@ -77,7 +78,10 @@ class Run:
         if len(place) == 0:
             raise SelectionError(f"no sample {which!r}; there are {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
         rows = np.flatnonzero(self.data["sample"].values == numbers[place[0]])
-        return self.data.isel(token=rows, sample=place[:1])
+        sample = self.data.isel(token=rows, sample=place[:1])
+        if "text_sample" not in sample.coords:  # of format 1, without the whole text
+            return sample
+        return sample.isel(text_token=np.flatnonzero(sample["text_sample"].values == numbers[place[0]]))
 
     def entropy_change(self, module: Module) -> xr.DataArray:
         """ΔS of a module at every token and layer: S(its output) - S(its input), nats."""
@@ -90,14 +94,14 @@ class Run:
             raise SelectionError(
                 f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them"
             )
-        change = entropy.sel(site=after, drop=True) - entropy.sel(site=before, drop=True)
+        change: xr.DataArray = xr.apply_ufunc(derived.entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
         change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
         return change.rename("entropy_change")
 
     def values(self, name: str) -> xr.DataArray:
         """A variable as it was measured, or one derived from it: `entropy_change` (all modules that the sites allow).
 
-        Raises SelectionError where the run does not hold it.
+        Raises SelectionError if the run does not hold it.
         """
         if name == "entropy_change":
             modules = [m for m, sites in MODULE_SITES.items() if set(sites) <= set(self.sites)]
@@ -122,12 +126,16 @@ class Run:
 
         Args:
             name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
-            over: weighting: "sample" (each sample's mean first) or "token" (all tokens alike, as the reference; a row that was
-                drawn counts for those it stands for).
-            rows: "response", or "all" to count prompt rows too. Similarity and CKA are over the rows that were analysed, and what
-                the attrs say of the mean is that.
-            drop_first: how many first response rows of each sample to leave out; 2 starts at prompt_length + 1, as the reference.
-            resamples, seed: of the bootstrap.
+            over: weighting: "sample" takes the mean of each sample first, "token" weighs all tokens alike, as the paper's
+                reference implementation does. A drawn row counts as many times as the rows it stands for.
+            rows: "response", or "all" to count prompt rows too. Similarity and CKA are always over the rows that were analysed;
+                the attrs of their mean say which.
+            drop_first: number of response rows to leave out at the start of each sample.
+            resamples, seed: number of resamples and seed of the bootstrap.
+
+        Returns:
+            The mean, with the dims of the variable less `token` or `sample`, and the resampled means with `resample` in front.
+            Attrs name weighting, rows and the number of samples that have a row to average.
 
         Raises:
             SelectionError: an unknown variable, or no row to average.
@@ -147,15 +155,14 @@ class Run:
                     sums, counts = np.where(counts > 0, sums / counts, 0.0), (counts > 0).astype(np.float64)
             dims = values.dims[1:]
         else:
-            tokens = self._tokens_per_sample(keep) if over == "token" else np.ones(self.n_samples)
+            tokens = self._rows_per_sample(keep) if over == "token" else np.ones(self.n_samples)
             data = values.values.astype(np.float64)
             known = ~np.isnan(data)
             counts = known * tokens.reshape(-1, *[1] * (data.ndim - 1))
             sums, dims = np.where(known, data, 0.0) * counts, values.dims[1:]
         point, means = bootstrap_means(sums, counts.astype(np.float64), resamples, seed)
         if name == "perplexity":
-            with np.errstate(over="ignore"):  # hundreds of nats are possible where states are decoded without a norm
-                point, means = np.exp(-point), np.exp(-means)
+            point, means = derived.perplexity(point), derived.perplexity(means)
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
@@ -187,14 +194,14 @@ class Run:
     ) -> xr.Dataset:
         """Mean of a variable with its bootstrap interval over samples: a Dataset of `mean`, `low` and `high`.
 
-        Arguments as in `bootstrap`; `level` is the interval's. With one sample `low` and `high` are NaN.
+        Arguments as in `bootstrap`; `level` is the share of resamples inside the interval. With one sample `low` and `high` are NaN.
         """
         point, means = self.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
         low, high = interval(means.values, level)
         return xr.Dataset({"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level})
 
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table: one row per token, layer and site, one column per metric that has them."""
+        """A tidy table: one row per token, layer and site, one column per metric with these three dimensions."""
         names = [str(name) for name, v in self.data.data_vars.items() if v.dims == ("token", "layer", "site")]
         frame = self.data[names].to_dataframe(dim_order=["token", "layer", "site"]).reset_index()
         weight = ["weight"] if "weight" in self.data.coords else []
@@ -207,7 +214,7 @@ class Run:
         return self.data[name]
 
     def row_mask(self, rows: Rows = "response", drop_first: int = 0) -> np.ndarray:
-        """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError where there is none."""
+        """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""
         response = self.data["in_response"].values.astype(bool)
         keep = np.ones_like(response) if rows == "all" else response.copy()
         if drop_first:
@@ -219,30 +226,25 @@ class Run:
         return keep
 
     def row_weights(self) -> np.ndarray:
-        """How many rows of the text each row stands for, along `token`: more than 1 where only some were drawn."""
+        """How many rows of the text each row stands for, along `token`: more than 1 if only some rows were drawn."""
         return self.data["weight"].values if "weight" in self.data.coords else np.ones(self.data.sizes["token"])
 
     def _response_place(self, response: np.ndarray) -> np.ndarray:
-        """For each response row, which one of its sample's it is, from 0; others are beyond all."""
-        starts = self._segments()
+        """For each response row its number among its sample's response rows, from 0; a number beyond all for other rows."""
+        starts = self._first_rows()
         sizes = np.diff([*starts, len(response)])
-        if "response_start" in self.data.coords:  # the first rows need not be among those drawn
-            first = np.repeat(np.maximum(self.data["response_start"].values - 1, 0), sizes)
-            place = self.data["position"].values - first
-        else:
-            before = np.cumsum(response) - response
-            place = before - np.repeat(before[starts], sizes)
-        return np.where(response, place, np.iinfo(np.int64).max)
+        first = np.repeat(np.maximum(self.data["response_start"].values - 1, 0), sizes)
+        return np.where(response, self.data["position"].values - first, np.iinfo(np.int64).max)
 
-    def _segments(self) -> np.ndarray:
-        """Where each sample's rows begin."""
+    def _first_rows(self) -> np.ndarray:
+        """The index along `token` of each sample's first row."""
         return np.searchsorted(self.data["sample"].values, self.data["sample_index"].values)
 
-    def _tokens_per_sample(self, keep: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(keep * self.row_weights(), self._segments())
+    def _rows_per_sample(self, keep: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(keep * self.row_weights(), self._first_rows())
 
     def _sums(self, values: xr.DataArray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        starts = self._segments()
+        starts = self._first_rows()
         data = values.values.astype(np.float64)
         use = keep.reshape(-1, *[1] * (data.ndim - 1)) & ~np.isnan(data)
         weight = self.row_weights().reshape(-1, *[1] * (data.ndim - 1))
@@ -250,11 +252,11 @@ class Run:
 
 
 def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
-    """Opens a run folder, with the samples that are done so far (`Run.complete` says whether these are all).
+    """Opens a run folder with its finished samples (`Run.complete` says whether all of them are finished).
 
     Args:
         path: a folder made by `analyze(..., out=path)`.
-        variables: which variables to read, all by default; a long run's are large.
+        variables: names of the variables to read, all by default; those of a long run are large.
 
     Raises:
         RunError: no such run, nothing in it yet, or a damaged file.

@@ -1,4 +1,4 @@
-"""The shape of a result: what one sample leaves behind, and how samples are joined into one data set."""
+"""The layout of a result: the data set of one sample, and how samples are joined into one data set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from layerlens.prompts.sample import Sample
 from layerlens.types import METRIC_INFO
 
 DIMS: dict[str, tuple[str, ...]] = {
@@ -26,48 +27,59 @@ DIMS: dict[str, tuple[str, ...]] = {
 """Dimensions of every variable that a run may hold."""
 
 
+ROW_DIMS = ("token", "text_token", "sample")
+"""Dimensions along which samples are joined: decoded rows, tokens of the whole texts, and samples."""
+
+
 @dataclass(frozen=True)
 class SampleResult:
-    """All that is kept of one sample. Arrays have no padding; rows are the tokens that were read."""
+    """Everything that is kept of one sample. Arrays have no padding.
+
+    Attributes:
+        index: the sample's number in the run, from 0.
+        sample: the text, response included.
+        rows: positions of the decoded rows, in order.
+        token_text: the text of the token at each decoded row.
+        layers, sites, modules: labels of the dimensions of `values`.
+        text: the whole text, in words.
+        values: arrays by metric, with the dimensions that DIMS gives.
+        weight: how many rows of the text each decoded row stands for; None if all rows were decoded.
+    """
 
     index: int
-    id: str
-    position: np.ndarray
-    token_id: np.ndarray
+    sample: Sample
+    rows: np.ndarray
     token_text: Sequence[str]
-    in_response: np.ndarray
     layers: Sequence[int]
     sites: Sequence[str]
     modules: Sequence[str] = ()
     text: str = ""
-    ground_truth: str = ""
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     weight: np.ndarray | None = None
-    """Rows that each row stands for, where not all were decoded; then `token_ids` and `response_start` are kept of the whole text."""
-    token_ids: Sequence[int] = ()
-    response_start: int = 0
 
 
 def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset:
     """One sample as a labelled data set, with units and long names on every variable."""
-    n = len(result.position)
+    sample, rows = result.sample, np.asarray(result.rows)
+    token_ids = np.asarray(sample.token_ids, np.int32)
     coords: dict[str, Any] = {
-        "sample": ("token", np.full(n, result.index, np.int32)),
-        "position": ("token", np.asarray(result.position, np.int32)),
-        "token_id": ("token", np.asarray(result.token_id, np.int32)),
+        "sample": ("token", np.full(len(rows), result.index, np.int32)),
+        "position": ("token", rows.astype(np.int32)),
+        "token_id": ("token", token_ids[rows]),
         "token_text": ("token", np.array([storable(text) for text in result.token_text], dtype=object)),
-        "in_response": ("token", np.asarray(result.in_response, np.int8)),
+        "in_response": ("token", sample.in_response[rows].astype(np.int8)),
         "sample_index": ("sample", np.array([result.index], np.int32)),
-        "sample_id": ("sample", np.array([storable(result.id)], dtype=object)),
+        "sample_id": ("sample", np.array([storable(sample.name)], dtype=object)),
         "sample_text": ("sample", np.array([storable(result.text)], dtype=object)),
-        "ground_truth": ("sample", np.array([storable(result.ground_truth)], dtype=object)),
+        "ground_truth": ("sample", np.array([storable(sample.ground_truth or "")], dtype=object)),
+        "response_start": ("sample", np.array([sample.response_start], np.int32)),
+        "text_sample": ("text_token", np.full(len(token_ids), result.index, np.int32)),
+        "text_token_id": ("text_token", token_ids),
         "layer": np.asarray(result.layers, np.int32),
         "site": np.asarray(result.sites, dtype=object),
     }
     if result.weight is not None:
         coords["weight"] = ("token", np.asarray(result.weight, np.float64))
-        coords["response_start"] = ("sample", np.array([result.response_start], np.int32))
-        coords["sample_token_ids"] = ("sample", np.array([" ".join(map(str, result.token_ids))], dtype=object))
     if "stream_cosine" in result.values:
         coords["module"] = np.asarray(result.modules, dtype=object)
     if "similarity" in result.values:
@@ -79,18 +91,46 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
     return xr.Dataset(variables, coords, dict(attrs))
 
 
+def upgraded(sample: xr.Dataset) -> xr.Dataset:
+    """A sample's data set as `sample_dataset` makes it now, from one of format 1.
+
+    Format 1 kept the whole text's token ids as a text of numbers, and only when rows were drawn. When it kept none and decoded
+    response rows alone, the prompt's token ids are not known: the data set then has no `text_token_id`.
+    """
+    if "text_token_id" in sample.coords:
+        return sample
+    index = sample["sample_index"].values[:1]
+    token_ids = None
+    if "sample_token_ids" in sample.coords:
+        token_ids = np.array(str(sample["sample_token_ids"].values[0]).split(), np.int32)
+        sample = sample.drop_vars("sample_token_ids")
+    else:
+        response = np.flatnonzero(sample["in_response"].values)
+        whole = sample.attrs.get("rows") == "all"
+        end = sample.sizes["token"] if whole else 0
+        start = int(sample["position"].values[response[0]]) + 1 if len(response) else end
+        # a text that is all response: its first row predicts the second token, and the token at position 0 is predicted by none
+        sample = sample.assign_coords(response_start=("sample", np.array([start], np.int32)))
+        token_ids = sample["token_id"].values.astype(np.int32) if whole else None
+    if token_ids is None:
+        return sample
+    return sample.assign_coords(
+        text_sample=("text_token", np.repeat(index, len(token_ids)).astype(np.int32)), text_token_id=("text_token", token_ids)
+    )
+
+
 def storable(text: str) -> str:
-    """A text that a netCDF file can hold: NUL becomes its visible sign, half a surrogate pair a question mark."""
+    """The text with what netCDF cannot hold replaced: NUL by its visible sign, half a surrogate pair by a question mark."""
     return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
 
 
 def join_samples(samples: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Samples one after another: rows along `token`, matrices along `sample`."""
+    """Samples one after another: rows along `token`, whole texts along `text_token`, matrices along `sample`."""
     first = samples[0]
 
     def joined(name: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
         variable = first[name].variable
-        axis = next((variable.dims.index(d) for d in ("token", "sample") if d in variable.dims), None)
+        axis = next((variable.dims.index(dim) for dim in ROW_DIMS if dim in variable.dims), None)
         values = variable.values if axis is None else np.concatenate([s[name].values for s in samples], axis=axis)
         return tuple(map(str, variable.dims)), values, dict(variable.attrs)
 

@@ -14,6 +14,7 @@ import pandas as pd
 from layerlens.errors import RunError, SelectionError
 from layerlens.results.folder import RunFolder
 from layerlens.results.run import Run, open_run
+from layerlens.storage.manifest import RunManifest
 
 FOLDER = "monitor"
 SUMMARY = "summary.jsonl"
@@ -38,7 +39,7 @@ class TrainingLog:
         internal: phases of the internal policy in order, each (first optimizer step, last, layer), steps counted from 1 as the
             trainer logs them. Empty where the whole policy is trained throughout.
         schedule: what `schedule.json` says: phases in rollout and optimizer steps, norm, and how "auto" chose the layer.
-        manifest: of the first look's Run: model, norm, probe problems. Empty where there is no monitor.
+        manifest: of the first look's Run: model, norm, probe problems. None if there is no monitor.
         path: the folder.
     """
 
@@ -47,34 +48,33 @@ class TrainingLog:
     log: pd.DataFrame
     internal: list[Phase]
     schedule: Mapping[str, Any] = field(default_factory=dict)
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    manifest: RunManifest | None = None
     path: Path | None = None
 
     @property
     def model(self) -> str:
         """Name of the model that is trained; the folder's where nothing tells."""
-        return str(self.manifest["model"]["name"]) if self.manifest else self.name
+        return self.manifest.model.name if self.manifest else self.name
 
     @property
     def norm(self) -> str | None:
         """Norm in front of the internal policies that the monitor looks at."""
-        return str(self.manifest["config"]["norm"]) if self.manifest else None
+        return self.manifest.config.norm if self.manifest else None
 
     @property
     def n_layers(self) -> int | None:
         """Blocks of the model, L."""
-        return int(self.manifest["model"]["n_layers"]) if self.manifest else None
+        return self.manifest.model.n_layers if self.manifest else None
 
     @property
     def problems(self) -> int | None:
         """Problems of the fixed probe set."""
-        return int(self.manifest["samples"]["count"]) if self.manifest else None
+        return self.manifest.samples.count if self.manifest else None
 
     @property
     def watched(self) -> int | None:
         """The layer whose relations to the layers above are watched: monitor_layer, or the first that is trained, or the last of all."""
-        layer = self.manifest["config"].get("kl_from_layer") if self.manifest else None
-        return None if layer is None else int(layer)
+        return self.manifest.config.kl_from_layer if self.manifest else None
 
     def snapshot(self, which: int) -> Run:
         """The Run of a look into the model: 0 the first, -1 the last. Raises SelectionError where there is none."""
@@ -101,7 +101,7 @@ def open_training(path: str | Path) -> TrainingLog:
             f"{folder} holds neither monitor/{SUMMARY} nor a {STATE} (its own or a checkpoint's): is it the output_dir of "
             "`layerlens train`, and has a first look or checkpoint been written?"
         )
-    manifest = {} if monitor.empty else _manifest(folder / FOLDER)
+    manifest = None if monitor.empty else _manifest(folder / FOLDER)
     schedule = _json(folder / SCHEDULE) if (folder / SCHEDULE).exists() else {}
     internal = _planned(schedule, monitor, log) if schedule else _logged(log)
     return TrainingLog(folder.resolve().name, monitor, log, internal, schedule, manifest, folder)
@@ -179,7 +179,7 @@ def _by_step(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(frame.columns.drop("step"), "float64")) if len(frame) else frame
 
 
-def _manifest(monitor: Path) -> dict[str, Any]:
+def _manifest(monitor: Path) -> RunManifest:
     """run.json of the first look."""
     looks = sorted(folder for folder in monitor.glob("step-*") if (folder / "run.json").exists())
     if not looks:

@@ -42,7 +42,7 @@ def compare(
     runs = list(runs)
     if not runs:
         raise SelectionError("there is no run to compare")
-    temperatures = {run.manifest["config"].get("temperature", 1.0) for run in runs}
+    temperatures = {run.manifest.config.temperature for run in runs}
     if len(temperatures) > 1:
         raise SelectionError(f"these runs mix the temperatures {', '.join(map(str, sorted(temperatures)))}, whose entropies do not compare")
     norms = {run.norm for run in runs}
@@ -73,7 +73,7 @@ def _row(run: Run, rule: Rule, zero: PhaseRule, level: float, settings: dict[str
         measures["integration_end"] = np.where(integrated > explored, integrated, np.nan)
     row: dict[str, Any] = {
         "model": run.model,
-        "architecture": run.manifest["model"].get("architecture"),
+        "architecture": run.manifest.model.architecture,
         "norm": run.norm,
         "samples": choice.samples,
         "layers": depth,

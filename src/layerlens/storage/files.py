@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and work shared between processes by locks that end with the process."""
+"""Files that appear complete or not at all, and locks that end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from layerlens.errors import RunError
 
 STALE_SECONDS = 3600
-"""A temporary file of this age was left by a process that was killed."""
+"""Age from which a temporary file counts as left behind by a killed process."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside `path`, and puts it in place in one step; nothing is left of a failure."""
+    """Lets `write` fill a temporary file beside `path`, then renames that to `path`; a failure leaves nothing behind."""
     tmp = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         write(tmp)
@@ -35,7 +36,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` in one step, making the folder if need be. Raises RunError where that can not be done."""
+    """Writes `text` in one step, making the folder if necessary. Raises RunError if the file cannot be written."""
     with disk_errors_as_run_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
@@ -43,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def claim(lock_file: Path) -> Iterator[bool]:
-    """Whether this process holds the lock; another living process may. A killed one holds nothing."""
+    """A context that tells whether this process holds the lock. The operating system drops the locks of a dead process."""
     lock = FileLock(lock_file)
     with disk_errors_as_run_errors(lock_file), suppress(Timeout):
         lock.acquire(timeout=0)
@@ -54,7 +55,7 @@ def claim(lock_file: Path) -> Iterator[bool]:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Removes temporary files that killed processes have left below a folder; those of living ones are younger."""
+    """Removes temporary files older than STALE_SECONDS below a folder: killed processes have left them."""
     for tmp in folder.rglob(".*.tmp"):
         with suppress(FileNotFoundError):  # another process has just put it in its place
             if time.time() - tmp.stat().st_mtime > STALE_SECONDS:
@@ -63,22 +64,22 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 @contextmanager
 def disk_errors_as_run_errors(path: Path) -> Iterator[None]:
-    """Inside, a full disk or a file that can not be written is a RunError of one line."""
+    """A context in which a full disk, or a file that cannot be written, raises a RunError of one line."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
-                f"no space left on the disk of {path}; what is done is kept: free some and run the same command again"
+                f"no space left on the disk of {path}; finished work is kept: free some space and run the same command again"
             ) from error
-        raise RunError(f"{path} can not be written ({error.strerror or error})") from error
+        raise RunError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
 def defer_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C is held back until the end: a library that is stopped within a call leaves half-made objects behind, which complain.
+    """A context that holds Ctrl-C back until its end: h5netcdf complains about half-made objects if a call of it is interrupted.
 
-    Where the program handles SIGINT in a way of its own, or another thread runs this, nothing is changed.
+    It changes nothing if the program has its own handler of SIGINT, or if another than the main thread enters it.
     """
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not ours:
@@ -95,13 +96,12 @@ def defer_interrupt() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where what was made for this machine is kept: $LAYERLENS_CACHE, else `layerlens` in the user's cache folder.
+    """The folder for what is compiled and timed for this machine: $LAYERLENS_CACHE, else the user's cache folder for layerlens.
 
-    Raises OSError where it would lie in a home folder and the user has none.
+    Raises OSError if the folder would lie in a home folder and the user has none.
     """
     named = os.environ.get("LAYERLENS_CACHE")
-    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layerlens"
     try:
-        return folder.expanduser().absolute()
+        return (Path(named) if named else user_cache_path("layerlens", appauthor=False)).expanduser().absolute()
     except RuntimeError as error:
         raise OSError(f"no place for a cache: {error}") from error

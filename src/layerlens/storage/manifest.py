@@ -1,53 +1,254 @@
-"""run.json: what was run on what, so that a folder is never filled by two configurations."""
+"""The first file of every folder: what was run on what. Typed here, and read and written here alone.
+
+A manifest says enough to repeat a computation, and its identity (`require_same`) keeps two configurations from filling one
+folder. `run.json` is a RunManifest, `eval.json` an EvaluationManifest.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from layerlens.errors import RunError
+from layerlens.storage.files import write_text
+from layerlens.types import Norm, Rows
 
-FORMAT = 1
-IDENTITY = ("format", "config", "samples", "model.fingerprint", "model.dtype")
-"""The parts of a manifest that two processes must share to fill one folder (where a model lies is not one)."""
+FORMAT = 2
+"""The format that is written. Format 1 (token ids as text, the stopping verdict under "readout") is still read."""
+READABLE = (1, FORMAT)
 
-
-def make_manifest(model: Mapping[str, Any], config: Mapping[str, Any], samples: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A manifest of plain JSON values. `samples` holds at least `count` and `digest`; `more` is kept but not compared."""
-    return {
-        "format": FORMAT,
-        "model": dict(model),
-        "config": dict(config),
-        "samples": dict(samples),
-        **more,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            name.removesuffix("-policy"): _version(name) for name in ("layerlens-policy", "torch", "transformers", "numpy", "xarray")
-        },
-        "python": platform.python_version(),
-    }
+PACKAGES = {"layerlens": "layerlens-policy", "torch": "torch", "transformers": "transformers", "numpy": "numpy", "xarray": "xarray"}
+"""Packages whose versions a manifest records, and the names of their distributions."""
 
 
-def require_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: str) -> None:
-    """Raises RunError naming what differs, and how, unless both manifests describe the same computation."""
-    a, b = _flat(ours), _flat(theirs)
-    different = [key for key in sorted(a.keys() | b.keys()) if key.startswith(IDENTITY) and a.get(key) != b.get(key)]
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which model, down to its weights.
+
+    Attributes:
+        fingerprint: digest of the weights (`DecoderParts.fingerprint`); empty when they could not be read.
+        dtype: of the weights, as in "bfloat16".
+        revision: of a hub model, when it is known.
+        architecture: `model_type` of its configuration.
+        n_layers, d_model, vocabulary: L, d and V.
+    """
+
+    name: str
+    fingerprint: str
+    dtype: str
+    revision: str | None = None
+    architecture: str | None = None
+    n_layers: int | None = None
+    d_model: int | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Which samples: how many, and a digest of their token ids, ids and ground truths."""
+
+    count: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses were sampled; the fields of `layerlens.Generation`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class AnalysisConfig:
+    """The configuration of an analysis as it was resolved; fields as `layerlens.analyze` documents its arguments.
+
+    `generate` is None when responses were given, `backend` when the folder was written before backends were recorded.
+    """
+
+    norm: Norm
+    sites: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    rows: Rows = "all"
+    temperature: float = 1.0
+    kl_from_layer: int | None = None
+    top_k: int = 0
+    tokens_per_sample: int | Literal["auto"] | None = None
+    precision: float | None = None
+    generate: SamplingSettings | None = None
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Who answered and how answers were checked; `layer`, `site` and `norm` are None when the final policy answered."""
+
+    engine: str
+    generate: SamplingSettings
+    reward: str
+    layer: int | None = None
+    site: str | None = None
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Why an analysis with `tokens_per_sample="auto"` stopped where it did.
+
+    Attributes:
+        goal: "layer" (the chosen layer is stable) or "precision" (intervals are narrow enough).
+        precision: half-width asked for, nats; None for the goal "layer".
+        stable_share: share of resamples that must give the chosen layer.
+        small_gain: decoding all other rows counts as no help below this share of the widest interval.
+        first: response tokens of each sample in the first round.
+        ending: which rule ended it: "layer", "precision", "all" (every row is decoded) or "samples" (more rows cannot
+            help); None while another round would help.
+        tokens_per_sample: response tokens of each sample that were decoded at most.
+        rows_decoded, rows: of all samples together: rows that were decoded, and rows that they stand for.
+        half_width: of the widest 95% interval among the curves that matter to the goal, nats; None with one sample.
+        half_width_of_all: the same if every row were decoded, estimated; None with one sample.
+        layer, frequency: the chosen layer and its bootstrap frequency, for the goal "layer".
+        reason: the verdict in a sentence.
+    """
+
+    goal: str
+    precision: float | None
+    stable_share: float
+    small_gain: float
+    first: int
+    ending: str | None
+    tokens_per_sample: int
+    rows_decoded: int
+    rows: int
+    half_width: float | None
+    half_width_of_all: float | None
+    layer: int | None
+    frequency: float | None
+    reason: str
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: _version(distribution) for name, distribution in PACKAGES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """What an analysis measured, on which model and samples. `device` is the card or processor that decoded."""
+
+    model: ModelRecord
+    config: AnalysisConfig
+    samples: SampleSet
+    batch_tokens: int | None = None
+    device: str | None = None
+    stopping: Stopping | None = None
+    format: int = FORMAT
+    created: str = field(default_factory=_now)
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    python: str = field(default_factory=platform.python_version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationManifest:
+    """Which problems were answered by which policy; `task` names the problem set."""
+
+    model: ModelRecord
+    config: EvaluationConfig
+    samples: SampleSet
+    task: str
+    format: int = FORMAT
+    created: str = field(default_factory=_now)
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    python: str = field(default_factory=platform.python_version)
+
+
+Manifest = TypeVar("Manifest", RunManifest, EvaluationManifest)
+
+
+def write_manifest(file: Path, manifest: RunManifest | EvaluationManifest) -> None:
+    """Writes a manifest in one step. Raises RunError if the file cannot be written."""
+    write_text(file, json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n")
+
+
+def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
+    """A manifest of any readable format. Raises RunError if the file cannot be read, lacks something or is of another format."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error})") from error
+    if not isinstance(found, dict) or found.get("format") not in READABLE:
+        raise RunError(f"{file} is not of format {' or '.join(map(str, READABLE))}, which this version of layerlens reads")
+    if found["format"] == 1 and (verdict := found.pop("readout", None)) is not None:
+        found["stopping"] = {("stable_share" if name == "sure" else name): value for name, value in verdict.items()}
+    try:
+        manifest: Manifest = _from_plain(kind, found)
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(f"{file} is damaged: {error}; restore it, or run the same command into another folder") from error
+    return manifest
+
+
+def require_same(ours: RunManifest | EvaluationManifest, theirs: RunManifest | EvaluationManifest, folder: Path) -> None:
+    """Raises RunError naming what differs, and how, unless both manifests describe one computation.
+
+    Compared are configuration, samples, weights and dtype, but not the place that the model was loaded from.
+    """
+    if theirs.format != FORMAT:
+        raise RunError(f"{folder} was made by an earlier layerlens: it can be read, but not continued; choose another folder")
+    a, b = _identity(ours), _identity(theirs)
+    different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     if different:
         shown = "; ".join(f"{key} is {b.get(key)!r} there and {a.get(key)!r} now" for key in different[:3])
         raise RunError(f"{folder} holds a run of another configuration ({shown}); choose another folder, or remove that one")
 
 
+def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
+    model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype}
+    return _flat({"config": asdict(manifest.config), "samples": asdict(manifest.samples), "model": model})
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
+    return {prefix.removesuffix("."): value}
 
 
-def _version(name: str) -> str:
+def _from_plain(kind: Any, value: Any) -> Any:
+    """JSON values as the annotated type: dataclasses from objects, tuples from lists, unions by what the value is."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected an object for {kind.__name__}, got {type(value).__name__}")
+        hints = get_type_hints(kind)
+        lacking = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in value]
+        if lacking:
+            raise KeyError(f"{kind.__name__} lacks {', '.join(lacking)}")
+        return kind(**{f.name: _from_plain(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value})
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"expected a list, got {type(value).__name__}")
+        return tuple(value)
+    if isinstance(kind, UnionType) and value is not None:
+        inner = next((part for part in get_args(kind) if isinstance(part, type) and is_dataclass(part)), None)
+        return value if inner is None else _from_plain(inner, value)
+    if kind in (int, str) and not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _version(distribution: str) -> str:
     try:
-        return version(name)
+        return version(distribution)
     except PackageNotFoundError:
         return "unknown"

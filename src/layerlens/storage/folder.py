@@ -1,0 +1,77 @@
+"""A folder that several processes fill: its manifest, and locks that end with the process that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from filelock import FileLock
+
+from layerlens.errors import RunError
+from layerlens.storage.files import claim, disk_errors_as_run_errors, remove_stale_temporaries
+from layerlens.storage.manifest import Manifest, read_manifest, require_same, write_manifest
+
+LOCKS = ".locks"
+
+Folder = TypeVar("Folder", bound="SharedFolder[Any]")
+
+
+class SharedFolder(Generic[Manifest]):
+    """A manifest, files of results, and locks. Make one with `create` to write, or with the path of an existing one to read.
+
+    Subclasses name the manifest's file and type, what the folder holds in words, and the command that makes one.
+    """
+
+    manifest_file: ClassVar[str]
+    manifest_type: ClassVar[Any]
+    holds: ClassVar[str]
+    made_by: ClassVar[str]
+    entries: ClassVar[frozenset[str]]
+    """Names of all other files and folders that may lie in it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+
+    @classmethod
+    def create(cls: type[Folder], path: str | Path, manifest: Any, prepare: Callable[[Folder], None] = lambda folder: None) -> Folder:
+        """Opens a folder for writing: a new one, or one that the same configuration has begun to fill.
+
+        `prepare` writes what must be there before the manifest is, in a new folder.
+
+        Raises RunError if the folder belongs to another configuration, holds something else, or cannot be written.
+        """
+        folder = cls(path)
+        with disk_errors_as_run_errors(folder.path):
+            there = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
+            if cls.manifest_file not in there:
+                known = cls.entries | {LOCKS}
+                strange = sorted(name for name in there if name not in known and not name.endswith(".tmp"))
+                if strange:
+                    raise RunError(f"{folder.path} is not empty and holds no {cls.holds} ({strange[0]}); choose another folder")
+            (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
+            remove_stale_temporaries(folder.path)
+            with folder.lock("manifest"):
+                if (folder.path / cls.manifest_file).exists():
+                    require_same(manifest, folder.manifest(), folder.path)
+                else:
+                    prepare(folder)
+                    write_manifest(folder.path / cls.manifest_file, manifest)
+        return folder
+
+    def manifest(self) -> Manifest:
+        """The manifest, read. Raises RunError if there is none, or if it is damaged or of another format."""
+        file = self.path / self.manifest_file
+        if not file.is_file():
+            raise RunError(f"{self.path} holds no {self.holds} ({self.manifest_file} is missing); make one with `{self.made_by}`")
+        manifest: Manifest = read_manifest(file, self.manifest_type)
+        return manifest
+
+    def lock(self, name: str) -> FileLock:
+        """A lock to wait for, as a context."""
+        return FileLock(self.path / LOCKS / name)
+
+    def claim(self, name: str) -> AbstractContextManager[bool]:
+        """A context that tells whether this process holds the named piece of work; another living process may."""
+        return claim(self.path / LOCKS / name)
