@@ -1,32 +1,107 @@
-"""What the README and the notebook tell people to type works as it stands."""
+"""What the documents tell people to type works as it stands, and where they point there is something."""
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from layerlens.models import LAYOUTS
+from tests.support.markdown import ROOT, anchors, code_blocks, links, repository_texts
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
+
+PACKAGE = "layerlens"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DISTRIBUTION = PROJECT["project"]["name"]
+STRANGERS = re.compile(
+    # an installer, then anything on the command but its end, then the bare name of the package
+    rf"(?:\binstall|\buv add|\buvx|\bpipx run)\s[^`;&|\n]*?(?<![\w./-]){PACKAGE}(?![\w./-])"
+    rf"|(?<![\w.-]){PACKAGE}\[[\w, -]+\]"  # or its extras, wherever they stand
+    rf"|pypi\.org/project/{PACKAGE}(?![\w-])"
+)
+"""Hints that would install the package called `layerlens` on the package index, which is somebody else's."""
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert code is not None
+    code = code_blocks(text("README.md"), "python")[0]
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code[1].replace("limit=8", "limit=2").replace("256", "24"), "README.md", "exec"), {})
+    exec(compile(code.replace("limit=8", "limit=2").replace("256", "24"), "README.md", "exec"), {})
     assert (tmp_path / "ffn.png").stat().st_size > 10_000
     assert "layer" in capsys.readouterr().out
 
 
 def test_the_notebook_runs() -> None:
-    cells = json.loads((ROOT / "notebooks" / "first_look.ipynb").read_text())["cells"]
+    cells = json.loads(text("notebooks/first_look.ipynb"))["cells"]
     code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
     exec(compile(code.replace("limit=6", "limit=2").replace("160", "24"), "first_look.ipynb", "exec"), {})
 
 
-def test_links_in_the_readme_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("number", range(len(code_blocks(text("CONTRIBUTING.md"), "python"))))
+def test_every_example_of_the_contributors_guide_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = compile(code_blocks(text("CONTRIBUTING.md"), "python")[number], f"example {number} of CONTRIBUTING.md", "exec")
+    with patch.dict(LAYOUTS):
+        exec(code, {"__name__": "example"})
+
+
+def test_the_contributors_guide_names_every_room_and_the_direction_of_imports() -> None:
+    rooms = {path.name for path in (ROOT / "src" / PACKAGE).iterdir() if (path / "__init__.py").is_file()}
+    assert set(re.findall(r"^\| `(\w+)/` \|", text("CONTRIBUTING.md"), re.M)) == rooms
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [part.strip() for part in code_blocks(text("CONTRIBUTING.md"), "")[0].split("→")] == layers
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_a_file_and_a_heading(page: str) -> None:
+    folder = (ROOT / page).parent
+    for link in links(text(page)):
+        if re.match(r"[a-z]+://", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = folder / path if path else ROOT / page
+        assert target.exists(), link
+        if heading:
+            assert heading in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_hint_to_install_names_the_distribution() -> None:
+    hints = [f"{file.relative_to(ROOT)}: {hint[0]}" for file in repository_texts() for hint in STRANGERS.finditer(file.read_text("utf-8"))]
+    assert not hints
+
+
+@pytest.mark.parametrize(
+    ("hint", "wrong"),
+    [
+        ("pip install {}", True),
+        ("pip install '{}[train]'", True),
+        ('%pip install -q \\"{}[hub]\\"', True),
+        ("uv add {}==0.1", True),
+        ("python -m pip install --upgrade {}", True),
+        ("needs the extra: {}[train,tl]", True),
+        ("https://pypi.org/project/{}/", True),
+        (f"pip install {DISTRIBUTION}", False),
+        (f"pip install '{DISTRIBUTION}[train]'", False),
+        ("`pip install .` and then `{} demo`", False),
+        ("pip install -e . && {} demo", False),
+        ("pip install dist/{}_policy-0.1.0-py3-none-any.whl", False),
+        ("import {}", False),
+    ],
+)
+def test_hints_that_would_install_a_strangers_package_are_found(hint: str, wrong: bool) -> None:
+    assert bool(STRANGERS.search(hint.format(PACKAGE))) == wrong
