@@ -11,8 +11,7 @@ from layerlens.analysis.batches import Job
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.stopping import resolve_draw, until_stopped
 from layerlens.errors import PromptError, SelectionError
-from layerlens.models.generation import Generation, require_room
-from layerlens.models.lens import LensModel
+from layerlens.models import Generation, LensModel, require_fits_context
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
@@ -91,7 +90,7 @@ def analyze(
         resolve_layers(kl_from_layer, model.n_layers)
     if top_k < 0:
         raise SelectionError(f"top_k must be 0 or more, got {top_k}")
-    require_room(model, chosen, 0 if generate is None else generate.max_new_tokens)
+    require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows == "response":
         silent = next((sample for sample in chosen if not sample.in_response.any() and (sample.has_response or generate is None)), None)
         if silent is not None:
