@@ -156,7 +156,7 @@ def models(count: int) -> dict[str, list[dict[str, Any]]]:
     """What stopping saves on the bundled models: each goal against every response row decoded."""
     import torch
 
-    from layerlens.models.generation import generate_responses
+    from layerlens.models import generate_responses
     from layerlens.storage.bundled import MODELS, bundled_prompts
 
     torch.set_num_threads(1)

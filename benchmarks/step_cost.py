@@ -24,7 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from layerlens.models.truncate import decoder_of
+from layerlens.models import decoder_of
 from layerlens.storage.bundled import bundled_model
 from layerlens.train import BuPOConfig, BuPOTrainer
 from layerlens.train.trainer import LAYER

@@ -33,7 +33,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from layerlens.models.lens import LensModel
+from layerlens.models import LensModel
 from tests.support.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from layerlens import plots
     from layerlens.analysis.pipeline import analyze
     from layerlens.errors import LayerLensError
-    from layerlens.models.generation import Generation
-    from layerlens.models.lens import LensModel, load
-    from layerlens.models.policy import InternalPolicy
+    from layerlens.models import Generation, InternalPolicy, LensModel
+    from layerlens.models.lens import load
     from layerlens.prompts.readers import read_prompts
     from layerlens.prompts.sample import Sample
     from layerlens.results.run import Run, open_run
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 _WHERE = {
     "analyze": "layerlens.analysis.pipeline",
     "compare": "layerlens.selection.comparison",
-    "InternalPolicy": "layerlens.models.policy",
+    "InternalPolicy": "layerlens.models",
     "LayerLensError": "layerlens.errors",
-    "Generation": "layerlens.models.generation",
-    "LensModel": "layerlens.models.lens",
+    "Generation": "layerlens.models",
+    "LensModel": "layerlens.models",
     "load": "layerlens.models.lens",
     "Sample": "layerlens.prompts.sample",
     "read_prompts": "layerlens.prompts.readers",

@@ -27,7 +27,7 @@ from layerlens.cli import main
 from layerlens.cli.app import app
 from layerlens.cli.options import parse_layers, parse_names
 from layerlens.errors import SelectionError
-from layerlens.models.generation import generate_responses
+from layerlens.models import generate_responses
 from layerlens.storage.bundled import bundled_prompts
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training_folders import write_training

@@ -12,7 +12,7 @@ import torch
 import layerlens as ll
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
 from layerlens.evaluate import LensEngine, VLLMEngine, evaluate, open_engine
-from layerlens.models.generation import stream_seed
+from layerlens.models import response_seed
 from tests.support.evaluations import even_words, some_problems
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -48,7 +48,7 @@ def test_samples_follow_the_policys_distribution(qwen: ll.LensModel) -> None:
 def test_other_sites_answer_from_their_policy(qwen: ll.LensModel) -> None:
     problems, generation = some_problems(2), ll.Generation(4, seed=5)
     policy = qwen.policy(3, "ffn_out", "final")
-    expected = [policy.sample(problem.token_ids, 1, 4, seed=stream_seed(5, number))[0] for problem, number in zip(problems, [7, 9])]  # noqa: B905
+    expected = [policy.sample(problem.token_ids, 1, 4, seed=response_seed(5, number))[0] for problem, number in zip(problems, [7, 9])]  # noqa: B905
     assert LensEngine(qwen, 3, "ffn_out", "final").answer(problems, generation, [7, 9]) == expected
 
 

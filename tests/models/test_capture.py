@@ -1,4 +1,4 @@
-"""Hooks and modes: what a look into a model leaves behind (nothing), and what it makes run (no more than it needs)."""
+"""Capturing states: which states arrive, which modules run, and that hooks, modes and weights are as before afterwards."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import layerlens as ll
-from layerlens.models import find_parts
+from layerlens.models import find_decoder_parts
 from layerlens.types import SITES
 from tests.support.float64_reference import plain_states
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 
-def hooks(model: nn.Module) -> int:
+def count_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
 
 
@@ -48,7 +48,7 @@ def everywhere(lens: ll.LensModel) -> list[tuple[int, str]]:
     return [(layer, site) for layer in range(1, lens.n_layers + 1) for site in SITES]
 
 
-def test_every_place_is_seen_once_in_the_order_of_the_flow(lens: ll.LensModel) -> None:
+def test_forward_hands_over_each_place_once_in_flow_order(lens: ll.LensModel) -> None:
     ids = torch.tensor([random_ids(9), random_ids(9, 1)])
     seen: list[tuple[int, str]] = []
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_every_place_is_seen_once_in_the_order_of_the_flow(lens: ll.LensModel) -
     assert seen == sorted(seen, key=lambda place: (place[0], flow[place[1]]))
 
 
-def test_captured_states_add_up_exactly_and_are_the_plain_ones(lens: ll.LensModel) -> None:
+def test_captured_states_add_up_and_match_float64_states(lens: ll.LensModel) -> None:
     ids = random_ids(12)
     seen: dict[tuple[int, str], Tensor] = {}
     with torch.no_grad():
@@ -91,11 +91,11 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("where", ["callback", "model", "analyze", "nowhere"])
-def test_nothing_is_left_behind(where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_modes_and_weights_survive_exceptions(where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     lens = ll.LensModel.wrap(model)
     mixed_modes(model)
-    before, hooks_before = modes(model), hooks(model)
+    before, hooks_before = modes(model), count_hooks(model)
     weights = {name: (w.data_ptr(), w.clone()) for name, w in model.state_dict().items()}
 
     def fail(*_: object, **__: object) -> None:
@@ -118,19 +118,19 @@ def test_nothing_is_left_behind(where: str, error: type[BaseException], monkeypa
     else:
         with pytest.raises(error):
             run()
-    assert hooks(model) == hooks_before == 0
+    assert count_hooks(model) == hooks_before == 0
     assert modes(model) == before
     for name, weight in model.state_dict().items():
         assert weight.data_ptr() == weights[name][0]
         assert torch.equal(weight, weights[name][1])
 
 
-def test_wrapping_keeps_the_mode_of_every_module() -> None:
+def test_wrap_keeps_the_mode_of_every_module() -> None:
     model = mixed_modes(tiny_model())
     before = modes(model)
     ll.LensModel.wrap(model, tiny_tokenizer())
     assert modes(model) == before
-    assert hooks(model) == 0
+    assert count_hooks(model) == 0
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_wrapping_keeps_the_mode_of_every_module() -> None:
         (4, "resid_post", 4, 4),
     ],
 )
-def test_nothing_runs_beyond_the_last_place(qwen: ll.LensModel, layer: int, site: str, attentions: int, mlps: int) -> None:
+def test_forward_stops_after_the_last_place(qwen: ll.LensModel, layer: int, site: str, attentions: int, mlps: int) -> None:
     model, blocks = qwen.parts.model, qwen.parts.blocks
     modules = {f"block {i}": block for i, block in enumerate(blocks, 1)} | {f"mlp {i}": block.mlp for i, block in enumerate(blocks, 1)}
     modules |= {f"attn {i}": block.self_attn for i, block in enumerate(blocks, 1)} | {"norm": model.model.norm, "head": model.lm_head}
@@ -159,7 +159,7 @@ def test_nothing_runs_beyond_the_last_place(qwen: ll.LensModel, layer: int, site
     assert not {"norm", "head"} & finished
 
 
-def test_a_run_costs_no_more_than_two_forward_passes(qwen: ll.LensModel) -> None:
+def test_analyze_runs_at_most_two_forward_passes(qwen: ll.LensModel) -> None:
     with counted({"first": qwen.parts.blocks[0], "last": qwen.parts.blocks[-1]}) as calls:
         ll.analyze(qwen, [ll.Sample(random_ids(6), 2)])
         assert calls == {"first": 2, "last": 2}
@@ -167,7 +167,7 @@ def test_a_run_costs_no_more_than_two_forward_passes(qwen: ll.LensModel) -> None
         assert calls == {"first": 3, "last": 2}
 
 
-def test_no_graph_is_kept_of_a_model_that_trains() -> None:
+def test_analysis_of_a_training_model_keeps_no_graph() -> None:
     model = tiny_model().train().requires_grad_(True)
     lens = ll.LensModel.wrap(model)
     refs: list[weakref.ref[Tensor]] = []
@@ -188,7 +188,7 @@ def test_no_graph_is_kept_of_a_model_that_trains() -> None:
     assert all(weight.grad is not None for weight in model.parameters())
 
 
-def test_dropout_does_not_reach_a_measurement() -> None:
+def test_dropout_is_off_during_analysis() -> None:
     model = tiny_model("llama", attention_dropout=0.5).train()
     lens = ll.LensModel.wrap(model)
     first, second = (ll.analyze(lens, [ll.Sample(random_ids(20), 5)], metrics="entropy").data["entropy"] for _ in range(2))
@@ -198,16 +198,16 @@ def test_dropout_does_not_reach_a_measurement() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_states_keep_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+def test_captured_states_have_the_model_dtype(dtype: torch.dtype) -> None:
     lens = ll.LensModel.wrap(tiny_model().to(dtype))
     seen: list[torch.dtype] = []
     lens.forward(torch.tensor([random_ids(4)]), everywhere(lens), lambda *a: seen.append(a[2].dtype))
     assert set(seen) == {dtype}
 
 
-def test_a_hook_of_the_user_survives(qwen: ll.LensModel) -> None:
+def test_user_hooks_act_and_survive(qwen: ll.LensModel) -> None:
     """Steering by the user's own hook acts on what is measured, and is still there afterwards."""
-    block = find_parts(qwen.parts.model).blocks[1]
+    block = find_decoder_parts(qwen.parts.model).blocks[1]
     plain = ll.analyze(qwen, [ll.Sample(random_ids(8), 2)]).data["entropy"]
     handle = block.register_forward_hook(lambda _m, _a, out: out + 3.0)
     try:

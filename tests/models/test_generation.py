@@ -11,8 +11,8 @@ import torch
 
 import layerlens as ll
 from layerlens.errors import PromptError
-from layerlens.models.generation import generate_responses
-from tests.support.tiny_models import VOCAB, random_ids, tiny_model, tiny_tokenizer
+from layerlens.models import generate_responses
+from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
 
 PROMPTS = [ll.Sample(ids := random_ids(3 + i % 6, i), len(ids)) for i in range(8)]
 
@@ -39,7 +39,7 @@ def greedy(model: ll.LensModel, ids: list[int], steps: int, ends: tuple[int, ...
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 0.0}])
-def test_neither_batch_nor_order_changes_a_response(qwen: ll.LensModel, settings: dict[str, float]) -> None:
+def test_responses_are_independent_of_batch_and_order(qwen: ll.LensModel, settings: dict[str, float]) -> None:
     generation = ll.Generation(10, seed=5, **settings)
     together = responses(qwen, PROMPTS, generation)
     alone = [responses(qwen, [sample], generation, [number])[0] for number, sample in enumerate(PROMPTS)]
@@ -50,7 +50,7 @@ def test_neither_batch_nor_order_changes_a_response(qwen: ll.LensModel, settings
     assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
 
 
-def test_a_prompt_that_comes_twice_gets_two_responses(qwen: ll.LensModel) -> None:
+def test_repeated_prompt_gets_different_responses(qwen: ll.LensModel) -> None:
     twice = responses(qwen, [PROMPTS[4]] * 2, ll.Generation(12))
     assert twice[0] != twice[1]
     assert twice == responses(qwen, [PROMPTS[4]] * 2, ll.Generation(12))
@@ -58,13 +58,13 @@ def test_a_prompt_that_comes_twice_gets_two_responses(qwen: ll.LensModel) -> Non
     assert len(set(responses(qwen, [PROMPTS[4]] * 2, ll.Generation(12, temperature=0.0)))) == 1
 
 
-def test_greedy_is_the_argmax_loop(lens: ll.LensModel) -> None:
+def test_temperature_zero_equals_argmax_loop(lens: ll.LensModel) -> None:
     got = responses(lens, PROMPTS[:5], ll.Generation(15, temperature=0.0))
     assert got == [tuple(greedy(lens, list(sample.token_ids), 15)) for sample in PROMPTS[:5]]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 1.0), (2.0, 0.9)])
-def test_first_tokens_follow_the_model_s_own_softmax(qwen: ll.LensModel, temperature: float, top_p: float) -> None:
+def test_first_tokens_follow_the_final_policy(qwen: ll.LensModel, temperature: float, top_p: float) -> None:
     ids, n = random_ids(6, 3), 4000
     p = (next_logits(qwen, ids) / temperature).softmax(-1).numpy()
     if top_p < 1:
@@ -73,7 +73,7 @@ def test_first_tokens_follow_the_model_s_own_softmax(qwen: ll.LensModel, tempera
         p[order[before >= top_p]] = 0
         p /= p.sum()
     drawn = responses(qwen, [ll.Sample(ids, 6)] * n, ll.Generation(1, temperature, top_p))
-    counts = np.bincount([tokens[0] for tokens in drawn], minlength=VOCAB)
+    counts = np.bincount([tokens[0] for tokens in drawn], minlength=VOCABULARY)
     assert counts[p == 0].sum() == 0, "nothing from outside the nucleus"
     # bins of an expected count of 5 or more, the rest together: Pearson's chi-square within five deviations of its mean
     large = n * p >= 5
@@ -84,12 +84,12 @@ def test_first_tokens_follow_the_model_s_own_softmax(qwen: ll.LensModel, tempera
     assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
 
 
-def test_a_narrow_nucleus_is_greedy(qwen: ll.LensModel) -> None:
+def test_narrow_nucleus_equals_greedy(qwen: ll.LensModel) -> None:
     narrow = responses(qwen, PROMPTS[:4], ll.Generation(8, temperature=2.0, top_p=1e-6))
     assert narrow == responses(qwen, PROMPTS[:4], ll.Generation(8, temperature=0.0))
 
 
-def test_end_of_sequence_is_kept_and_ends() -> None:
+def test_response_ends_with_its_end_of_sequence_token() -> None:
     model = tiny_model()
     lens = ll.LensModel.wrap(model, tiny_tokenizer())
     full = responses(lens, PROMPTS, ll.Generation(20, seed=2))
@@ -107,7 +107,7 @@ def test_end_of_sequence_is_kept_and_ends() -> None:
     assert all(len(tokens) == 20 for tokens in responses(ll.LensModel.wrap(model), PROMPTS, ll.Generation(20, seed=2)))
 
 
-def test_settings_that_come_with_a_model_do_not_leak_in(qwen: ll.LensModel) -> None:
+def test_shipped_generation_settings_are_ignored(qwen: ll.LensModel) -> None:
     model = tiny_model()
     config = model.generation_config
     config.update(
@@ -120,7 +120,7 @@ def test_settings_that_come_with_a_model_do_not_leak_in(qwen: ll.LensModel) -> N
     assert model.generation_config is config
 
 
-def test_samples_with_a_response_are_left_alone(qwen: ll.LensModel) -> None:
+def test_samples_with_a_response_are_returned_unchanged(qwen: ll.LensModel) -> None:
     done = ll.Sample(random_ids(7), 3, id="done")
     mixed = [PROMPTS[0], done, PROMPTS[1]]
     out = generate_responses(qwen, mixed, ll.Generation(4), [0, 1, 2])
@@ -134,7 +134,7 @@ def test_samples_with_a_response_are_left_alone(qwen: ll.LensModel) -> None:
     assert generate_responses(qwen, [full], ll.Generation(4), [0]) == [full], "no room is needed where nothing is sampled"
 
 
-def test_no_room_is_an_error(qwen: ll.LensModel) -> None:
+def test_response_beyond_the_context_is_refused(qwen: ll.LensModel) -> None:
     prompt = ll.Sample(random_ids(120), 120)
     assert len(responses(qwen, [prompt], ll.Generation(8, temperature=0.0))[0]) <= 8
     with pytest.raises(PromptError, match="120 tokens and 9 new tokens exceed the context of tiny-random"):
@@ -153,12 +153,12 @@ def test_no_room_is_an_error(qwen: ll.LensModel) -> None:
         ({"top_p": float("nan")}, r"top_p must be in \(0, 1\]"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_generation_refuses_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PromptError, match=message):
         ll.Generation(**settings)
 
 
-def test_analyze_measures_the_response_it_sampled(qwen: ll.LensModel) -> None:
+def test_analyze_measures_the_sampled_response(qwen: ll.LensModel) -> None:
     generation = ll.Generation(6, seed=9)
     run = ll.analyze(qwen, PROMPTS[:3], generate=generation, metrics="entropy", batch_tokens=20)
     for index, (prompt, response) in enumerate(zip(PROMPTS, responses(qwen, PROMPTS[:3], generation), strict=False)):

@@ -18,9 +18,9 @@ from transformers import GemmaConfig, GPT2Config, GPT2LMHeadModel
 
 import layerlens as ll
 from layerlens.errors import ModelLayoutError, ModelLoadError
-from layerlens.models import LAYOUTS, check_identities, find_parts
+from layerlens.models import LAYOUTS
 from layerlens.storage.bundled import MODELS, bundled_model
-from tests.support.tiny_models import VOCAB, random_ids, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,7 +73,7 @@ def refused(folder: Path | str, message: str, error: type[Exception] = ModelLoad
         ("float16", False, "20KB"),
     ],
 )
-def test_saved_then_loaded_is_the_same_model(dtype: str, tied: bool, shards: str, tmp_path: Path) -> None:
+def test_save_then_load_is_the_identity(dtype: str, tied: bool, shards: str, tmp_path: Path) -> None:
     model = tiny_model("qwen2", tied=tied).to(DTYPES[dtype])
     lens = ll.load(save(model, tmp_path / "m", max_shard_size=shards))
     assert (len(list((tmp_path / "m").glob("*.safetensors"))) > 1) == (shards == "20KB")
@@ -87,7 +87,7 @@ def test_saved_then_loaded_is_the_same_model(dtype: str, tied: bool, shards: str
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "mistral"])
-def test_every_architecture_is_loaded(architecture: str, tmp_path: Path) -> None:
+def test_load_converts_dtype_of_every_architecture(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     lens = ll.load(str(save(model, tmp_path / "m")), dtype="float64")
     assert lens.parts.dtype == torch.float64
@@ -98,7 +98,7 @@ def test_every_architecture_is_loaded(architecture: str, tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing", "ignore:Could not find a config file")  # PEFT's
-def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path) -> None:
+def test_adapter_folder_loads_as_merged_model(saved: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(ll.load(saved).parts.model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
@@ -133,13 +133,13 @@ def test_adapters_are_loaded_as_the_model_they_make(saved: Path, tmp_path: Path)
         ll.load(tmp_path / "adapters")
 
 
-def test_a_tokenizer_comes_along(saved: Path) -> None:
+def test_load_brings_the_tokenizer(saved: Path) -> None:
     lens = ll.load(saved)
     assert ll.read_prompts(["w1"], lens) == ll.read_prompts(["w1"], tiny_tokenizer())
     assert ll.load(saved, dtype=torch.bfloat16).parts.dtype == torch.bfloat16
 
 
-def test_names_that_are_nothing(tmp_path: Path) -> None:
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none", "no such folder")
     refused("./none", "no such folder")
     refused("~/none/at/all", "no such folder")
@@ -148,12 +148,12 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "could not be loaded")
 
 
-def test_options_that_can_not_be(saved: Path) -> None:
+def test_impossible_load_options_are_refused(saved: Path) -> None:
     refused(saved, "unknown dtype 'int3': choose from auto, bfloat16", dtype="int3")
     refused(saved, "either device or device_map", device="cpu", device_map="auto")
-    refused(saved, "can not be put on device 'nonsense'", device="nonsense")
+    refused(saved, "cannot be put on device 'nonsense'", device="nonsense")
     if not torch.cuda.is_available():
-        refused(saved, "can not be put on device 'cuda'", device="cuda")
+        refused(saved, "cannot be put on device 'cuda'", device="cuda")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 2000, -100])
@@ -173,50 +173,50 @@ def test_corrupted_weights_are_refused(folder: Path) -> None:
     refused(folder, "could not be loaded")
 
 
-def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+def test_missing_shard_is_refused(tmp_path: Path) -> None:
     folder = save(tiny_model(), tmp_path / "m", max_shard_size="20KB")
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
     refused(folder, "could not be loaded")
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"])
-def test_a_missing_weight_is_never_made_up(folder: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_weight_is_refused_in_one_line(folder: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     rewrite(folder, lambda weights: weights.pop(name))
     message = refused(folder, "1 weights are missing")
     assert name in message
     assert capfd.readouterr().err == "", "one line tells it, not a table as well"
 
 
-def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
+def test_weight_of_another_shape_is_refused(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(47, 32)}))
     refused(folder, "model.layers.2.mlp.up_proj.weight|mismatch|another shape")
 
 
-def test_a_configuration_of_a_deeper_model_is_refused(folder: Path) -> None:
+def test_config_with_more_layers_is_refused(folder: Path) -> None:
     refused(reconfigure(folder, num_hidden_layers=5, layer_types=None), "weights are missing")
 
 
-def test_a_configuration_of_a_shallower_model_is_told(folder: Path) -> None:
+def test_config_with_fewer_layers_warns_of_unused_weights(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"11 weights in the files have no place in the model, e\.g\. model\.layers\.3"):
         ll.load(reconfigure(folder, num_hidden_layers=3, layer_types=None))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
-def test_weights_that_are_not_finite_are_refused(folder: Path, where: str, poison: float) -> None:
+def test_nonfinite_weights_are_refused(folder: Path, where: str, poison: float) -> None:
     def spoil(weights: dict[str, torch.Tensor]) -> None:
         weights[where].flatten()[3] = poison
 
     refused(rewrite(folder, spoil), r"not finite on 8 random tokens|miss the model's own logits by", ModelLayoutError)
 
 
-def test_pickles_are_not_read(folder: Path) -> None:
+def test_pickled_weights_are_refused(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     refused(folder, "safetensors")
 
 
-def test_a_broken_configuration_is_refused(folder: Path) -> None:
+def test_broken_config_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     refused(folder, "could not be loaded")
     (folder / "config.json").unlink()
@@ -224,7 +224,7 @@ def test_a_broken_configuration_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma"])
-def test_other_architectures_are_refused_before_any_weight_is_read(kind: str, tmp_path: Path) -> None:
+def test_undescribed_architecture_is_refused_before_weights_are_read(kind: str, tmp_path: Path) -> None:
     config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=50) if kind == "gpt2" else GemmaConfig(num_hidden_layers=2)
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights at all")
@@ -235,7 +235,7 @@ def test_other_architectures_are_refused_before_any_weight_is_read(kind: str, tm
             ll.LensModel.wrap(GPT2LMHeadModel(config))
 
 
-def test_code_that_comes_with_a_model_does_not_run(folder: Path, tmp_path: Path) -> None:
+def test_shipped_code_does_not_run(folder: Path, tmp_path: Path) -> None:
     (folder / "modeling_evil.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\n"
         "from transformers import LlamaConfig\nclass EvilConfig(LlamaConfig):\n    model_type = 'evil'\n"
@@ -245,84 +245,12 @@ def test_code_that_comes_with_a_model_does_not_run(folder: Path, tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
-class Louder(nn.Module):
-    """A module whose output is scaled: for the unembedding, logits that are not E_u N(h)."""
-
-    def __init__(self, module: nn.Module, by: float):
-        super().__init__()
-        self.module, self.by = module, by
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.module.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.module(x) * self.by
-
-
-def test_scaled_logits_are_refused() -> None:
+def test_vocabulary_rows_beyond_the_tokenizer_are_read(tmp_path: Path) -> None:
     model = tiny_model()
-    model.lm_head = Louder(model.lm_head, 0.9)
-    with pytest.raises(ModelLayoutError, match=r"miss the model's own logits by 0\.11 of their size \(tolerance 0\.0001\)"):
-        ll.LensModel.wrap(model, name="louder")
-    assert not check_identities(find_parts(model)).ok
-
-
-@pytest.mark.parametrize("layer", [1, 3])
-def test_a_block_that_adds_something_else_is_refused(layer: int) -> None:
-    model = tiny_model("llama")
-    block = model.model.layers[layer - 1]
-    forward = type(block).forward
-
-    class Altered(type(block)):
-        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return forward(self, hidden_states, *args, **kwargs) + 0.1 * hidden_states
-
-    block.__class__ = Altered
-    with pytest.raises(ModelLayoutError, match=rf"misses resid_post by 0\.\d+ of its size in block {layer} "):
-        ll.LensModel.wrap(model)
-    assert ll.LensModel.wrap(model, check=False).n_layers == 4
-
-
-def test_a_stream_that_changes_between_blocks_is_refused() -> None:
-    model = tiny_model()
-    block = model.model.layers[1]
-    block.register_forward_pre_hook(lambda _m, args, kwargs: ((args[0] * 1.2, *args[1:]), kwargs), with_kwargs=True)
-    with pytest.raises(ModelLayoutError, match="block 2"):
-        ll.LensModel.wrap(model)
-
-
-def test_a_residual_multiplier_is_refused() -> None:
-    """As in Granite: what self_attn returns is not what it adds."""
-    model = tiny_model("qwen2")
-    block = model.model.layers[0]
-    forward = type(block).forward
-    handle: list[Any] = []
-
-    class Scaled(type(block)):
-        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return hidden_states + 0.5 * (forward(self, hidden_states, *args, **kwargs) - hidden_states)
-
-    block.__class__ = Scaled
-    with pytest.raises(ModelLayoutError, match="block 1"):
-        ll.LensModel.wrap(model)
-    assert not handle
-
-
-def test_weights_that_are_not_there_are_told() -> None:
-    model = tiny_model()
-    with torch.device("meta"):
-        ghost = type(model)(model.config)
-    with pytest.raises(ModelLoadError, match="not in memory"):
-        ll.LensModel.wrap(ghost)
-
-
-def test_pad_rows_beyond_the_tokenizer_are_part_of_the_policy(tmp_path: Path) -> None:
-    model = tiny_model()
-    model.resize_token_embeddings(VOCAB + 5, mean_resizing=False)
+    model.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
     lens = ll.load(save(model, tmp_path / "m"))
-    run = ll.analyze(lens, [ll.Sample([*random_ids(5), VOCAB + 4], 2)], top_k=VOCAB + 5)
-    assert run.data["top_ids"].max() == VOCAB + 4
+    run = ll.analyze(lens, [ll.Sample([*random_ids(5), VOCABULARY + 4], 2)], top_k=VOCABULARY + 5)
+    assert run.data["top_ids"].max() == VOCABULARY + 4
     assert run.data["token_text"].values[-1] == ""
 
 
@@ -336,42 +264,3 @@ def test_bundled_names_resolve() -> None:
         lens = ll.load(name)
         assert lens.name == name
         assert lens.tokenizer is not None
-
-
-def test_the_fingerprint_sees_one_ulp_in_any_weight() -> None:
-    model = tiny_model()
-    before = find_parts(model).fingerprint()
-    assert before == find_parts(tiny_model()).fingerprint(), "where weights lie does not matter"
-    for name, weight in list(model.named_parameters()):
-        with torch.no_grad():
-            flat = weight.view(-1)
-            place = flat.numel() // 3 + 1
-            old = flat[place].clone()
-            flat[place] = torch.nextafter(old, torch.tensor(float("inf")))
-            assert find_parts(model).fingerprint() != before, name
-            flat[place] = old
-    assert find_parts(model).fingerprint() == before
-
-
-def test_the_fingerprint_is_of_values_not_of_storage() -> None:
-    tied = tiny_model(tied=True)
-    untied = tiny_model(tied=False)
-    untied.load_state_dict(tied.state_dict())
-    assert find_parts(tied).tied
-    assert not find_parts(untied).tied
-    assert find_parts(tied).fingerprint() == find_parts(untied).fingerprint()
-    assert ll.LensModel.wrap(tied).fingerprint != ll.LensModel.wrap(tiny_model(seed=1)).fingerprint
-    flipped = tiny_model(tied=True)
-    with torch.no_grad():
-        weight = flipped.model.layers[0].mlp.up_proj.weight
-        weight.copy_(weight.t().contiguous().t())
-    assert find_parts(flipped).fingerprint() == find_parts(tied).fingerprint()
-
-
-def test_the_fingerprint_is_taken_once() -> None:
-    lens = ll.LensModel.wrap(tiny_model())
-    first = lens.fingerprint
-    with torch.no_grad():
-        lens.parts.unembedding.add_(1)
-    assert lens.fingerprint == first
-    assert lens.parts.fingerprint() != first

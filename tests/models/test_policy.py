@@ -12,13 +12,13 @@ import torch
 import layerlens as ll
 from layerlens.errors import PromptError, SelectionError
 from layerlens.types import NORMS, SITES
-from tests.support.tiny_models import VOCAB, random_ids, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
 
 PLACES = [(1, "resid_pre"), (1, "attn_in"), (1, "attn_out"), (2, "resid_mid"), (3, "ffn_in"), (2, "ffn_out"), (4, "resid_post")]
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_scores_are_those_of_an_analysis(lens: ll.LensModel, norm: str) -> None:
+def test_policy_scores_match_analysis(lens: ll.LensModel, norm: str) -> None:
     ids, temperature = random_ids(9), 2.5
     run = ll.analyze(lens, [ll.Sample(ids)], norm=norm, temperature=temperature, top_k=4)
     for layer, site in PLACES:
@@ -31,13 +31,13 @@ def test_scores_are_those_of_an_analysis(lens: ll.LensModel, norm: str) -> None:
         np.testing.assert_allclose(top["prob"], at["top_probs"].values[-1], atol=1e-5)
 
 
-def test_probabilities_sum_to_one_and_agree_with_log_probs(qwen: ll.LensModel) -> None:
+def test_top_probabilities_sum_to_one_and_match_log_probs(qwen: ll.LensModel) -> None:
     policy, ids = qwen.policy(2, "ffn_out"), random_ids(5)
-    everything = policy.top(ids, VOCAB).set_index("token_id")["prob"]
-    assert len(everything) == VOCAB
+    everything = policy.top(ids, VOCABULARY).set_index("token_id")["prob"]
+    assert len(everything) == VOCABULARY
     assert everything.sum() == pytest.approx(1, abs=1e-5)
     assert everything.is_monotonic_decreasing
-    for token in (8, 99, VOCAB - 1):
+    for token in (8, 99, VOCABULARY - 1):
         assert policy.log_probs([*ids, token])[-1] == pytest.approx(np.log(everything[token]), abs=1e-4)
     assert -(everything * np.log(everything)).sum() == pytest.approx(float(policy.entropy(ids)[-1]), abs=1e-4)
 
@@ -54,19 +54,19 @@ def argmax_loop(policy: ll.InternalPolicy, ids: list[int], steps: int) -> list[i
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("layer", "site"), PLACES)
-def test_sampling_with_a_cache_is_the_loop_without(qwen: ll.LensModel, layer: int, site: str, norm: str) -> None:
+def test_cached_sampling_matches_uncached_loop(qwen: ll.LensModel, layer: int, site: str, norm: str) -> None:
     policy, ids = qwen.policy(layer, site, norm), random_ids(6, 2)
     assert policy.sample(ids, n=2, max_new_tokens=9, temperature=0.0) == [argmax_loop(policy, ids, 9)] * 2
 
 
 @pytest.mark.parametrize("more", [{"sliding_window": 4}, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}])
-def test_the_cache_is_right_with_windows_and_scaled_positions(more: dict[str, Any]) -> None:
+def test_cached_sampling_with_sliding_window_and_scaled_rope(more: dict[str, Any]) -> None:
     lens = ll.LensModel.wrap(tiny_model("mistral", **more), tiny_tokenizer())
     policy, ids = lens.policy(4, norm="final"), random_ids(10, 1)
     assert policy.sample(ids, max_new_tokens=12, temperature=0.0) == [argmax_loop(policy, ids, 12)]
 
 
-def test_threads_that_share_a_model_see_their_own_states() -> None:
+def test_threads_sharing_a_model_see_their_own_states() -> None:
     policy = ll.LensModel.wrap(tiny_model()).policy(layer=2)
     texts = [random_ids(40, seed) for seed in range(4)]
     alone = [policy.entropy(text) for text in texts]
@@ -75,7 +75,7 @@ def test_threads_that_share_a_model_see_their_own_states() -> None:
     assert all(torch.equal(found, alone[place % 4]) for place, found in enumerate(together))
 
 
-def test_at_the_top_it_is_the_model(lens: ll.LensModel) -> None:
+def test_last_layer_policy_samples_and_scores_like_the_model(lens: ll.LensModel) -> None:
     policy, ids = lens.policy(lens.n_layers, norm="final"), random_ids(7, 3)
     out = lens.parts.model.generate(
         torch.tensor([ids]), max_new_tokens=12, do_sample=False, attention_mask=torch.ones(1, 7, dtype=torch.long)
@@ -87,23 +87,23 @@ def test_at_the_top_it_is_the_model(lens: ll.LensModel) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7)])
-def test_samples_follow_the_policy(qwen: ll.LensModel, temperature: float, top_p: float) -> None:
+def test_sample_frequencies_follow_the_policy(qwen: ll.LensModel, temperature: float, top_p: float) -> None:
     policy, ids, n = qwen.policy(3), random_ids(4, 5), 6000
-    top = policy.top(ids, VOCAB)
-    p = np.zeros(VOCAB)
+    top = policy.top(ids, VOCABULARY)
+    p = np.zeros(VOCABULARY)
     p[top["token_id"]] = top["prob"]
     p = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
     order = np.argsort(-p)
     p[order[np.cumsum(p[order]) - p[order] >= top_p]] = 0
     p /= p.sum()
-    counts = np.bincount([tokens[0] for tokens in policy.sample(ids, n, temperature=temperature, top_p=top_p)], minlength=VOCAB)
+    counts = np.bincount([tokens[0] for tokens in policy.sample(ids, n, temperature=temperature, top_p=top_p)], minlength=VOCABULARY)
     assert counts[p < 1e-9].sum() == 0
     # the expected total variation of n draws is at most half of sum sqrt(p (1 - p) / n)
     expected = 0.5 * np.sqrt(p * (1 - p) / n).sum()
     assert 0.5 * np.abs(counts / n - p).sum() < 1.6 * expected
 
 
-def test_seeds_and_rows(qwen: ll.LensModel) -> None:
+def test_sample_is_reproducible_by_seed(qwen: ll.LensModel) -> None:
     policy, ids = qwen.policy(2), random_ids(4)
     draw = policy.sample(ids, n=6, max_new_tokens=8, seed=1)
     assert draw == policy.sample(ids, n=6, max_new_tokens=8, seed=1)
@@ -114,7 +114,7 @@ def test_seeds_and_rows(qwen: ll.LensModel) -> None:
     )
 
 
-def test_a_continuation_ends_where_the_model_says() -> None:
+def test_sample_ends_at_the_end_tokens() -> None:
     model = tiny_model()
     model.generation_config.eos_token_id = None
     lens = ll.LensModel.wrap(model)
@@ -129,7 +129,7 @@ def test_a_continuation_ends_where_the_model_says() -> None:
         assert now == before[: first + 1]
 
 
-def test_text_ids_and_tensors_are_alike(qwen: ll.LensModel) -> None:
+def test_policy_takes_text_ids_and_tensors(qwen: ll.LensModel) -> None:
     policy = qwen.policy(2, norm="final")
     expected = policy.entropy([9, 10, 11])
     assert torch.equal(policy.entropy("w1 w2 w3"), expected)
@@ -142,7 +142,7 @@ def test_text_ids_and_tensors_are_alike(qwen: ll.LensModel) -> None:
         bare.entropy("w1")
 
 
-def test_a_text_must_fit_the_context(qwen: ll.LensModel) -> None:
+def test_text_beyond_the_context_is_refused(qwen: ll.LensModel) -> None:
     context, policy = qwen.parts.context, qwen.policy(2)
     assert context == 128
     full = random_ids(context)
@@ -153,16 +153,16 @@ def test_a_text_must_fit_the_context(qwen: ll.LensModel) -> None:
     for ask in (policy.log_probs, policy.entropy, policy.top):
         with pytest.raises(PromptError, match=r"^the text: 129 tokens exceed the context of tiny-random \(128\); shorten it$"):
             ask([*full, 9])
-    told = r"^the text: 126 tokens and 3 new tokens exceed the context of tiny-random \(128\); shorten it or ask for fewer new tokens$"
-    with pytest.raises(PromptError, match=told):
+    message = r"^the text: 126 tokens and 3 new tokens exceed the context of tiny-random \(128\); shorten it or ask for fewer new tokens$"
+    with pytest.raises(PromptError, match=message):
         policy.sample(full[:-2], max_new_tokens=3)
 
 
-def test_what_makes_no_sense_is_refused(qwen: ll.LensModel) -> None:
+def test_policy_refuses_invalid_arguments(qwen: ll.LensModel) -> None:
     policy = qwen.policy(2)
     for ids, message in (
         ([], "at least 1 token"),
-        ([5, VOCAB], "outside the vocabulary"),
+        ([5, VOCABULARY], "outside the vocabulary"),
         ([-1], "outside the vocabulary"),
         ("", "at least 1"),
     ):
@@ -172,7 +172,7 @@ def test_what_makes_no_sense_is_refused(qwen: ll.LensModel) -> None:
     with pytest.raises(PromptError, match="at least 2 token"):
         policy.log_probs([5])
     for settings in ({"n": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
-        with pytest.raises(PromptError, match="must be at least 1, temperature"):
+        with pytest.raises(PromptError, match="must be"):
             policy.sample([5], **settings)
     with pytest.raises(PromptError, match="k must be at least 1"):
         policy.top([5], 0)

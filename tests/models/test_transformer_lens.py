@@ -1,4 +1,4 @@
-"""TransformerLens gives the same numbers, both as the stopping_verdict of ours and as the source of the states."""
+"""TransformerLens gives the same numbers: its own readout of its own states, and its bridge wrapped as our model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bridge(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("norm", ["none", "final"])
-def test_logit_readout_of_the_bridge_gives_our_entropies(folder: Path, bridge: Any, norm: str) -> None:
+def test_bridge_logit_readout_matches_our_entropies(folder: Path, bridge: Any, norm: str) -> None:
     from transformer_lens.tools.analysis import logit_readout
 
     ids = random_ids(13)
@@ -59,7 +59,7 @@ def test_logit_readout_of_the_bridge_gives_our_entropies(folder: Path, bridge: A
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=f"{site} of layer {layer}")
 
 
-def test_a_bridge_as_the_source_gives_the_same_run_and_is_left_as_it_was(folder: Path, bridge: Any) -> None:
+def test_wrapped_bridge_gives_the_same_run_and_is_unchanged(folder: Path, bridge: Any) -> None:
     samples = [ll.Sample(random_ids(n, n), 2) for n in (6, 11)]
     hooks = {name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in bridge.named_modules()}
     weights = {name: weight.clone() for name, weight in bridge.state_dict().items()}
@@ -71,7 +71,7 @@ def test_a_bridge_as_the_source_gives_the_same_run_and_is_left_as_it_was(folder:
     assert all(torch.equal(weight, weights[name]) for name, weight in bridge.state_dict().items())
 
 
-def test_a_bridge_can_sample(bridge: Any, folder: Path) -> None:
+def test_wrapped_bridge_samples_the_same_responses(bridge: Any, folder: Path) -> None:
     prompts = [ll.Sample(random_ids(5, i), 5) for i in range(3)]
     settings = {"generate": ll.Generation(6, seed=1), "metrics": "entropy"}
     theirs = ll.analyze(ll.LensModel.wrap(bridge), prompts, **settings)
@@ -79,7 +79,7 @@ def test_a_bridge_can_sample(bridge: Any, folder: Path) -> None:
     np.testing.assert_array_equal(theirs.data["token_id"], ours.data["token_id"])
 
 
-def test_a_folded_bridge_is_refused(folder: Path) -> None:
+def test_folded_bridge_is_refused(folder: Path) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")

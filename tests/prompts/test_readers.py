@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import layerlens as ll
 from layerlens.errors import PromptError
-from tests.support.tiny_models import VOCAB, random_ids, tiny_tokenizer
+from tests.support.tiny_models import VOCABULARY, random_ids, tiny_tokenizer
 
 SHARED = Path(os.environ.get("LAYERLENS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TOKENIZER = tiny_tokenizer()
@@ -122,7 +122,7 @@ def test_chat_template_or_none(qwen: ll.LensModel) -> None:
     assert ll.read_prompts([{"prompt": "w1", "other": "w2"}], TOKENIZER, column="other")[0].token_ids == chat("w2")
 
 
-words = st.lists(st.integers(0, VOCAB - 9).map(lambda i: f"w{i}"), min_size=1, max_size=8).map(" ".join)
+words = st.lists(st.integers(0, VOCABULARY - 9).map(lambda i: f"w{i}"), min_size=1, max_size=8).map(" ".join)
 
 
 @given(prompt=words, response=words, use_chat=st.booleans(), as_message=st.booleans())
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_named_before_anything_runs(qwen: ll.LensModel, mon
 
     refused(ll.Sample(random_ids(129), 5, id="long one"), r"prompt long one: 129 tokens exceed the context of tiny-random \(128\)")
     refused(ll.Sample(random_ids(100), 100), r"prompt 1: 100 tokens and 29 new tokens exceed", generate=ll.Generation(29))
-    refused(ll.Sample([5, VOCAB]), rf"prompt 1: a token id lies outside the vocabulary of tiny-random \({VOCAB} tokens\)")
+    refused(ll.Sample([5, VOCABULARY]), rf"prompt 1: a token id lies outside the vocabulary of tiny-random \({VOCABULARY} tokens\)")
     refused(ll.Sample([5, -1]), "outside the vocabulary")
     refused(ll.Sample([5]), "has no response token to decode", rows="response", generate=ll.Generation(4))
     refused(ll.Sample(random_ids(4), 4), "prompt 1 has no response token to decode", rows="response")

@@ -1,4 +1,4 @@
-"""The definitions once more, written as plainly as possible: float64, whole logits, the model's own modules called by hand."""
+"""Every metric of docs/definitions.md computed a second time: float64, all logits at once, the model's modules called one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerlens.types import MODULE_SITES
 
 @torch.no_grad()
 def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tensor]:
-    """Every (layer, site) to [seq, d], computed in float64 by walking through the blocks."""
+    """The states at every (layer, site), each [seq, d] in float64, computed by calling the modules of the blocks in turn."""
     net = copy.deepcopy(model).double()
     net.config._attn_implementation = "eager"
     decoder, tokens = net.model, torch.tensor([ids])
@@ -43,7 +43,7 @@ def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tens
 
 @torch.no_grad()
 def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -> dict[str, Tensor]:
-    """Every metric of DEFINITIONS: [seq, layer, site] for those of the readout, float64."""
+    """Every metric of docs/definitions.md, float64; those of the readout have the shape [seq, layer, site]."""
     net = copy.deepcopy(model).double()
     states = plain_states(model, ids)
     n_layers = max(layer for layer, _ in states)

@@ -24,7 +24,7 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
 }
-VOCAB = 211
+VOCABULARY = 211
 TEMPLATE = (
     "{% if enable_thinking %}think {% endif %}{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}assistant {% endif %}"
@@ -38,7 +38,7 @@ def tiny_model(
     config_class, model_class = CLASSES[architecture]
     sizes = {"head_dim": 8} if architecture in ("qwen3", "mistral") else {}
     config = config_class(
-        vocab_size=VOCAB,
+        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,
@@ -62,7 +62,7 @@ def tiny_model(
 
 
 def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "system", "think", *(f"w{i}" for i in range(VOCAB - 8))]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "system", "think", *(f"w{i}" for i in range(VOCABULARY - 8))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -82,4 +82,4 @@ def byte_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
 
 
 def random_ids(n: int, seed: int = 0) -> list[int]:
-    return torch.randint(8, VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(8, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed)).tolist()

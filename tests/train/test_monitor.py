@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerlens.errors import TrainingError
-from layerlens.models.truncate import causal_lm
+from layerlens.models import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training_log import HIGH, LOW, open_training
 from layerlens.train.monitor import Monitor

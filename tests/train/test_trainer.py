@@ -14,7 +14,7 @@ from torch import nn
 
 from layerlens.decode.autograd import token_log_probs
 from layerlens.errors import SelectionError, TrainingError
-from layerlens.models.truncate import causal_lm, count_blocks, truncated_at
+from layerlens.models import causal_lm, count_blocks, truncated_at
 from layerlens.results.training_log import open_training
 from layerlens.train import BuPOConfig, BuPOTrainer, head
 from layerlens.train.trainer import LAYER

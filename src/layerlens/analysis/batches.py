@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_sample import draw_rows
-from layerlens.models.generation import Generation, generate_responses
-from layerlens.models.lens import LensModel
+from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
 from layerlens.results import SampleResult, sample_dataset
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings

@@ -14,8 +14,7 @@ from layerlens.analysis.plan import READOUT_FIELDS, Plan
 from layerlens.decode import readout
 from layerlens.errors import ReadoutError
 from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, stream_cosine
-from layerlens.models import LayerSite
-from layerlens.models.lens import LensModel
+from layerlens.models import LayerSite, LensModel
 from layerlens.types import SITES, STREAM_SITES, Module, Norm, Site
 
 BUFFER_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}

@@ -13,8 +13,7 @@ from layerlens.analysis.plan import Plan
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.errors import PromptError, RunError, SelectionError
-from layerlens.models.generation import Generation, require_room
-from layerlens.models.lens import LensModel
+from layerlens.models import Generation, LensModel, require_fits_context
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
@@ -85,7 +84,7 @@ def analyze(
     chosen = _checked_samples(samples)
     plan = _resolved_plan(model, sites, layers, metrics, norm, rows, temperature, kl_from_layer, top_k)
     draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
-    require_room(model, chosen, 0 if generate is None else generate.max_new_tokens)
+    require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows == "response":
         _require_response_rows(chosen, generate)
     device = processor_name(model.parts.unembedding.device)

@@ -38,12 +38,12 @@ def bench_command(
     Example: layerlens bench Qwen/Qwen3-4B --rows 2048
     """
     from layerlens.decode.bench import Shape, bench
-    from layerlens.models.load import read_shape
+    from layerlens.models import read_unembedding_shape
     from layerlens.storage.bundled import bundled_model
     from layerlens.storage.files import write_text
 
     if model is not None:
-        d, vocabulary, stored = read_shape(bundled_model(model) or model, trust_remote_code=trust_remote_code)
+        d, vocabulary, stored = read_unembedding_shape(bundled_model(model) or model, trust_remote_code=trust_remote_code)
         dtype = stored if dtype == "auto" else dtype
     shape = Shape(rows, d, vocabulary, "float32" if dtype == "auto" else dtype, pick_device(device, None) or "cpu")
     table = bench(shape, repeats=repeats, threads=threads, compiled=compiled, memory=memory)

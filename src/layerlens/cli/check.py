@@ -1,4 +1,4 @@
-"""`layerlens check`: what a model's layout is, and whether the identities hold."""
+"""`layerlens check`: where a model is read, and whether its identities hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check(
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
 
-    Exits with 2 where it does not: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
+    Exits with 2 if it does not: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
 
     Example: layerlens check Qwen/Qwen3-4B
     """
@@ -28,21 +28,21 @@ def check(
     lens = ll.load(model, **loading.keywords(), check=False)
     parts, config = lens.parts, lens.parts.model.config
     report = check_identities(parts)
-    vocabulary, width = parts.unembedding.shape
+    vocabulary, d_model = parts.unembedding.shape
     facts = {
         "model": lens.name,
         "architecture": config.model_type,
         "layers": lens.n_layers,
-        "d_model": width,
+        "d_model": d_model,
         "vocabulary": vocabulary,
         "context": parts.context,
         "dtype": str(parts.dtype).removeprefix("torch."),
-        "unembedding": "tied to the embedding" if parts.tied else "its own",
+        "unembedding": "tied to the embedding" if parts.tied else "not tied",
         "decoder": parts.layout.decoder,
         "blocks": f"{parts.layout.decoder}.{parts.layout.blocks}",
         "final_norm": f"{parts.layout.decoder}.{parts.layout.final_norm}",
     }
-    sites = {site: f"{tap.side} of {tap.module or 'the block'}" for site, tap in parts.layout.hook_points.items()}
+    sites = {site: f"{point.side} of {point.module or 'the block'}" for site, point in parts.layout.hook_points.items()}
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
         plain = {name: gap if math.isfinite(gap) else None for name, gap in gaps.items()}

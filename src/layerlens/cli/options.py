@@ -20,7 +20,7 @@ from layerlens.errors import SelectionError
 from layerlens.prompts.readers import PROMPT_COLUMNS
 
 if TYPE_CHECKING:
-    from layerlens.models.generation import Generation
+    from layerlens.models import Generation
     from layerlens.prompts.sample import Sample
 
 ModelName = Annotated[
@@ -114,7 +114,7 @@ class SamplingOptions:
     seed: Annotated[int, typer.Option(help="Of the sampling. Each response has a random stream of its own.")] = 0
 
     def generation(self, max_new_tokens: int) -> Generation:
-        from layerlens.models.generation import Generation
+        from layerlens.models import Generation
 
         return Generation(max_new_tokens, **asdict(self))
 

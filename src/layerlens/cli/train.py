@@ -171,8 +171,7 @@ def make_trainer(script: TrainScript, args: Any) -> BuPOTrainer:
     import torch
     from datasets import Dataset
 
-    from layerlens.models import load_pretrained
-    from layerlens.models.load import holds_adapters
+    from layerlens.models import holds_adapters, load_pretrained
     from layerlens.prompts.readers import find_template
     from layerlens.rewards.rewards import load_reward
     from layerlens.train import BuPOTrainer

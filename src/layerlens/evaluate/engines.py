@@ -12,10 +12,16 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import torch
 
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, SelectionError
-from layerlens.models.generation import Generation, generate_responses, require_room, stream_seed
-from layerlens.models.lens import LensModel, load
-from layerlens.models.load import holds_adapters
-from layerlens.models.truncate import truncated_at
+from layerlens.models import (
+    Generation,
+    LensModel,
+    generate_responses,
+    holds_adapters,
+    require_fits_context,
+    response_seed,
+    truncated_at,
+)
+from layerlens.models.lens import load
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
@@ -109,7 +115,7 @@ class LensEngine:
         return {"engine": "transformers"} | (inside if self.layer is not None else dict.fromkeys(inside))
 
     def check(self, samples: Sequence[Sample], generation: Generation) -> None:
-        require_room(self.model, samples, generation.max_new_tokens)
+        require_fits_context(self.model, samples, generation.max_new_tokens)
 
     def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
         if self.layer is not None and self.site != "resid_post":
@@ -121,7 +127,7 @@ class LensEngine:
     def _one(self, sample: Sample, generation: Generation, number: int) -> list[int]:
         assert self.layer is not None
         policy = self.model.policy(self.layer, self.site, self.norm)
-        seed = stream_seed(generation.seed, number)
+        seed = response_seed(generation.seed, number)
         [answer] = policy.sample(sample.token_ids, 1, generation.max_new_tokens, generation.temperature, generation.top_p, seed)
         return answer
 
@@ -195,7 +201,7 @@ class VLLMEngine:
                 max_tokens=generation.max_new_tokens,
                 temperature=generation.temperature,
                 top_p=generation.top_p,
-                seed=stream_seed(generation.seed, number),
+                seed=response_seed(generation.seed, number),
                 stop_token_ids=list(self.end_tokens),
                 detokenize=False,
             )

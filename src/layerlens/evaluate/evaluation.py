@@ -13,8 +13,7 @@ from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
 from layerlens.evaluate.result import Answer, Evaluation, Problem, Reward, name_of, score_texts
-from layerlens.models.generation import Generation
-from layerlens.models.lens import LensModel
+from layerlens.models import Generation, LensModel
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelRecord, SampleSet, SamplingSettings

@@ -1,23 +1,35 @@
-"""Real models: loading them, where their parts are, and hooks on what passes through them."""
+"""Models: loading them, finding their parts, reading and cutting their residual stream, sampling from them."""
 
-from layerlens.models.capture import LayerSite, StopForward, capture
-from layerlens.models.identities import LayoutReport, check_identities
-from layerlens.models.layout import LAYOUTS, HookPoint, Layout, find_part, layout_for
-from layerlens.models.load import load_pretrained
-from layerlens.models.parts import DecoderParts, find_parts
+from layerlens.models.capture import LayerSite
+from layerlens.models.generation import generate_responses, require_fits_context
+from layerlens.models.identities import check_identities
+from layerlens.models.layout import LAYOUTS, Layout, layout_for
+from layerlens.models.lens import LensModel
+from layerlens.models.load import holds_adapters, load_pretrained, read_unembedding_shape
+from layerlens.models.parts import DecoderParts, find_decoder_parts
+from layerlens.models.policy import InternalPolicy
+from layerlens.models.sampling import Generation, response_seed
+from layerlens.models.truncate import causal_lm, count_blocks, decoder_of, truncated_at
 
 __all__ = [
     "LAYOUTS",
     "DecoderParts",
-    "HookPoint",
+    "Generation",
+    "InternalPolicy",
     "LayerSite",
     "Layout",
-    "LayoutReport",
-    "StopForward",
-    "capture",
+    "LensModel",
+    "causal_lm",
     "check_identities",
-    "find_part",
-    "find_parts",
+    "count_blocks",
+    "decoder_of",
+    "find_decoder_parts",
+    "generate_responses",
+    "holds_adapters",
     "layout_for",
     "load_pretrained",
-]  # fmt: skip
+    "read_unembedding_shape",
+    "require_fits_context",
+    "response_seed",
+    "truncated_at",
+]

@@ -1,4 +1,4 @@
-"""Hooks on chosen sites and layers that hand every state to a callback and always come off again."""
+"""Hooks that hand the states at chosen sites and layers to a callback, and are always removed again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from layerlens.models.layout import Layout, find_part
+from layerlens.models.layout import Layout, submodule_at
 from layerlens.types import Site
 
 LayerSite = tuple[int, Site]
@@ -21,15 +21,15 @@ OnState = Callable[[int, Site, Float[Tensor, "batch seq d"]], None]
 
 
 class StopForward(Exception):
-    """Raised inside a forward pass, and caught by `LensModel.forward`, once the last wanted place has been seen."""
+    """Raised inside a forward pass, and caught by `LensModel.forward`, once the state at the last wanted place was handed over."""
 
 
 @contextmanager
 def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[LayerSite], on_state: OnState) -> Iterator[None]:
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
-    States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: keep a clone
-    if you keep one. Forward passes of other threads are none of its business. All hooks are removed on leaving, whatever happened inside.
+    States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: clone a state to
+    keep it. Forward passes of other threads call nothing. All hooks are removed on leaving, also after an exception.
     """
     thread = threading.get_ident()
 
@@ -39,10 +39,10 @@ def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[LayerSite], 
 
     with ExitStack() as stack:
         for layer, site in places:
-            tap = layout.hook_points[site]
+            point = layout.hook_points[site]
             block = blocks[layer - 1]
-            module = find_part(block, tap.module, f"the {site} of block {layer}") if tap.module else block
-            stack.callback(_hook(module, tap.side, layer, site, on_own_state).remove)
+            module = submodule_at(block, point.module, f"the {site} of block {layer}") if point.module else block
+            stack.callback(_hook(module, point.side, layer, site, on_own_state).remove)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The identities that a layout must obey, measured on a few random tokens before anything is analysed."""
+"""The identities that every layout must obey, measured on a few random tokens before a model is analysed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from layerlens.models.capture import LayerSite, capture
 from layerlens.models.parts import DecoderParts
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest gap allowed, as a share of the largest value compared, by the model's dtype."""
+"""Largest allowed gap by the model's dtype, as a share of the largest absolute value compared."""
 
 PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """How well a model obeys the identities. Gaps are largest absolute differences over the largest value compared."""
+    """How well a model obeys the identities. A gap is the largest absolute difference divided by the largest absolute value."""
 
     readout_gap: float
-    """Final norm and unembedding of the last `resid_post`, against the model's own logits."""
+    """Final norm and unembedding of the last layer's `resid_post`, against the model's own logits."""
     additivity_gap: float
     """resid_pre + attn_out against resid_mid, resid_mid + ffn_out against resid_post, H^l against the next block's input."""
     additivity_layer: int
@@ -53,9 +53,9 @@ class LayoutReport:
 
 @torch.inference_mode()
 def check_identities(parts: DecoderParts, seed: int = 0) -> LayoutReport:
-    """Measures readout identity and additivity on random tokens; the model is put in evaluation mode meanwhile."""
-    vocab = parts.model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(0, vocab, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(seed)).to(parts.device)
+    """Measures the readout identity and additivity on random tokens, with the model in evaluation mode."""
+    vocabulary = parts.model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(0, vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(seed)).to(parts.device)
     n_layers, wide = len(parts.blocks), torch.promote_types(parts.dtype, torch.float32)
     seen: dict[LayerSite, Tensor] = {}
 
@@ -68,7 +68,7 @@ def check_identities(parts: DecoderParts, seed: int = 0) -> LayoutReport:
         places = [(layer, site) for layer in range(1, n_layers + 1) for site in parts.layout.hook_points]
         with capture(parts.blocks, parts.layout, places, keep):
             logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
-        last = parts.normed(seen[n_layers, "resid_post"].to(parts.dtype))
+        last = parts.apply_final_norm(seen[n_layers, "resid_post"].to(parts.dtype))
     finally:
         for module in training:  # one by one: a frozen block may be in another mode than its model
             module.training = True

@@ -13,7 +13,7 @@ from layerlens.types import Site
 
 
 class HookPoint(NamedTuple):
-    """A place in a block where a site's vectors pass: what enters or leaves one of its modules (`""`: the block)."""
+    """Where in a block a site's vectors pass: the input or the output of one of its modules (`""` is the block itself)."""
 
     module: str
     side: Literal["input", "output"]
@@ -28,17 +28,17 @@ PRE_NORM_HOOK_POINTS: Mapping[Site, HookPoint] = {
     "ffn_out": HookPoint("mlp", "output"),
     "resid_post": HookPoint("", "output"),
 }
-"""Sequential blocks with a norm in front of each module, as in Llama."""
+"""The hook points of sequential blocks with a norm in front of each module, as in Llama."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where one architecture keeps what layerlens reads. Paths are dotted attribute names.
 
-    `decoder` is the module below the unembedding (it returns normalised states and takes `input_ids`), `blocks` and
-    `final_norm` lie inside it, and `hook_points` say where in a block each site passes. What a site means is fixed
-    (DEFINITIONS, "Sites"): an `*_out` tap must give what is ADDED to the residual stream, which is the output of a
-    post-norm where a block has one.
+    `decoder` is the module below the unembedding (it takes `input_ids` and returns normalised states), `blocks` and
+    `final_norm` are paths inside it, and `hook_points` say where in a block each site's vectors pass. The hook point of
+    an `*_out` site must give the vectors that are ADDED to the residual stream (docs/definitions.md, "Sites"): in blocks
+    with a post-norm that is the post-norm's output.
     """
 
     decoder: str = "model"
@@ -53,11 +53,11 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2": Layout(),
     "qwen3": Layout(),
 }
-"""By `config.model_type`. A new architecture is a new row; `layerlens check` then says whether the row is right."""
+"""Layouts by `config.model_type`. A new architecture is a new row; `layerlens check` says whether the row is right."""
 
 
 def layout_for(config: Any) -> Layout:
-    """The layout of a Hugging Face configuration. Raises ModelLayoutError where the architecture is not described."""
+    """The layout of a Hugging Face configuration's architecture. Raises ModelLayoutError if no layout describes it."""
     kind = getattr(config, "model_type", None) or type(config).__name__
     if kind not in LAYOUTS:
         raise ModelLayoutError(
@@ -67,8 +67,8 @@ def layout_for(config: Any) -> Layout:
     return LAYOUTS[kind]
 
 
-def find_part(root: nn.Module, path: str, what: str) -> nn.Module:
-    """The module at a dotted path. Raises ModelLayoutError that names what was looked for and where."""
+def submodule_at(root: nn.Module, path: str, what: str) -> nn.Module:
+    """The module at a dotted path below `root`. Raises ModelLayoutError, naming `what` was expected there, if there is none."""
     try:
         return root.get_submodule(path)
     except AttributeError as error:

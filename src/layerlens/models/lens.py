@@ -1,4 +1,4 @@
-"""A model to look into: a Hugging Face decoder or a TransformerBridge, with its parts found and its identities checked."""
+"""A model to read: a Hugging Face decoder or a TransformerBridge, with its parts found and its identities checked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
-from layerlens.models import DecoderParts, LayerSite, StopForward, capture, check_identities, find_parts, load_pretrained
-from layerlens.models.capture import OnState
+from layerlens.models.capture import LayerSite, OnState, StopForward, capture
+from layerlens.models.identities import check_identities
+from layerlens.models.load import load_pretrained
+from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
@@ -28,8 +30,8 @@ from layerlens.types import SITES, Norm, Site, resolve_layers, resolve_norm, res
 class LensModel:
     """A causal language model whose residual stream, attention and FFN outputs can be read at every layer.
 
-    Make one with `load` or `LensModel.wrap`. The wrapped model is never changed: it stays in its mode, on its device and in
-    its dtype, and no hook outlives a call.
+    Make one with `load` or `LensModel.wrap`. The wrapped model is never changed: it keeps its mode, device and dtype, and
+    every hook is removed before a call returns.
     """
 
     parts: DecoderParts
@@ -43,8 +45,8 @@ class LensModel:
 
         Args:
             model: the model; nothing in it is changed or copied.
-            tokenizer: its tokenizer; without one, tokens are shown by their ids and prompts can not be read.
-            name: what runs and figures call it; by default the name it was loaded under, or its class.
+            tokenizer: its tokenizer; without one, tokens are shown by their ids and prompts cannot be read.
+            name: what runs and figures call the model; by default the name it was loaded under, or its class.
             check: whether to refuse a model that breaks the readout identity or additivity.
 
         Raises:
@@ -53,8 +55,8 @@ class LensModel:
         if is_bridge(model):
             tokenizer = tokenizer if tokenizer is not None else model.tokenizer
             model = unwrap_bridge(model)
-        parts = find_parts(model)
-        name = name or _shown(getattr(model.config, "name_or_path", None) or type(model).__name__)
+        parts = find_decoder_parts(model)
+        name = name or _display_name(getattr(model.config, "name_or_path", None) or type(model).__name__)
         if check:
             check_identities(parts).require(name)
         return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None))
@@ -69,7 +71,7 @@ class LensModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the weights as they were when it was first asked for."""
+        """A digest of the weights, taken at the first access and kept."""
         return self.parts.fingerprint()
 
     def record(self) -> ModelRecord:
@@ -87,25 +89,25 @@ class LensModel:
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a response: those of the model's generation settings, else the tokenizer's."""
+        """The tokens that end a response: those of the model's generation settings, or the tokenizer's if the model names none."""
         ends = getattr(getattr(self.parts.model, "generation_config", None), "eos_token_id", None)
         if ends is None and self.tokenizer is not None:
             ends = self.tokenizer.eos_token_id
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
-        """How this model turns a (normed) vector into logits."""
+        """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""
         return Unembedding(self.parts.unembedding, self.parts.bias, temperature=temperature)
 
     def normalise(self, states: Float[Tensor, "*rows d"], norm: Norm) -> Float[Tensor, "*rows d"]:
-        """N(h) of DEFINITIONS: the states themselves for "none", the model's final norm of them for "final"."""
-        return states if norm == "none" else self.parts.normed(states)
+        """N(h) of docs/definitions.md: the states unchanged for "none", the model's final norm applied to them for "final"."""
+        return states if norm == "none" else self.parts.apply_final_norm(states)
 
     def forward(self, ids: Int[Tensor, "batch seq"], places: Sequence[LayerSite], on_state: OnState, cache: Any = None) -> None:
         """Runs the blocks on token ids, calling `on_state(layer, site, states)` at each place, in the order the data flows.
 
-        Stops after the last place: later blocks and the unembedding do not run. Attention is causal and without a mask, so
-        pad on the right. With a `cache` (a `transformers` Cache) ids continue the sequences it holds.
+        The forward pass stops after the last place: later blocks and the unembedding do not run. Attention is causal and
+        gets no padding mask, so pad on the right. With a `cache` (a `transformers` Cache) the ids continue its sequences.
         """
         last = max(places, key=lambda place: (place[0], SITES.index(place[1])))
 
@@ -114,36 +116,48 @@ class LensModel:
             if (layer, site) == last:
                 raise StopForward
 
-        with self.evaluating(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(StopForward):
+        with self.evaluation_mode(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(StopForward):
             self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
 
-    def require_room(self, token_ids: Sequence[int], new_tokens: int = 0, what: str = "the text") -> None:
-        """Raises PromptError where a text, with so many tokens to come, outgrows the model's context, or lies outside its vocabulary."""
-        context, vocab = self.parts.context, self.parts.model.get_input_embeddings().weight.shape[0]
+    def require_fits_context(self, token_ids: Sequence[int], new_tokens: int = 0, what: str = "the text") -> None:
+        """Raises PromptError if token ids, with `new_tokens` more, exceed the model's context or lie outside its vocabulary.
+
+        `what` names the text in the error.
+        """
+        context, vocabulary = self.parts.context, self.parts.model.get_input_embeddings().weight.shape[0]
         if context is not None and len(token_ids) + new_tokens > context:
             more = f" and {new_tokens} new tokens" if new_tokens else ""
             raise PromptError(
                 f"{what}: {len(token_ids)} tokens{more} exceed the context of {self.name} ({context}); shorten it"
                 f"{' or ask for fewer new tokens' if new_tokens else ''}"
             )
-        if max(token_ids) >= vocab or min(token_ids) < 0:
-            raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocab} tokens); wrong tokenizer?")
+        if max(token_ids) >= vocabulary or min(token_ids) < 0:
+            raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocabulary} tokens); wrong tokenizer?")
 
     def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
-        """The internal policy at a layer (1...L) and site; at the last layer's `resid_post` with `norm="final"` the model's own."""
+        """The internal policy at a layer (1...L) and site. At `resid_post` of layer L with `norm="final"` it is the final policy."""
         layer, site, norm = resolve_layers(layer, self.n_layers)[0], resolve_sites(site)[0], resolve_norm(norm)
 
-        def states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
+        def read_states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
             kept: list[Tensor] = []
             self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
             return self.normalise(kept[0], norm)
 
-        unembedding = self.unembedding(temperature)
-        return InternalPolicy(layer, site, norm, states, unembedding, self.require_room, self.tokenizer, self.device, self.end_tokens)
+        return InternalPolicy(
+            layer=layer,
+            site=site,
+            norm=norm,
+            read_states=read_states,
+            unembedding=self.unembedding(temperature),
+            require_fits_context=self.require_fits_context,
+            tokenizer=self.tokenizer,
+            device=self.device,
+            end_tokens=self.end_tokens,
+        )
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    def evaluation_mode(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""
         modes = {module: module.training for module in self.parts.model.modules() if module.training}
         self.parts.model.eval()
         try:
@@ -169,8 +183,8 @@ def load(
         name: for example "Qwen/Qwen3-4B", "./my-model", "tiny-qwen3".
         revision: branch, tag or commit on the hub.
         dtype: "auto" (as stored), "bfloat16", "float16", "float32", "float64", or a torch dtype.
-        device: where the whole model goes; or `device_map` as in transformers ("auto", ...), not both.
-        trust_remote_code: whether code that comes with the model may run. Off unless you turn it on.
+        device: the device for the whole model; or give `device_map` as in transformers ("auto", ...), not both.
+        trust_remote_code: whether code that comes with the model may run.
         check: whether to refuse a model that breaks the readout identity or additivity.
 
     Raises:
@@ -185,9 +199,9 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    return LensModel.wrap(model, tokenizer, name=_shown(name), check=check)
+    return LensModel.wrap(model, tokenizer, name=_display_name(name), check=check)
 
 
-def _shown(name: str | Path) -> str:
-    """A hub name as it is; of a folder its own name."""
+def _display_name(name: str | Path) -> str:
+    """A hub name unchanged; for a folder, the last part of its path."""
     return Path(name).resolve().name if Path(name).is_dir() else str(name)

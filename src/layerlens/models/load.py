@@ -1,4 +1,4 @@
-"""Hugging Face models from a hub name or a folder: safetensors only, no code from the hub unless the user asks for it."""
+"""Loading Hugging Face models from a hub name or a folder: safetensors only, and no code from the hub unless the user allows it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from layerlens.models.layout import layout_for
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
-ADAPTERS = "adapter_config.json"
-"""The file that makes a folder one of PEFT's adapters."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that every folder of PEFT adapters holds."""
 
 
 def load_pretrained(
@@ -32,10 +32,11 @@ def load_pretrained(
 ) -> tuple[nn.Module, Any]:
     """The causal language model and tokenizer of a hub name or local folder, in evaluation mode.
 
-    A folder of adapters (PEFT's, as training with LoRA leaves it) is the model that it names, with what they add in its weights.
+    A folder of PEFT adapters, as training with LoRA writes it, gives the base model that it names with the adapters merged in.
 
-    Raises ModelLoadError where the files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error,
-    never a random number), ModelLayoutError where the architecture is not supported (before any weight is read).
+    Raises:
+        ModelLoadError: files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error, never a random number).
+        ModelLayoutError: the architecture is not supported; raised before any weight is read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -43,16 +44,16 @@ def load_pretrained(
         raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
-    source = _source(str(name))
+    source = _local_or_hub(str(name))
     if holds_adapters(source):
         folder = Path(source)
-        base = _base_of(folder / ADAPTERS)
+        base = _base_model(folder / ADAPTER_CONFIG)
         given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_pretrained(base, **given)
-        return _merged(model, folder).eval(), _tokenizer_of(folder, trust_remote_code) or tokenizer
+        return _with_adapters(model, folder).eval(), _adapter_tokenizer(folder, trust_remote_code) or tokenizer
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        with _quiet():
+        with _quiet_transformers():
             config = AutoConfig.from_pretrained(source, **common)
             layout_for(config)
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -67,9 +68,9 @@ def load_pretrained(
             tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except ModelLayoutError:
         raise
-    except Exception as error:  # every way a checkpoint can be broken, told as one line
+    except Exception as error:  # a checkpoint can be broken in many ways; each becomes one line
         hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in str(error) else ""
-        raise ModelLoadError(f"{source}: could not be loaded ({_told(error)}){hint}") from error
+        raise ModelLoadError(f"{source}: could not be loaded ({_one_line(error)}){hint}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelLoadError(
@@ -82,77 +83,77 @@ def load_pretrained(
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
-            raise ModelLoadError(f"{source}: can not be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
+            raise ModelLoadError(f"{source}: cannot be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
     return model.eval(), tokenizer
 
 
 def holds_adapters(name: str | Path) -> bool:
-    """Whether a name is that of a folder of PEFT's adapters."""
-    return (Path(name).expanduser() / ADAPTERS).is_file()
+    """Whether `name` is a folder of PEFT adapters."""
+    return (Path(name).expanduser() / ADAPTER_CONFIG).is_file()
 
 
-def _told(error: Exception) -> str:
-    """Its kind and the beginning of what it says, on one line."""
+def _one_line(error: Exception) -> str:
+    """The error's class and the beginning of its message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _tokenizer_of(adapters: Path, trust_remote_code: bool) -> Any:
-    """The tokenizer beside adapters, with the chat template they were trained with; None where there is none."""
+def _adapter_tokenizer(adapters: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer in a folder of adapters, with the chat template of their training; None if the folder has none."""
     from transformers import AutoTokenizer
 
     if not (adapters / "tokenizer_config.json").is_file():
         return None
     try:
         return AutoTokenizer.from_pretrained(adapters, trust_remote_code=trust_remote_code)
-    except Exception as error:  # as above
-        raise ModelLoadError(f"{adapters}: its tokenizer could not be loaded ({_told(error)})") from error
+    except Exception as error:  # see load_pretrained
+        raise ModelLoadError(f"{adapters}: its tokenizer could not be loaded ({_one_line(error)})") from error
 
 
-def _base_of(adapters: Path) -> str:
-    """The model that adapters were trained on."""
+def _base_model(config: Path) -> str:
+    """The name of the model that adapters were trained on, read from their configuration file."""
     try:
-        base = str(json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{adapters} does not say which model its adapters are of ({type(error).__name__}: {error})") from error
-    if Path(base).resolve() == adapters.parent.resolve():
-        raise ModelLoadError(f"{adapters} names itself as the model that its adapters are of")
+        raise ModelLoadError(f"{config} does not say which model its adapters are of ({type(error).__name__}: {error})") from error
+    if Path(base).resolve() == config.parent.resolve():
+        raise ModelLoadError(f"{config} names its own folder as the model that its adapters are of")
     return base
 
 
-def _merged(model: nn.Module, folder: Path) -> nn.Module:
+def _with_adapters(model: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError:
         raise ModelLoadError(f"{folder} holds adapters, which need PEFT: pip install 'layerlens-policy[train]'") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
             merged = PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()
-        # adapters trained on top of it, and a reference to measure KL from, are of this model and not of the base
+        # adapters trained on top, and a reference model for KL, must name the merged model and not the base
         merged.config._name_or_path = merged.name_or_path = str(folder.resolve())
         return merged.requires_grad_(True)  # type: ignore[no-any-return]
-    except Exception as error:  # as above
-        raise ModelLoadError(f"{folder}: its adapters could not be loaded ({_told(error)})") from error
+    except Exception as error:  # see load_pretrained
+        raise ModelLoadError(f"{folder}: its adapters could not be loaded ({_one_line(error)})") from error
 
 
-def read_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:
-    """Width of the residual stream, size of the vocabulary and stored dtype of a model, from its configuration alone.
+def read_unembedding_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:
+    """d, V and the stored dtype of a model's unembedding (V × d), read from its configuration without its weights.
 
-    Raises ModelLoadError where that can not be read.
+    Raises ModelLoadError if no configuration can be read.
     """
     from transformers import AutoConfig
 
-    source = _source(str(name))
+    source = _local_or_hub(str(name))
     try:
-        with _quiet():
+        with _quiet_transformers():
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).get_text_config()
         return config.hidden_size, config.vocab_size, str(config.dtype or torch.float32).removeprefix("torch.")
     except Exception as error:
-        raise ModelLoadError(f"{source}: no configuration could be read ({' '.join(str(error).split())[:300]})") from error
+        raise ModelLoadError(f"{source}: no configuration could be read ({_one_line(error)})") from error
 
 
-def _source(name: str) -> str:
-    """A local folder as transformers wants it, or a hub name."""
+def _local_or_hub(name: str) -> str:
+    """The path of a local folder with `~` expanded, or the hub name. Raises ModelLoadError for a path without a folder."""
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
@@ -162,8 +163,8 @@ def _source(name: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, transformers keeps its tables of missing weights to itself: what they say is raised or warned of in one line."""
+def _quiet_transformers() -> Iterator[None]:
+    """Inside, transformers logs errors alone: its tables of missing weights are raised or warned of by us, in one line."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

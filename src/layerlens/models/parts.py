@@ -1,4 +1,4 @@
-"""The parts of one loaded decoder that layerlens reads, found by its layout."""
+"""The parts of a loaded decoder that layerlens reads, found by the layout of its architecture."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layerlens.errors import ModelLayoutError, ModelLoadError
-from layerlens.models.layout import Layout, find_part, layout_for
+from layerlens.models.layout import Layout, layout_for, submodule_at
 
-GROUP = 256
-"""Weights whose bits are summed together in a fingerprint."""
+WEIGHTS_PER_SUM = 256
+"""Number of neighbouring weights whose bits a fingerprint adds up to one sum."""
 
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """A causal language model taken apart: nothing is copied, every module stays the model's own."""
+    """References to the parts of a causal language model. Nothing is copied: every module and tensor is the model's own."""
 
     model: PreTrainedModel
     layout: Layout
@@ -31,7 +31,7 @@ class DecoderParts:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """The device of the embedding, which token ids must be on."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
 
     @property
@@ -40,24 +40,24 @@ class DecoderParts:
 
     @property
     def context(self) -> int | None:
-        """The longest sequence the model was made for, in tokens, where its configuration says."""
+        """The longest sequence the model was made for, in tokens; None if its configuration does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     def tied(self) -> bool:
-        """Whether the unembedding is the embedding itself."""
+        """Whether the unembedding and the embedding are one tensor."""
         return self.unembedding is self.model.get_input_embeddings().weight
 
-    def normed(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The model's final norm of any states, computed where and in what dtype the model computes it."""
+    def apply_final_norm(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """The model's final norm applied to hidden vectors, on the norm's device and in the model's dtype."""
         weight = next(self.final_norm.parameters())
         return self.final_norm(states.to(weight.device, self.dtype))  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
-        """A digest of all weights: names, shapes, exact sums of the bits of every 256 and evenly spaced values.
+        """A digest of all weights, 16 hexadecimal digits: two models with one different weight have different digests.
 
-        Two models differ in it as soon as one weight differs (up to collisions of a 64-bit sum); cheap, since each weight
-        is read once where it lies.
+        It covers names, shapes, dtypes, the exact integer sum of the bits of every 256 neighbouring weights, and evenly
+        spaced single weights. Each weight is read once, on the device it lies on. Collisions are those of a 64-bit sum.
         """
         digest = hashlib.sha256()
         for name, weight in sorted(self.model.state_dict().items()):
@@ -66,22 +66,24 @@ class DecoderParts:
                 continue
             flat = weight.detach().reshape(-1)
             bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-            for piece in bits.split(1 << 22):  # torch widens the whole of what it sums
-                whole = piece[: len(piece) // GROUP * GROUP].view(-1, GROUP)
-                digest.update(whole.sum(1, dtype=torch.int64).cpu().numpy().tobytes())
-                digest.update(str(int(piece[whole.numel() :].sum(dtype=torch.int64))).encode())
+            for piece in bits.split(1 << 22):  # torch converts all of its argument to int64 before it sums
+                groups = piece[: len(piece) // WEIGHTS_PER_SUM * WEIGHTS_PER_SUM].view(-1, WEIGHTS_PER_SUM)
+                digest.update(groups.sum(1, dtype=torch.int64).cpu().numpy().tobytes())
+                digest.update(str(int(piece[groups.numel() :].sum(dtype=torch.int64))).encode())
             digest.update(bits[:: max(1, len(bits) // 1024)].cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def find_parts(model: PreTrainedModel) -> DecoderParts:
-    """Takes a Hugging Face causal language model apart. Raises ModelLayoutError where a part is not where it should be.
+def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
+    """Finds the parts of a Hugging Face causal language model by the layout of its architecture.
 
-    Raises ModelLoadError where its weights are not there.
+    Raises:
+        ModelLayoutError: the architecture is not described, or a part is not where its layout says.
+        ModelLoadError: the weights are not in memory.
     """
     layout = layout_for(model.config)
-    decoder = find_part(model, layout.decoder, "the decoder")
-    blocks = find_part(decoder, layout.blocks, "the blocks")
+    decoder = submodule_at(model, layout.decoder, "the decoder")
+    blocks = submodule_at(decoder, layout.blocks, "the blocks")
     if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
         raise ModelLayoutError(f"{layout.decoder}.{layout.blocks} of {type(model).__name__} is not a list of blocks")
     head = model.get_output_embeddings()
@@ -94,7 +96,7 @@ def find_parts(model: PreTrainedModel) -> DecoderParts:
         layout=layout,
         decoder=decoder,
         blocks=blocks,
-        final_norm=find_part(decoder, layout.final_norm, "the final norm"),
+        final_norm=submodule_at(decoder, layout.final_norm, "the final norm"),
         unembedding=head.weight,
         bias=getattr(head, "bias", None),
     )

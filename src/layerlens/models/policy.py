@@ -10,39 +10,40 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache
 
 from layerlens.decode.interface import readout
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
+from layerlens.models.sampling import Generation, until_end
 from layerlens.types import Norm, Site
 
-States = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq d"]]
-"""Token ids and a key-value cache (or None) to the vectors that a policy unembeds."""
+StateReader = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq d"]]
+"""Takes token ids and a key-value cache (or None), and gives the vectors that a policy unembeds."""
 
 
 @dataclass(frozen=True)
 class InternalPolicy:
-    """softmax(E_u · N(h)) at one layer and site (DEFINITIONS, "Internal policy"): sample from it, score with it, look at it.
+    """softmax(readout(h) / T) of the hidden vector h at one layer and site (docs/definitions.md, "Internal policy").
 
-    Make one with `LensModel.policy`. Only the blocks up to `layer` run. Wherever `ids` are asked for, a text does as well:
-    it is tokenised as it stands, without a chat template. A text that outgrows the model's context, or a token outside its
-    vocabulary, is a PromptError.
+    Make one with `LensModel.policy`. Only the blocks up to `layer` run. Every argument `ids` may also be a text, which is
+    tokenised as it stands, without a chat template. A text that does not fit the model's context, or a token outside its
+    vocabulary, raises PromptError.
     """
 
     layer: int
     site: Site
     norm: Norm
-    states: States
+    read_states: StateReader
     unembedding: Unembedding
-    require_room: Callable[[Sequence[int], int], None]
-    """Raises PromptError where token ids, with so many more to come, do not fit the model's context or vocabulary."""
+    require_fits_context: Callable[[Sequence[int], int], None]
+    """Takes token ids and a number of new tokens; raises PromptError if they do not fit the model's context or vocabulary."""
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
 
     def log_probs(self, ids: Sequence[int] | Tensor | str) -> Float[Tensor, " seq_minus_1"]:
-        """log π(token t+1 | tokens ..t) of a text of `seq` tokens, nats."""
+        """log π(token t+1 | tokens up to t) for each t but the last of a text of `seq` tokens, in nats, float32."""
         tokens = self._tokens(ids, at_least=2)
         targets = torch.cat([tokens[1:], tokens.new_tensor([-1])])
         logp = readout(self._vectors(tokens), self.unembedding, want=("logp",), targets=targets).logp
@@ -50,13 +51,13 @@ class InternalPolicy:
         return logp[:-1].cpu()
 
     def entropy(self, ids: Sequence[int] | Tensor | str) -> Float[Tensor, " seq"]:
-        """Entropy of the policy after each token, nats."""
+        """Entropy of the policy at each token of the text, in nats, float32."""
         entropy = readout(self._vectors(self._tokens(ids)), self.unembedding, want=("entropy",)).entropy
         assert entropy is not None
         return entropy.cpu()
 
     def top(self, ids: Sequence[int] | Tensor | str, k: int = 10) -> pd.DataFrame:
-        """The k most likely next tokens after the text: one row each with `token_id`, `token_text` and `prob`."""
+        """The k most likely next tokens after the text: one row per token with `token_id`, `token_text` and `prob`."""
         if k < 1:
             raise PromptError(f"k must be at least 1, got {k}")
         last = self._vectors(self._tokens(ids))[-1:]
@@ -77,42 +78,36 @@ class InternalPolicy:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[int]]:
-        """`n` continuations drawn from this policy alone, each token fed back in; a continuation ends at end-of-sequence.
+        """`n` continuations of the text, drawn token by token from this policy alone; each ends after an end-of-sequence token.
 
-        Temperature 0 takes the most likely token. The end-of-sequence token is kept as a continuation's last. The text and
-        `max_new_tokens` must fit the model's context together.
+        Args:
+            max_new_tokens, temperature, top_p, seed: as in `Generation`, but one generator draws all `n` continuations.
+
+        Raises:
+            PromptError: a setting is out of its range, or text and continuation do not fit the model's context.
         """
-        if min(n, max_new_tokens) < 1 or not temperature >= 0 or not 0 < top_p <= 1:
-            raise PromptError(
-                "n and max_new_tokens must be at least 1, temperature 0 or more and top_p in (0, 1], "
-                f"got {n}, {max_new_tokens}, {temperature} and {top_p}"
-            )
+        if n < 1:
+            raise PromptError(f"n must be at least 1, got {n}")
+        generation = Generation(max_new_tokens, temperature, top_p, seed)
         tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
-        warp = LogitsProcessorList()
-        if temperature not in (0.0, 1.0):
-            warp.append(TemperatureLogitsWarper(temperature))
-        if top_p < 1.0:
-            warp.append(TopPLogitsWarper(top_p))
+        warpers = generation.warpers()
         generator = torch.Generator(self.unembedding.weight.device).manual_seed(seed)
-        cache, feed, out = DynamicCache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
-        open_rows = [True] * n
+        cache, feed, drawn = DynamicCache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
+        ended = [False] * n
         for _ in range(max_new_tokens):
-            last = self.states(feed, cache)[:, -1]
-            scores = warp(tokens, self.unembedding.logits(last))
-            greedy = temperature == 0.0
-            feed = scores.argmax(-1, keepdim=True) if greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
+            scores = warpers(tokens, self.unembedding.logits(self.read_states(feed, cache)[:, -1]))
+            feed = scores.argmax(-1, keepdim=True) if generation.greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
             for row, token in enumerate(feed[:, 0].tolist()):
-                if open_rows[row]:
-                    out[row].append(token)
-                    open_rows[row] = token not in self.end_tokens
-            if not any(open_rows):
+                drawn[row].append(token)
+                ended[row] |= token in self.end_tokens
+            if all(ended):
                 break
             feed = feed.to(self.device)
-        return out
+        return [until_end(row, self.end_tokens) for row in drawn]
 
     def _vectors(self, tokens: Int[Tensor, " seq"]) -> Float[Tensor, "seq d"]:
         with torch.inference_mode():
-            return self.states(tokens[None], None)[0]
+            return self.read_states(tokens[None], None)[0]
 
     def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1, new: int = 0) -> Int[Tensor, " seq"]:
         if isinstance(ids, str):
@@ -122,5 +117,5 @@ class InternalPolicy:
         tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
         if len(tokens) < at_least:
             raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")
-        self.require_room(tokens.tolist(), new)
+        self.require_fits_context(tokens.tolist(), new)
         return tokens

@@ -1,4 +1,4 @@
-"""TransformerLens' TransformerBridge as the source instead of a Hugging Face model."""
+"""TransformerLens' TransformerBridge in place of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from layerlens.errors import ModelLayoutError
 
 
 def is_bridge(model: Any) -> bool:
-    """Whether `model` is a TransformerBridge, told without importing TransformerLens."""
+    """Whether `model` is a TransformerBridge; TransformerLens is not imported to find out."""
     module = sys.modules.get("transformer_lens.model_bridge")
     return module is not None and isinstance(model, module.TransformerBridge)
 
 
 def unwrap_bridge(bridge: Any) -> nn.Module:
-    """The Hugging Face model inside a bridge, its modules seen through the bridge's own hook points.
+    """The Hugging Face model inside a bridge, whose modules are wrapped by the bridge's hook points.
 
-    Nothing is folded, centred or moved, and hooks that the user has put on the bridge act as they do in its own forward.
-    Raises ModelLayoutError on a bridge in compatibility mode: folded weights change every raw decode and similarity.
+    No weight is folded, centred or moved, and the user's hooks on the bridge act as in the bridge's own forward.
+    Raises ModelLayoutError for a bridge in compatibility mode: folded weights change every policy read with `norm="none"`
+    and every similarity.
     """
     if getattr(bridge, "compatibility_mode", False):
         raise ModelLayoutError(

@@ -1,4 +1,4 @@
-"""The cut: inside it a model's own forward computes an internal policy, and no block above the layer runs."""
+"""BuPO's cut: inside it a model's own forward computes an internal policy, and no block above the chosen layer runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from layerlens.errors import SelectionError
-from layerlens.models.layout import Layout, find_part, layout_for
+from layerlens.models.layout import Layout, layout_for, submodule_at
 from layerlens.types import Norm
 
 
@@ -21,10 +21,10 @@ def causal_lm(model: Any) -> Any:
 
 
 def decoder_of(model: Any) -> tuple[nn.Module, Layout]:
-    """The module that owns the blocks, and the layout that says under which names. Raises ModelLayoutError where there is none."""
+    """The module that owns the blocks, and the layout that names them. Raises ModelLayoutError if no layout describes the model."""
     network = causal_lm(model)
     layout = layout_for(network.config)
-    return find_part(network, layout.decoder, "the decoder"), layout
+    return submodule_at(network, layout.decoder, "the decoder"), layout
 
 
 def count_blocks(model: Any) -> int:
@@ -37,11 +37,13 @@ def count_blocks(model: Any) -> int:
 def truncated_at(model: Any, layer: int | None, norm: Norm = "none") -> Iterator[None]:
     """Inside, `model` computes softmax(E_u · N(H^layer)): only blocks 1...layer run, forward and backward.
 
-    None or L with the final norm is the full policy, and nothing is touched. L without the norm skips the norm alone.
+    `layer` None changes nothing: the model computes its final policy, as it does at layer L with `norm="final"`.
 
-    The final norm is still called where it is skipped, and its output thrown away for its input: FSDP2 gathers norm and
-    unembedding as one group when the norm is called, and would leave the unembedding's gradient unreduced across ranks.
-    Only the forward must be inside; backward, and what checkpointing computes again, goes through the blocks themselves.
+    With `norm="none"` the final norm is still called, and a hook replaces its output by its input: FSDP2 gathers norm and
+    unembedding as one group when the norm is called, and would otherwise leave the unembedding's gradient unreduced across
+    ranks. Only the forward pass must run inside; backward, and the recomputation of gradient checkpointing, may run outside.
+
+    Raises SelectionError if `layer` is not in 1...L.
     """
     if layer is None:
         yield
@@ -50,7 +52,7 @@ def truncated_at(model: Any, layer: int | None, norm: Norm = "none") -> Iterator
     blocks: nn.ModuleList = getattr(decoder, layout.blocks)
     if not 1 <= layer <= len(blocks):
         raise SelectionError(f"the internal layer must be in 1..{len(blocks)}, got {layer}")
-    final_norm = find_part(decoder, layout.final_norm, "the final norm")
+    final_norm = submodule_at(decoder, layout.final_norm, "the final norm")
     skip = None if norm == "final" else final_norm.register_forward_hook(lambda module, args, output: args[0])
     setattr(decoder, layout.blocks, nn.ModuleList(list(blocks)[:layer]))
     try:

@@ -20,8 +20,7 @@ from transformers import TrainerCallback
 
 from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
-from layerlens.models.generation import Generation, generate_responses
-from layerlens.models.lens import LensModel
+from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
 from layerlens.results.training_log import FOLDER, HIGH, LOW, SUMMARY
 from layerlens.storage.files import write_text

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from layerlens.errors import TrainingError
-from layerlens.models.truncate import causal_lm, count_blocks, decoder_of
+from layerlens.models import causal_lm, count_blocks, decoder_of
 
 Factors = dict[int, float]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerlens.metrics.bootstrap import bootstrap_means, interval
-from layerlens.models.lens import LensModel
+from layerlens.models import LensModel
 from layerlens.results import Run
 from layerlens.results.training_log import HIGH, LOW
 

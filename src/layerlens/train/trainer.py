@@ -24,10 +24,7 @@ from trl.trainer.utils import use_adapter
 
 from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
-from layerlens.models.generation import Generation
-from layerlens.models.layout import layout_for
-from layerlens.models.lens import LensModel
-from layerlens.models.truncate import causal_lm, count_blocks, truncated_at
+from layerlens.models import Generation, LensModel, causal_lm, count_blocks, layout_for, truncated_at
 from layerlens.prompts.sample import Sample
 from layerlens.results.training_log import SCHEDULE
 from layerlens.rewards.boxed import last_boxed

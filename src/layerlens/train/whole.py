@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.models.truncate import causal_lm
+from layerlens.models import causal_lm
 
 
 class Whole:
