@@ -1,4 +1,4 @@
-"""The errors a user can mend. Each message says what was expected, what came and what to do next, on one line."""
+"""Errors that a user can act on. Each message says on one line what was expected, what came and what to do next."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ class LayerLensError(Exception):
 
 
 class ModelLayoutError(LayerLensError):
-    """The architecture is not described, or what was read from the model breaks an identity it must obey."""
+    """The architecture is not described, or states of the model break an identity that they must obey."""
 
 
 class ModelLoadError(LayerLensError):
-    """The model or its weights can not be read."""
+    """The model or its weights cannot be read."""
 
 
 class PromptError(LayerLensError):
-    """A prompt source is missing, empty, malformed, or holds a text that the model can not read."""
+    """A prompt source is missing, empty, malformed, or holds a text that the model cannot read."""
 
 
 class ReadoutError(LayerLensError, ValueError):
     """A readout met NaN, an infinite logit or an empty vocabulary.
 
-    `stack` and `row` name the offending row of the states that were read, counted from 0; where it is a row of the policy that
-    these are compared with, `anchor` is "final" or "reference".
+    `stack` and `row` number the offending row of the states, from 0. `anchor` is "final" or "reference" if the row belongs to
+    the policy that all others are compared with, else None.
     """
 
     def __init__(self, message: str, stack: int = 0, row: int = 0, anchor: str | None = None):
@@ -40,4 +40,4 @@ class SelectionError(LayerLensError):
 
 
 class TrainingError(LayerLensError):
-    """A training configuration contradicts itself, or asks for what the model, the data or the engine can not give."""
+    """A training configuration contradicts itself, or asks for something that the model, the data or the engine cannot give."""

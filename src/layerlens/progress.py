@@ -1,4 +1,4 @@
-"""A progress bar with a rate and the time that remains."""
+"""A progress bar with a rate and the remaining time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str, show: bool | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yields `advance(steps, units)`: steps move the bar towards `total`, units (tokens, say) make its rate.
+    """Yields `advance(steps, units)`: steps move the bar towards `total`, units (tokens, for example) make its rate.
 
-    Shown on stderr; by default only where that is a terminal.
+    The bar is shown on stderr, by default only if stderr is a terminal.
     """
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda steps, units: None

@@ -13,19 +13,23 @@ Norm = Literal["none", "final"]
 Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all"]
+Rule = Literal["boundary", "entropy_drop", "agreement"]
+EngineName = Literal["auto", "transformers", "vllm"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 NORMS: tuple[Norm, ...] = get_args(Norm)
+RULES: tuple[Rule, ...] = get_args(Rule)
+"""Rules by which `select_layer` chooses."""
 
 MODULE_SITES: dict[Module, tuple[Site, Site]] = {
     "attn": ("attn_in", "attn_out"),
     "ffn": ("ffn_in", "ffn_out"),
     "layer": ("resid_pre", "resid_post"),
 }
-"""Which two sites a module's entropy change compares: S(second) - S(first)."""
+"""The two sites that a module's entropy change compares: S(second) - S(first)."""
 
 STREAM_SITES: dict[Module, tuple[Site, Site]] = {"attn": ("attn_out", "resid_pre"), "ffn": ("ffn_out", "resid_mid")}
-"""Which two sites a module's stream cosine compares."""
+"""The two sites that a module's stream cosine compares."""
 
 READOUT_METRICS = ("entropy", "logp_next", "kl_to_final", "agrees")
 """Metrics decoded through the vocabulary, one value per token, layer and site."""
@@ -49,7 +53,7 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "top_ids": ("most likely token ids", "1"),
     "top_probs": ("probabilities of the most likely tokens", "1"),
 }
-"""Long name and unit of every variable, as DEFINITIONS gives them."""
+"""Long name and unit of every variable, as docs/definitions.md gives them."""
 
 
 def resolve_sites(sites: str | Iterable[str]) -> tuple[Site, ...]:
@@ -68,7 +72,7 @@ def resolve_norm(norm: str) -> Norm:
 
 
 def resolve_layers(layers: str | Iterable[int] | int, n_layers: int) -> tuple[int, ...]:
-    """`"all"`, one layer or several (1...L), sorted. Raises SelectionError on a layer that the model lacks."""
+    """`"all"`, one layer or several (1...L), sorted. Raises SelectionError for a layer that the model lacks."""
     if isinstance(layers, str) and layers == "all":
         return tuple(range(1, n_layers + 1))
     wanted = [layers] if isinstance(layers, str | Integral) else list(layers)  # type: ignore[arg-type]

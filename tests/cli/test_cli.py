@@ -226,7 +226,7 @@ def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, 
     one_line(analyze(prompts, "--kl-from-layer", "9"), "layers must be in 1..4")
     one_line(analyze(prompts, "--top-p", "0"), "top_p must be in (0, 1]")
     one_line(analyze(prompts, "--dtype", "int3"), "unknown dtype 'int3'")
-    one_line(analyze(prompts, "--device", "nonsense"), "can not be put on device 'nonsense'")
+    one_line(analyze(prompts, "--device", "nonsense"), "cannot be put on device 'nonsense'")
     one_line(analyze(model=tmp_path / "no-model"), "no such folder")
     assert not out.exists(), "nothing is left behind"
     one_line(

@@ -12,9 +12,7 @@ from layerlens.cli.options import (
     AsJson,
     ModelName,
     ModelOptions,
-    NormName,
     PromptOptions,
-    RowsName,
     SamplingOptions,
     grouped,
     parse_count,
@@ -22,6 +20,7 @@ from layerlens.cli.options import (
     parse_names,
     print_json,
 )
+from layerlens.types import Norm, Rows
 
 
 @grouped
@@ -50,11 +49,11 @@ def analyze_command(
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
     sampling: Annotated[SamplingOptions, "Responses"],
     norm: Annotated[
-        NormName,
+        Norm,
         typer.Option(
             help="none: states as they are (the BuPO paper); final: through the final norm (logit lens).", rich_help_panel="Measurement"
         ),
-    ] = NormName.none,
+    ] = "none",
     sites: Annotated[
         str,
         typer.Option(
@@ -71,8 +70,8 @@ def analyze_command(
         ),
     ] = "all",
     rows: Annotated[
-        RowsName, typer.Option(help="Decode all rows, or those that predict a response token.", rich_help_panel="Measurement")
-    ] = RowsName.all,
+        Rows, typer.Option(help="Decode all rows, or those that predict a response token.", rich_help_panel="Measurement")
+    ] = "all",
     top_k: Annotated[
         int, typer.Option(help="Also keep so many of the most likely tokens, everywhere.", min=0, rich_help_panel="Measurement")
     ] = 0,
@@ -96,6 +95,14 @@ def analyze_command(
             show_default=False,
         ),
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="How policies are decoded: torch, compile or native on a CPU, workspace or triton on a GPU, or a variant of these "
+            "(docs/speed.md); auto: what is fastest here, or what the run folder was begun with.",
+            rich_help_panel="Measurement",
+        ),
+    ] = "auto",
     loading: ModelOptions,
     batch_tokens: Annotated[
         int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
@@ -117,13 +124,14 @@ def analyze_command(
         sites=parse_names(sites),
         layers=parse_layers(layers),
         metrics=parse_names(metrics),
-        norm=norm.value,
-        rows=rows.value,
+        norm=norm,
+        rows=rows,
         top_k=top_k,
         kl_from_layer=kl_from_layer,
         tokens_per_sample=parse_count(tokens_per_sample),
         precision=precision,
         out=out,
+        backend=backend,
         batch_tokens=batch_tokens,
         generate=sampling.generation(max_new_tokens) if generate else None,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.options import AsJson, Over, Rows, RowsName, Rule, RuleName, RunFolders, Tolerance, WeightingName, print_json
+from layerlens.cli.options import AsJson, RowsOption, RuleOption, RunFolders, Tolerance, WeightingOption, print_json
 from layerlens.cli.tables import records, show_comparison
 from layerlens.storage.files import write_text
 
@@ -15,10 +15,10 @@ from layerlens.storage.files import write_text
 def compare_command(
     runs: RunFolders,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the table here, as CSV.")] = None,
-    rule: Rule = RuleName.boundary,
+    rule: RuleOption = "boundary",
     tolerance: Tolerance = 0.1,
-    rows: Rows = RowsName.response,
-    over: Over = WeightingName.sample,
+    rows: RowsOption = "response",
+    over: WeightingOption = "sample",
     as_json: AsJson = False,
 ) -> None:
     """Compare how models converge: one row per run, every number with its 95% bootstrap interval over samples.
@@ -32,7 +32,7 @@ def compare_command(
     import layerlens as ll
     from layerlens.metrics import PhaseRule
 
-    table = ll.compare([ll.open_run(run) for run in runs], rule=rule.value, phases=PhaseRule(tolerance), rows=rows.value, over=over.value)
+    table = ll.compare([ll.open_run(run) for run in runs], rule=rule, phases=PhaseRule(tolerance), rows=rows, over=over)
     if out is not None:
         write_text(out, table.to_csv(index=False))
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from layerlens.cli.options import AsJson, ModelName, ModelOptions, NormName, PromptOptions, SamplingOptions, grouped, print_json
+from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
+from layerlens.types import EngineName, Norm
 
 if TYPE_CHECKING:
     from layerlens.evaluate import Engine, Evaluation, Task
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 LONGEST_ANSWER = 8192
 """Tokens that an answer may have where neither the user nor the model's context says less."""
-
-
-class EngineName(StrEnum):
-    """What samples the answers."""
-
-    auto = "auto"
-    transformers = "transformers"
-    vllm = "vllm"
 
 
 @grouped
@@ -93,12 +85,12 @@ def eval_command(
     ] = None,
     site: Annotated[str, typer.Option(help="Site of the internal policy.", rich_help_panel="Answers")] = "resid_post",
     norm: Annotated[
-        NormName,
+        Norm,
         typer.Option(
             help="Of the internal policy. none: states as they are (the BuPO paper); final: through the final norm (logit lens).",
             rich_help_panel="Answers",
         ),
-    ] = NormName.none,
+    ] = "none",
     compare: Annotated[
         list[Path] | None,
         typer.Option(
@@ -109,7 +101,7 @@ def eval_command(
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw Pass@k into the folder.")] = True,
     engine: Annotated[
         EngineName, typer.Option(help="auto takes vLLM where it is installed and there is a GPU.", rich_help_panel="Model")
-    ] = EngineName.auto,
+    ] = "auto",
     loading: ModelOptions,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Model")] = 1,
     batch_size: Annotated[
@@ -124,9 +116,9 @@ def eval_command(
     """
     from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
     from layerlens.rewards.rewards import load_reward
-    from layerlens.types import resolve_norm, resolve_sites
+    from layerlens.types import resolve_sites
 
-    if layer is None and (site, norm) != ("resid_post", NormName.none):
+    if layer is None and (site, norm) != ("resid_post", "none"):
         raise SelectionError("--site and --norm are of an internal policy: name its --layer as well")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
     _require_distinct(chosen, tasks)
@@ -134,10 +126,10 @@ def eval_command(
     beside = {task.name: [open_evaluation(folder) for folder in _folders(compare or [], task.name)] for task in chosen}
     lens = open_engine(
         model,
-        engine.value,
+        engine,
         layer=layer,
         site=resolve_sites(site)[0],
-        norm=resolve_norm(norm.value),
+        norm=norm,
         **loading.keywords(),
         tensor_parallel=tensor_parallel,
     )

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -18,6 +17,7 @@ import typer
 
 from layerlens.errors import SelectionError
 from layerlens.prompts.readers import PROMPT_COLUMNS
+from layerlens.types import Rows, Rule, Weighting
 
 if TYPE_CHECKING:
     from layerlens.models import Generation
@@ -49,44 +49,15 @@ TrustRemoteCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
-class RuleName(StrEnum):
-    """The rules of `select_layer`."""
-
-    boundary = "boundary"
-    entropy_drop = "entropy_drop"
-    agreement = "agreement"
-
-
-class NormName(StrEnum):
-    """The norm conventions."""
-
-    none = "none"
-    final = "final"
-
-
-class RowsName(StrEnum):
-    """Which rows count."""
-
-    response = "response"
-    all = "all"
-
-
-class WeightingName(StrEnum):
-    """What a mean weighs alike."""
-
-    sample = "sample"
-    token = "token"
-
-
-Rule = Annotated[
-    RuleName,
+RuleOption = Annotated[
+    Rule,
     typer.Option(
         help="boundary: end of the FFN's exploration phase; entropy_drop: after the largest fall of entropy; "
         "agreement: first to agree with the final policy."
     ),
 ]
-Rows = Annotated[RowsName, typer.Option(help="Average over the rows that predict a response token, or all.")]
-Over = Annotated[WeightingName, typer.Option(help="Weigh samples alike, or tokens alike.")]
+RowsOption = Annotated[Rows, typer.Option(help="Average over the rows that predict a response token, or all.")]
+WeightingOption = Annotated[Weighting, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[float, typer.Option(help="Share of the early rise under which a mean ΔS counts as zero.", min=0.0, max=1.0)]
 
 

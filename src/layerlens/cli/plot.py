@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, Look, draw_figures, draw_training
-from layerlens.cli.options import AsJson, Over, Rows, RowsName, RunFolders, WeightingName, parse_names, print_json
+from layerlens.cli.options import AsJson, RowsOption, RunFolders, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
 
 KINDS = f"{', '.join(ONE_RUN)}; of several runs {', '.join(ALL_RUNS)}; of one model before and after {', '.join(TWO_RUNS)}"
@@ -26,8 +26,8 @@ def plot(
     ] = None,
     site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
     form: Annotated[str, typer.Option("--format", help=f"Of the files: {', '.join(FORMATS)}.")] = "png",
-    rows: Rows = RowsName.response,
-    over: Over = WeightingName.sample,
+    rows: RowsOption = "response",
+    over: WeightingOption = "sample",
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
@@ -43,7 +43,7 @@ def plot(
     if trained:
         if len(trained) < len(runs):
             raise SelectionError("training folders and run folders do not go into one figure; plot them apart")
-        if (kind, sample, Look(site=site, rows=rows.value, over=over.value)) != ("all", None, Look()):
+        if (kind, sample, Look(site=site, rows=rows, over=over)) != ("all", None, Look()):
             raise SelectionError("--kind, --sample, --site, --rows and --over are of runs' figures; leave them out for training folders")
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
@@ -51,7 +51,7 @@ def plot(
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
-    written, skipped = draw_figures(opened, out, parse_names(kind), Look(which, site, rows.value, over.value), form)
+    written, skipped = draw_figures(opened, out, parse_names(kind), Look(which, site, rows, over), form)
     _tell(written, skipped, as_json)
 
 

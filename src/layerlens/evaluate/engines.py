@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -24,9 +24,7 @@ from layerlens.models import (
 from layerlens.models.lens import load
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
-from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
-
-EngineName = Literal["auto", "transformers", "vllm"]
+from layerlens.types import EngineName, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
 @runtime_checkable

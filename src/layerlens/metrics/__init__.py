@@ -1,4 +1,4 @@
-"""Pure functions on arrays: similarity of states, convergence of curves, phases of entropy change."""
+"""Pure functions on arrays: similarity of states, convergence of curves, phases of entropy change, means and intervals, Pass@k."""
 
 from layerlens.metrics.convergence import abruptness, convergence_layer, effective_depth
 from layerlens.metrics.phases import PhaseEnds, PhaseRule, find_phases, phase_spans

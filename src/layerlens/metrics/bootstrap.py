@@ -1,4 +1,7 @@
-"""Means over samples and their bootstrap: the one source of every interval (DEFINITIONS, "Metrics")."""
+"""Means over samples and their bootstrap: the one source of every interval (docs/definitions.md, "Means and intervals").
+
+Percentile bootstrap over samples (Efron 1979), since the tokens of one response are not independent.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ def bootstrap_means(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Float[Array, "*rest"], Float[Array, "resamples *rest"]]:
-    """Σ sums / Σ counts over all samples, and over `resamples` draws of as many samples with replacement.
+    """Σ sums / Σ counts over all samples, and over `resamples` draws of the same number of samples with replacement.
 
-    A mean per sample first has `counts` 0 or 1, a mean per token the number of tokens. Where nothing is counted the mean is
-    NaN. With fewer than two samples the resamples are NaN: one sample says nothing about its own spread.
+    For a mean of per-sample means `counts` is 0 or 1; for a mean over tokens it is the number of tokens. If nothing is counted
+    the mean is NaN. With fewer than two samples the resamples are NaN: one sample says nothing about its own spread.
     """
     counted = counts.reshape(len(counts), -1).any(axis=1)
-    if not counted.all():  # a sample without response rows says nothing: drawing it would only thin the resamples
+    if not counted.all():  # a sample without rows to count would only thin the resamples
         sums, counts = sums[counted], counts[counted]
     n = len(sums)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -36,7 +39,7 @@ def bootstrap_means(
 
 
 def interval(values: Float[Array, "resamples *rest"], level: float = LEVEL) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
-    """The percentile interval of resampled values; NaN resamples (a quantity that does not exist there) are left out."""
+    """The percentile interval of resampled values; resamples in which the quantity does not exist (NaN) are left out."""
     tail = (1 - level) / 2
     missing = np.isnan(values)
     if not missing.any():

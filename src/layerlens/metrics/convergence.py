@@ -1,6 +1,7 @@
-"""How a model's mean entropy falls with depth (DEFINITIONS, "Phases and the choice of layer").
+"""How a model's mean entropy falls with depth (docs/definitions.md, "Convergence of a model").
 
-All take mean entropies of `resid_post` at layers 1...L along the last axis, so a bootstrap of curves goes in as it is.
+All functions take mean entropies of `resid_post` at layers 1...L, nats, along the last axis, so they take a bootstrap of curves too.
+The measures are this project's own, after the convergence that Bottom-up Policy Optimization (arXiv 2512.19673) describes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ LAST_LAYERS = 3
 
 
 def convergence_layer(entropy: Float[Array, "*curves layers"], threshold: float = CONVERGED) -> Float[Array, "*curves"]:
-    """The first layer (from 1) from which entropy stays under `threshold` of its maximum; NaN where it never does."""
+    """The first layer (from 1) from which entropy stays below `threshold` times its maximum; NaN if there is none."""
     under = entropy < threshold * entropy.max(-1, keepdims=True)
     stays = np.logical_and.accumulate(under[..., ::-1], axis=-1)[..., ::-1]
     first = np.where(stays.any(-1), stays.argmax(-1) + 1.0, np.nan)
@@ -25,7 +26,7 @@ def convergence_layer(entropy: Float[Array, "*curves layers"], threshold: float 
 def abruptness(entropy: Float[Array, "*curves layers"], last: int = LAST_LAYERS) -> Float[Array, "*curves"]:
     """Share of the entropy drop, from the curve's maximum to its end, that happens in the last three layers.
 
-    Below 0 where the entropy rises in them; NaN where it does not fall or there are no layers before.
+    Below 0 if the entropy rises in these layers; NaN if it never falls, or if the model has no other layers.
     """
     if entropy.shape[-1] <= last:
         return np.full(entropy.shape[:-1], np.nan)
@@ -36,7 +37,7 @@ def abruptness(entropy: Float[Array, "*curves layers"], last: int = LAST_LAYERS)
 
 
 def effective_depth(entropy: Float[Array, "*curves layers"]) -> Float[Array, "*curves"]:
-    """Area under the entropy curve over its maximum, as a share of L: 1 for a model undecided to the end."""
+    """Area under the entropy curve divided by its maximum and by L: 1 for a model whose entropy never falls."""
     with np.errstate(invalid="ignore", divide="ignore"):
         depth: Array = np.asarray(entropy.mean(-1) / entropy.max(-1))
     return depth

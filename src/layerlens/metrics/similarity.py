@@ -1,4 +1,4 @@
-"""How alike the residual stream is at different layers, and how a module's output lies to the stream it writes to."""
+"""How alike the residual stream is at different layers, and how a module's output relates to the residual stream it is added to."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 CKA_TOKENS = 512
-"""CKA compares all pairs of tokens; a longer sample is read at this many evenly spaced ones."""
+"""CKA compares all pairs of tokens; of a longer sample it reads this many evenly spaced tokens."""
 
 
 def cosine_sums(states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "layers layers"]:
-    """Σ over tokens of cos(H^l_t, H^m_t) for every pair of layers, float64; divide by the number of tokens for the mean."""
+    """Σ over tokens of cos(H^l_t, H^m_t) for every pair of layers l, m, float64; divide by the number of tokens for the mean."""
     unit = normalize(states.float(), dim=-1).flatten(1)
     return (unit @ unit.T).double()
 
 
 def debiased_cka(states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "layers layers"]:
-    """Linear CKA between layers with the unbiased HSIC estimator, float64; NaN with fewer than four tokens.
+    """Linear CKA between layers (Kornblith et al. 2019) with the unbiased HSIC estimator, float64; NaN with fewer than four tokens.
 
     U-centred Gram matrices make the estimator one inner product (Székely & Rizzo 2014; Song et al. 2012; used for
     representations by Nguyen et al. 2021). Its expectation is 0 for independent states, so values can lie below 0.
@@ -31,7 +31,7 @@ def debiased_cka(states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "lay
     gram = torch.empty(n_layers, n * n, dtype=torch.float64, device=states.device)
     for layer, x in enumerate(states):
         x = x.double()
-        x = x - x.mean(0)  # changes nothing in exact arithmetic, keeps digits in ours
+        x = x - x.mean(0)  # changes nothing in exact arithmetic, but keeps digits in floating point
         k = x @ x.T
         k.fill_diagonal_(0)
         rows = k.sum(0) / (n - 2)
@@ -43,5 +43,5 @@ def debiased_cka(states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "lay
 
 
 def stream_cosine(output: Float[Tensor, "*rows d"], stream: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
-    """cos(module output, stream it writes to): > 0 amplifies, near 0 writes new directions, < 0 erases; float32."""
+    """cos(module output, residual stream it is added to), float32: > 0 amplifies, near 0 writes new directions, < 0 erases."""
     return cosine_similarity(output.float(), stream.float(), dim=-1)

@@ -1,6 +1,6 @@
 """A Run to the layer worth training, and several runs to a comparison."""
 
 from layerlens.selection.comparison import compare
-from layerlens.selection.layer import RULES, LayerChoice, Rule, select_layer
+from layerlens.selection.layer import LayerChoice, select_layer
 
-__all__ = ["RULES", "LayerChoice", "Rule", "compare", "select_layer"]
+__all__ = ["LayerChoice", "compare", "select_layer"]

@@ -1,4 +1,4 @@
-"""Runs to a table: how each model converges, one row per run, every number with its interval."""
+"""Several runs to a table of how each model converges, one row per run, every number with its interval."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth
 from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, interval
 from layerlens.results import Run
-from layerlens.selection.layer import Rule, select_layer
-from layerlens.types import Rows, Weighting
+from layerlens.selection.layer import select_layer
+from layerlens.types import Rows, Rule, Weighting
 
 Array = np.ndarray
 
@@ -33,11 +33,11 @@ def compare(
     """One row per run; every measure `x` stands beside `x_low` and `x_high`, its bootstrap interval over samples.
 
     Columns: `model`, `architecture`, `norm`, `samples`, `layers` (L); `convergence_layer` (and `convergence_depth`, as l / L),
-    `abruptness`, `effective_depth` (DEFINITIONS, "Convergence of a model"); `exploration_end` and `integration_end`, the last
-    layers of those phases (NaN: no such phase); `chosen_layer`, `chosen_depth` (l / L), `chosen_frequency` and `rule` as
-    `select_layer` gives them. An interval is over the resamples in which the quantity exists; NaN where there are none.
+    `abruptness`, `effective_depth` (docs/definitions.md, "Convergence of a model"); `exploration_end` and `integration_end`, the
+    last layers of those phases (NaN: no such phase); `chosen_layer`, `chosen_depth` (l / L), `chosen_frequency` and `rule` as
+    `select_layer` gives them. An interval is over the resamples in which the quantity exists; NaN if there are none.
 
-    Raises SelectionError where there is no run, where runs mix norm conventions or temperatures, or where one lacks what a measure reads.
+    Raises SelectionError if there is no run, if runs mix norms or temperatures, or if a run lacks a site or metric that a column needs.
     """
     runs = list(runs)
     if not runs:

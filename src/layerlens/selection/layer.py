@@ -1,10 +1,10 @@
-"""A Run to the layer whose policy is worth training, with its uncertainty; never a layer that the data do not show."""
+"""A Run to the layer whose policy is worth training, with its uncertainty; no layer if the data do not show one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,24 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
 from layerlens.metrics.bootstrap import RESAMPLES
 from layerlens.results import Run
-from layerlens.types import Norm, Rows, Weighting
-
-Rule = Literal["boundary", "entropy_drop", "agreement"]
-RULES: tuple[Rule, ...] = get_args(Rule)
+from layerlens.types import RULES, Norm, Rows, Rule, Weighting
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Which layer to optimise, by which rule, and how sure the data are.
+    """Which layer to optimise, by which rule, and how stable the answer is when samples are resampled.
 
     Attributes:
-        layer: the chosen layer, from 1; None where the rule finds none (`reason` says why).
+        layer: the chosen layer, from 1; None if the rule finds none (`reason` says why).
         rule: which rule answered (`select_layer` describes them).
         reason: the answer in a sentence, with its figures.
-        frequency: share of bootstrap resamples over samples that give this very answer; NaN with one sample.
+        frequency: share of bootstrap resamples over samples that give the same answer; NaN with one sample.
         candidates: one row per rule and layer that any resample chose, with `rule`, `layer` (<NA>: none), `frequency` and
-            `chosen` (the answer of that rule on all samples); this rule's first, then the most frequent first.
+            `chosen` (whether the rule gives that layer on all samples); rows of `rule` first, then by falling frequency.
         phases: first and last layer of exploration, integration and convergence, None for an empty phase.
-        norm, model, samples: what the run was.
+        norm, model: of the run; samples: how many of its samples have rows that count.
     """
 
     layer: int | None
@@ -67,7 +64,7 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class _Curves:
-    """What the rules read: the mean of all samples in row 0, bootstrap resamples below it, layers along the last axis."""
+    """Curves that the rules read: the mean over all samples in row 0, bootstrap resamples below, layers along the last axis."""
 
     ffn_change: Float[Array, "curves layers"] | None
     entropy_before: Float[Array, "curves layers"] | None
@@ -90,20 +87,20 @@ def select_layer(
     """Chooses the layer to optimise.
 
     Rules:
-        "boundary": the paper's. The last layer of the exploration phase of the FFN's entropy change (`metrics.phases`).
-            None where there is no such phase, or where ΔS never turns.
-        "entropy_drop": the layer after the largest drop of mean residual entropy, S(H^(l-1)) - S(H^l). None where none falls.
-        "agreement": the first layer whose policy's argmax is the final one's on at least `share` of the tokens.
+        "boundary": the paper's boundary layer (Bottom-up Policy Optimization, arXiv 2512.19673): the last layer of the
+            exploration phase of the FFN's entropy change (`metrics.phases`). None if there is no such phase, or if ΔS never turns.
+        "entropy_drop": the layer after the largest drop of mean residual entropy, S(H^(l-1)) - S(H^l). None if it falls nowhere.
+        "agreement": the first layer whose most likely token is the final policy's on at least `share` of the rows.
 
     Args:
         run: an analysis of all layers, with the sites that the rule reads.
-        rule: which one answers; `candidates` lists what the others say as well.
-        phases: what counts as zero; by default `PhaseRule()`.
-        share: of the agreement rule.
-        over, rows, drop_first, resamples, seed: of the means and their bootstrap, as in `Run.bootstrap`.
+        rule: the rule that answers; `candidates` lists what the other rules answer.
+        phases: how phases are found; by default `PhaseRule()`.
+        share: share of rows that the agreement rule asks for.
+        over, rows, drop_first, resamples, seed: as in `Run.bootstrap`.
 
     Raises:
-        SelectionError: an unknown rule, or a run without the layers, sites or metrics that it reads.
+        SelectionError: an unknown rule, or a run without the layers, sites or metrics that the rule reads.
     """
     if rule not in RULES:
         raise SelectionError(f"unknown rule {rule!r}: choose from {', '.join(RULES)}")
@@ -115,7 +112,7 @@ def select_layer(
     def curves(name: str, **where: str) -> Float[Array, "curves layers"]:
         nonlocal samples
         point, means = run.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
-        samples = point.attrs["samples"]  # those that have a row to average
+        samples = point.attrs["samples"]  # only samples with a row to average
         return np.concatenate([point.sel(where).values[None], means.sel(where).values])
 
     def readable(name: str, *sites: str) -> bool:
@@ -206,7 +203,7 @@ _ANSWERS: dict[Rule, tuple[str, Callable[[_Curves, Ends, float], Answer]]] = {
     "entropy_drop": ("entropy at resid_pre and resid_post", _entropy_drop),
     "agreement": ("agrees at resid_post", _agreement),
 }
-"""What each rule reads, and the rule."""
+"""What each rule reads, in words, and its function."""
 
 
 def _sentence(

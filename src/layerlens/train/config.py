@@ -9,10 +9,9 @@ from typing import Any
 from trl import GRPOConfig
 
 from layerlens.errors import TrainingError
-from layerlens.selection.layer import RULES
 from layerlens.train.rates import parse_factors
 from layerlens.train.schedule import WHOLE_RUN, Schedule
-from layerlens.types import NORMS
+from layerlens.types import NORMS, RULES
 
 
 @dataclass

@@ -1,0 +1,57 @@
+"""The loop by which processes share work: every piece once, whoever holds what, and nothing while somebody else holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerlens.storage import shared_work
+from layerlens.storage.folder import SharedFolder
+from layerlens.storage.shared_work import share_work
+
+
+@given(st.lists(st.integers(0, 3), max_size=12), st.sets(st.integers(0, 11)))
+def test_every_piece_is_done_once_however_long_others_hold_it(refusals: list[int], done_before: set[int]) -> None:
+    """Piece i is refused `refusals[i]` times before it can be claimed."""
+    left, done, worked = list(refusals), set(done_before), []
+    waits = []
+
+    @contextmanager
+    def claim(piece: int) -> Iterator[bool]:
+        left[piece] -= 1
+        yield left[piece] < 0
+
+    def work(piece: int) -> None:
+        worked.append(piece)
+        done.add(piece)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_work.time, "sleep", waits.append)
+        share_work(range(len(refusals)), claim=claim, is_done=done.__contains__, work=work)
+    assert sorted(worked) == sorted(set(range(len(refusals))) - done_before)
+    assert len(waits) <= max(refusals, default=0), "it waits only if a whole round found nothing to do"
+
+
+def test_a_piece_that_another_process_finishes_before_the_claim_is_not_done_again() -> None:
+    done: set[str] = set()
+
+    @contextmanager
+    def claim(piece: str) -> Iterator[bool]:
+        done.add(piece)  # finished between the question and the claim
+        yield True
+
+    share_work(["a", "b"], claim=claim, is_done=done.__contains__, work=lambda piece: pytest.fail(f"{piece} was done twice"))
+
+
+def test_a_claim_in_a_folder_is_exclusive_and_ends_with_its_context(tmp_path: Path) -> None:
+    folder = SharedFolder[object](tmp_path)
+    (tmp_path / ".locks").mkdir()
+    with folder.claim("piece") as first, SharedFolder[object](tmp_path).claim("piece") as second, folder.claim("other") as other:
+        assert (first, second, other) == (True, False, True)
+    with folder.claim("piece") as again:
+        assert again
