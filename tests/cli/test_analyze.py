@@ -1,0 +1,109 @@
+"""`layerlens analyze`: options reach the analysis, and a stopped command continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layerlens as ll
+from layerlens.errors import SelectionError
+from tests.support.command_line import Layerlens, one_line
+
+
+def test_analyze_of_drawn_tokens(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    arguments = ("analyze", folder / "model", folder / "prompts.txt", "--max-new-tokens", 6, "--rows", "response")
+    done = layerlens(*arguments, "--out", tmp_path / "two", "--tokens-per-sample", 2)
+    assert (done.code, done.err) == (0, "")
+    assert ll.open_run(tmp_path / "two").tokens_per_sample == 2
+    auto = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6, "--json")
+    assert auto.code == 0
+    stopping = json.loads(auto.out)["stopping"]
+    assert stopping == asdict(ll.open_run(tmp_path / "auto").manifest.stopping)
+    assert (stopping["goal"], stopping["precision"], stopping["ending"]) == ("precision", 1e-6, "all")
+    said = layerlens(*arguments, "--out", tmp_path / "auto", "--tokens-per-sample", "auto", "--precision", 1e-6)
+    assert "every token is decoded" in said.out
+    one_line(layerlens(*arguments, "--out", tmp_path / "x", "--tokens-per-sample", "some"), "'auto' or a number")
+    one_line(layerlens(*arguments, "--out", tmp_path / "x", "--precision", 0.1), "pass both")
+    assert not (tmp_path / "x").exists()
+
+
+def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    done = layerlens(
+        "analyze", folder / "model", folder / "prompts.txt", "-o", tmp_path / "r", "--limit", 2, "--no-generate", "--norm", "final",
+        "--sites", "ffn_out, resid_post", "--layers", "1-2,4", "--metrics", "entropy", "--top-k", 2, "--kl-from-layer", 1, "--no-chat",
+        "--dtype", "float64", "--batch-tokens", 5,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    run = ll.open_run(tmp_path / "r")
+    assert (run.n_samples, run.norm, run.layers, run.sites) == (2, "final", [1, 2, 4], ["ffn_out", "resid_post"])
+    assert set(run.data.data_vars) == {"entropy", "kl_from_layer", "top_ids", "top_probs"}
+    assert run.manifest.config.generate is None
+    assert run.manifest.model.dtype == "float64"
+    assert run.sample(1).sizes["token"] == 1, "w4, without a template"
+
+
+def test_model_and_prompt_options_are_the_same_for_every_verb(
+    layerlens: Layerlens, qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+    read: list[dict[str, Any]] = []
+
+    def load(name: str, **keywords: Any) -> ll.LensModel:
+        loaded.append({"name": name} | keywords)
+        return qwen
+
+    def reader(source: Any, model: Any, **keywords: Any) -> Any:
+        read.append(keywords)
+        raise SelectionError("seen enough")
+
+    monkeypatch.setattr(ll, "load", load)
+    monkeypatch.setattr("layerlens.evaluate.engines.load", load)
+    monkeypatch.setattr("layerlens.prompts.readers.read_prompts", reader)
+    model = ("--dtype", "float64", "--device-map", "auto", "--revision", "main", "--trust-remote-code")
+    prompts = ("--limit", 3, "--split", "train", "--column", "q", "--no-chat", "--system", "Be brief.", "--no-thinking")
+    assert layerlens("check", "m", *model).code == 0
+    one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
+    one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
+    asked = {"dtype": "float64", "device": None, "device_map": "auto", "revision": "main", "trust_remote_code": True}
+    assert loaded == [{"name": "m", **asked, "check": False}, {"name": "m", **asked}, {"name": "m", **asked}]
+    options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
+    assert read == [{"limit": 3, **options}] * 2
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"w{i} w{i + 1}\n" for i in range(30)))
+    command = [
+        sys.executable, "-m", "layerlens", "analyze", str(folder / "model"), str(tmp_path / "many.txt"), "--out", str(tmp_path / "run"),
+        "--max-new-tokens", "40", "--batch-tokens", "130", "--json",
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # a shell lets what it runs in the background ignore SIGINT, and children inherit that: a person's Ctrl-C is not ignored
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=env, preexec_fn=heeded) as worker:
+        samples = tmp_path / "run" / "samples"
+        while worker.poll() is None and not list(samples.glob("*.nc")):
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGINT)
+        out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130, err
+    assert err == "layerlens: interrupted; what is done is kept, and the same command goes on from there\n"
+    assert out == ""
+    done = len(list(samples.glob("*.nc")))
+    assert 0 < done < 30
+    before = {file.name: file.stat().st_mtime_ns for file in samples.glob("*.nc")}
+    again = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert json.loads(again.stdout)["samples"] == 30
+    assert ll.open_run(tmp_path / "run").complete
+    assert {name: (samples / name).stat().st_mtime_ns for name in before} == before, "what was done is not done again"

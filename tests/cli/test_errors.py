@@ -1,0 +1,91 @@
+"""What a user can act on is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command_line import Ended, Layerlens, one_line
+from tests.support.damage import damaged
+
+VERBS = ("analyze", "select", "compare", "check")
+
+
+def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    model, prompts, out = folder / "model", folder / "prompts.txt", tmp_path / "out"
+
+    def analyze(prompts: Path | str = prompts, *more: Any, model: Path | str = model) -> Ended:
+        return layerlens("analyze", model, prompts, "--max-new-tokens", 4, "--out", out, *more)
+
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "long.txt").write_text("w1 " * 200)
+    one_line(analyze(tmp_path / "none.jsonl"), "none.jsonl: no such prompt file")
+    one_line(analyze(tmp_path / "empty.jsonl"), "holds no prompts")
+    one_line(analyze(tmp_path / "long.txt"), "202 tokens and 4 new tokens exceed the context of model (128)")
+    one_line(analyze(prompts, "--sites", "middle"), "unknown site 'middle'", "resid_pre")
+    one_line(analyze(prompts, "--metrics", "surprise"), "unknown metric 'surprise'")
+    one_line(analyze(prompts, "--layers", "1-x"), "like 1-6,12, got '1-x'")
+    one_line(analyze(prompts, "--layers", "0-2"), "counted from 1")
+    one_line(analyze(prompts, "--layers", "9"), "layers must be in 1..4")
+    one_line(analyze(prompts, "--kl-from-layer", "9"), "layers must be in 1..4")
+    one_line(analyze(prompts, "--top-p", "0"), "top_p must be in (0, 1]")
+    one_line(analyze(prompts, "--dtype", "int3"), "unknown dtype 'int3'")
+    one_line(analyze(prompts, "--device", "nonsense"), "cannot be put on device 'nonsense'")
+    one_line(analyze(model=tmp_path / "no-model"), "no such folder")
+    assert not out.exists(), "nothing is left behind"
+    one_line(
+        layerlens("analyze", model, prompts, "--out", folder / "run", "--max-new-tokens", 5), "another configuration", "max_new_tokens"
+    )
+    one_line(layerlens("select", tmp_path), "holds no run")
+    one_line(layerlens("compare", folder / "run", tmp_path / "none"), "holds no run")
+    (folder / "file").write_text("")
+    one_line(layerlens("compare", folder / "run", "--out", folder / "file" / "t.csv"), "cannot be written")
+
+
+def test_broken_weights_are_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    broken = damaged(folder, tmp_path, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    for verb in (("check", broken), ("analyze", broken, folder / "prompts.txt", "--out", tmp_path / "out")):
+        one_line(layerlens(*verb), "1 weights are missing", "model.layers.1.mlp.up_proj.weight")
+    (broken / "model.safetensors").write_bytes((folder / "model" / "model.safetensors").read_bytes()[:3000])
+    one_line(layerlens("check", broken), "could not be loaded")
+
+
+def test_a_full_disk_is_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("layerlens.storage.files.os.replace", full)
+    ended = layerlens("analyze", folder / "model", folder / "prompts.txt", "--max-new-tokens", 2, "--out", tmp_path / "run")
+    one_line(ended, "no space left", "run the same command again")
+
+
+WRONG_USAGE = {
+    "bogus": "no such command 'bogus'; see layerlens --help",
+    "selct": "did you mean 'select'",
+    "--nonsense": "no such option: --nonsense; see layerlens --help",
+    "select": "missing argument 'RUN'; see layerlens select --help",
+    "select x y": "unexpected extra argument(s) (y); see layerlens select --help",
+    "select x --nonsense": "no such option: --nonsense; see layerlens select --help",
+    "select x --rule best": "invalid value for '--rule': 'best' is not one of 'boundary', 'entropy_drop', 'agreement'; see",
+    "select x --tolerance": "'--tolerance' requires an argument; see layerlens select --help",
+    "compare": "missing argument 'RUN'; see layerlens compare --help",
+    "plot": "missing argument 'RUN'; see layerlens plot --help",
+    "check": "missing argument 'MODEL'; see layerlens check --help",
+    "analyze m p": "missing option '--out' / '-o'; see layerlens analyze --help",
+    "analyze m p -o x --limit 0": "'--limit': input should be greater than or equal to 1; see layerlens analyze --help",
+    "eval m --out o": "missing option '--tasks'; see layerlens eval --help",
+    "eval m --tasks arithmetic --out o --norm final": "--site and --norm are of an internal policy: name its --layer as well",
+    "bench --rows x": "'--rows': input should be a valid integer",
+    "demo --smaples 3": "--smaples (possible options: --samples); see layerlens demo --help",
+    "train --fiel 3": "missing option '--config' / '-c'; see layerlens train --help",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_USAGE)
+def test_wrong_usage_is_one_line(layerlens: Layerlens, words: str) -> None:
+    ended = layerlens(*words.split())
+    one_line(ended)
+    assert WRONG_USAGE[words].lower() in ended.err.lower()

@@ -1,0 +1,72 @@
+"""Processes that fill a run folder and are killed, and what the folder must then hold."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import xarray as xr
+
+import layerlens as ll
+
+ROOT = Path(__file__).parents[2]
+
+
+WORKER = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {root!r})
+import layerlens as ll
+from tests.support.tiny_models import tiny_model, tiny_tokenizer, random_ids
+lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
+samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
+print("ready", flush=True)
+ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], batch_tokens=64, top_k=2)
+"""
+
+
+def start_worker(out: Path, code: str = WORKER) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", code.format(root=str(ROOT)), str(out)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"ready\n"
+    return worker
+
+
+def finish(worker: subprocess.Popen[bytes]) -> None:
+    with worker:
+        assert worker.wait(timeout=120) == 0
+
+
+def run_whole(out: Path, code: str = WORKER) -> float:
+    """Seconds that a worker takes that nobody disturbs."""
+    worker = start_worker(out, code)
+    start = time.perf_counter()
+    finish(worker)
+    return time.perf_counter() - start
+
+
+def run_through_kills(out: Path, times: int, seconds: float, seed: int, code: str = WORKER) -> None:
+    """SIGKILLs at random moments, the run started again after every one, and let end."""
+    moments = random.Random(seed)
+    for _ in range(times):
+        worker = start_worker(out, code)
+        with worker:
+            time.sleep(moments.uniform(0, seconds * 0.6))
+            worker.send_signal(signal.SIGKILL)
+            worker.wait(timeout=60)
+    finish(start_worker(out, code))
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same samples, byte for byte, and nothing else left behind by finished work."""
+    names = sorted(file.name for file in (a / "samples").glob("*.nc"))
+    assert names == sorted(file.name for file in (b / "samples").glob("*.nc"))
+    for name in names:
+        assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes(), name
+    xr.testing.assert_identical(ll.open_run(a).data, ll.open_run(b).data)
