@@ -183,7 +183,7 @@ def select_layer(
         samples=samples,
         n_layers=run.n_layers,
         run=None if run.path is None else str(Path(run.path).resolve()),
-        fingerprint=run.manifest["model"].get("fingerprint"),
+        fingerprint=run.manifest.model.fingerprint or None,
         settings={
             "tolerance": zero.tolerance,
             "entry": zero.entry,
