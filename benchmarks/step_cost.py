@@ -1,11 +1,12 @@
-"""What an internal step costs beside GRPO's: loss and backward of BuPOTrainer on the same completions, on random models.
+"""The cost of training an internal policy beside that of GRPO: loss and backward of BuPOTrainer on one batch, on random models.
 
     python benchmarks/step_cost.py > benchmarks/step_cost.json
 
 Every round times GRPO and each internal layer once, in turn; the best of all rounds counts, in processor time of one thread,
 which other work on the machine disturbs least. What skipping blocks must save is measured apart from the trainer: forward
 and backward of the blocks above the layer, one after the other, on the states that they get in the model (`expected_ratio`).
-Generation, which is the same in both phases, and the optimizer's step, which is smaller in the internal one, are left out.
+Two costs are left out: generation, which does not depend on the phase, and the optimizer's update, which is smaller in the
+internal phase.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ROWS, PROMPT, ANSWER = 4, 32, 96
 def make_trainer(shape: dict[str, Any], out: str) -> BuPOTrainer:
     model = Qwen3ForCausalLM(Qwen3Config(**shape))
     args = BuPOConfig(
-        output_dir=out, internal_layer=1, internal_steps=1, per_device_train_batch_size=ROWS, num_generations=ROWS,
+        output_dir=out, internal_layer=1, internal_rollouts=1, per_device_train_batch_size=ROWS, num_generations=ROWS,
         gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none",
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(bundled_model("tiny-qwen3"))
@@ -63,13 +64,13 @@ def _no_reward(completions: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def batch(vocab: int) -> dict[str, Tensor]:
-    """Scored completions of random tokens, as TRL hands them to the loss."""
+def batch(vocabulary: int) -> dict[str, Tensor]:
+    """Scored completions of random tokens, as TRL passes them to the loss."""
     mask = torch.ones(ROWS, ANSWER, dtype=torch.long)
     return {
-        "prompt_ids": torch.randint(vocab, (ROWS, PROMPT)),
+        "prompt_ids": torch.randint(vocabulary, (ROWS, PROMPT)),
         "prompt_mask": torch.ones(ROWS, PROMPT, dtype=torch.long),
-        "completion_ids": torch.randint(vocab, (ROWS, ANSWER)),
+        "completion_ids": torch.randint(vocabulary, (ROWS, ANSWER)),
         "completion_mask": mask,
         "advantages": torch.randn(ROWS),
         "num_items_in_batch": mask.sum(),
@@ -99,9 +100,9 @@ def blocks_above(model: Any, ids: Tensor, layer: int) -> Callable[[], None]:
 
 
 def best_seconds(steps: dict[str, Callable[[], None]], model: Any, rounds: int) -> dict[str, float]:
-    """The shortest time of each step; all are run in turn in every round, after one that warms up.
+    """The shortest processor time of each step, in seconds. After a round that warms up, every round runs all steps in turn.
 
-    Twice each time: training takes many steps of one kind, with memory that the one before has left.
+    In a round each step runs twice in a row, since training takes many steps of one kind and reuses the memory of the last one.
     """
     seconds = dict.fromkeys(steps, float("inf"))
     for number in range(rounds + 1):
@@ -120,7 +121,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     n_layers = shape["num_hidden_layers"]
     with tempfile.TemporaryDirectory() as out:
         trainer = make_trainer(shape, out)
-    trainer.current_gradient_accumulation_steps = 1  # which the training loop sets
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop otherwise
     model = trainer.model.train()
     completions = batch(shape["vocab_size"])
     layers = [n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1]

@@ -1,10 +1,11 @@
-"""The shipped configurations, and the path from analysis to an evaluated model by commands alone."""
+"""What `layerlens train` loads and refuses, and the path from analysis to an evaluated model by commands alone."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,59 +16,20 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.cli import main
-from layerlens.cli.train import CONFIGS, _fitting, _problems, make_trainer, read_config, shipped_configs
+from layerlens.cli.train import _fitting, _problems, make_trainer
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts.arithmetic import problems
 from layerlens.prompts.readers import find_template
+from layerlens.selection.layer import select_layer
+from layerlens.train.config_file import read_config
+from layerlens.train.fields import BuPOFields, ScriptArguments
+from layerlens.types import RULES
+from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import byte_tokenizer, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--use_vllm", "false", "--gradient_checkpointing", "false"]
-PAPER = {"qwen3-4b": (6, 30), "qwen3-8b": (6, 20), "octothinker-3b": (27, 20), "octothinker-8b": (31, 20)}
-
-
-@pytest.mark.parametrize("name", shipped_configs())
-def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
-    script, args = read_config(name, [*ON_CPU, "--output_dir", str(tmp_path)])
-    assert script.model
-    if name in PAPER:
-        assert (args.internal_layer, args.internal_steps) == PAPER[name]
-        assert args.optimizer_steps(args.internal_steps) == 4 * args.internal_steps, "four updates a rollout step"
-        answers = args.per_device_train_batch_size * args.steps_per_generation * 8
-        assert answers == 128 * args.num_generations == 1024
-        assert args.max_steps == 4 * 300
-        assert (script.max_prompt_length, args.vllm_max_model_length) == (1024, 1024 + args.max_completion_length)
-        assert (args.learning_rate, args.epsilon, args.delta, args.beta, args.temperature) == (1e-6, 0.2, 10.0, 0.0, 1.0)
-
-
-def test_all_configurations_of_the_paper_are_there() -> None:
-    assert set(PAPER) <= set(shipped_configs())
-
-
-@pytest.mark.parametrize(
-    ("name", "machines", "processes"), [("one-gpu", 1, 1), ("fsdp2-8gpu", 1, 8), ("fsdp2-multinode", 4, 32)], ids=lambda value: str(value)
-)
-def test_accelerate_files_make_the_papers_batches(name: str, machines: int, processes: int, tmp_path: Path) -> None:
-    from accelerate.commands.config.config_args import ClusterConfig
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    file = CONFIGS / "accelerate" / f"{name}.yaml"
-    config = ClusterConfig.from_yaml_file(yaml_file=str(file))
-    assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
-    if processes > 1:
-        assert config.distributed_type == "FSDP"
-        options = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
-        options["fsdp_version"] = options.pop("version")
-        assert FullyShardedDataParallelPlugin(**options).fsdp_version == 2
-    changed = re.findall(r"(--(?:gradient|steps)_\w+) (\d+)", file.read_text())  # what its comment says to change
-    _, args = read_config("qwen3-4b", [*ON_CPU, "--output_dir", str(tmp_path), *(word for pair in changed for word in pair)])
-    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 32 * args.num_generations
-    assert processes * args.per_device_train_batch_size * args.steps_per_generation == 128 * args.num_generations
-
-
-def test_every_accelerate_file_is_tested() -> None:
-    assert {file.stem for file in (CONFIGS / "accelerate").glob("*.yaml")} == {"one-gpu", "fsdp2-8gpu", "fsdp2-multinode"}
 
 
 SYSTEM = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -83,8 +45,8 @@ PROMPTS = {"qwen3-4b": QWEN3, "qwen3-8b": QWEN3, "octothinker-3b": OCTOTHINKER, 
 """The paper's figures 9 and 10, for one problem."""
 
 
-@pytest.mark.parametrize("name", sorted(PAPER))
-def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(PROMPTS))
+def test_prompts_of_each_paper_configuration_are_the_papers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [{"role": "user", "content": "What is 1 + 1?"}]
     pd.DataFrame({"prompt": [asked] * 64, "reward_model": [{"ground_truth": "2"}] * 64}).to_parquet(tmp_path / "problems.parquet")
     own = files("trl").joinpath("chat_templates/qwen3.jinja").read_text() if name.startswith("qwen3") else None
@@ -95,7 +57,7 @@ def test_each_configuration_asks_in_the_papers_words(name: str, tmp_path: Path, 
     assert trainer.processing_class.decode(ids[0]) == PROMPTS[name]
 
 
-def test_a_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(None)))
     with pytest.raises(TrainingError, match="tiny-qwen3 has no chat template to ask with"):
         make_trainer(*read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path)]))
@@ -105,27 +67,13 @@ def test_a_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.Monk
         byte_tokenizer(find_template("octothinker")).apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
-def test_the_control_of_a_configuration_has_no_internal_phase(tmp_path: Path) -> None:
-    _, args = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--internal_layer", "none"])
-    assert not args.trains_internally
-    assert args.schedule().phases == ()
-
-
-def test_arithmetic_is_drawn_from_the_difficulties_asked_for(tmp_path: Path) -> None:
+def test_arithmetic_problems_have_the_difficulties_asked_for(tmp_path: Path) -> None:
     script, _ = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), "--problems_difficulties", "4", "--problems_limit", "32"])
     drawn = [row["ground_truth"] for row in _problems(script)]
     assert drawn == [problem.answer for problem in problems("train", 32, script.problems_seed, difficulties=(4,))]
 
 
-def test_a_schedule_is_read_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text("model: tiny-qwen3\ninternal_schedule: [[4, 10], [8, 20]]\nuse_cpu: true\nbf16: false\n")
-    file = str(tmp_path / "two.yaml")
-    assert read_config(file, ["--output_dir", str(tmp_path)])[1].schedule().phases == ((4, 10), (8, 20))
-    other = ["--output_dir", str(tmp_path), "--internal_schedule", "2:1,6:-1"]
-    assert read_config(file, other)[1].schedule().phases == ((2, 1), (6, -1))
-
-
-def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_max_prompt_length_leaves_out_longer_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     asked = [{"prompt": [{"role": "user", "content": "x" * size}], "ground_truth": "1"} for size in (5, 50)]
     tokenizer = tiny_tokenizer()
     [kept] = _fitting(asked, 30, byte_tokenizer(tokenizer.chat_template), {})
@@ -146,7 +94,7 @@ def test_long_prompts_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
         (["--problems_limit", "0"], "problems_limit must be at least 1, got 0"),
     ],
 )
-def test_what_can_not_be_trained_is_one_line(
+def test_what_cannot_be_trained_is_told_in_one_line(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -156,11 +104,22 @@ def test_what_can_not_be_trained_is_one_line(
     assert not any(line.startswith(("usage", "Traceback")) for line in lines)
 
 
-def test_the_reference_of_adapters_is_refused(tmp_path: Path) -> None:
+def test_a_choice_on_a_model_of_another_depth_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("layerlens.models.load_pretrained", None)
+    choice = select_layer(make_run([0.6, 0.5, -0.4, -0.6], start=6.0), resamples=100)
+    (tmp_path / "choice.json").write_text(json.dumps(choice.to_dict()))
+    words = ["--internal_layer", str(tmp_path / "choice.json"), "--output_dir", str(tmp_path / "out")]
+    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", *words) == 2
+    assert "was chosen on synthetic, which has 4 layers, and the model to train has 12" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_adapters_as_reference_of_beta_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
     words = ["--model", str(tmp_path / "adapters"), "--beta", "0.1", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(TrainingError, match="holds adapters, which TRL can not load as the reference of beta: give lora_rank, or beta 0"):
+    with pytest.raises(TrainingError, match="holds adapters, which TRL cannot load as the reference of beta: give lora_rank, or beta 0"):
         make_trainer(*read_config("tiny-qwen3-cpu", words))
 
 
@@ -177,7 +136,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistaken_field_is_one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistaken_field_is_told_in_one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", *words.split()) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -185,27 +144,19 @@ def test_a_mistaken_field_is_one_line(words: str, monkeypatch: pytest.MonkeyPatc
     assert told.err.count("\n") == 1
 
 
-def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no such configuration file; shipped are"):
-        read_config("nowhere.yaml", [])
-    for text, told in {
-        "model: tiny-qwen3\nlearning_speed: 3\n": "odd.yaml: no such field: learning_speed",
-        "model: tiny-qwen3\nmax_steps: many\n": "argument --max_steps/--max-steps: invalid int value: 'many'",
-        "model: [tiny\n": "odd.yaml: not YAML",
-        "- model\n": "odd.yaml: expected a field: value on each line, got list",
-        "": "odd.yaml: expected a field: value on each line, got NoneType",
-        "output_dir: x\n": "odd.yaml: which model?",
-    }.items():
-        (tmp_path / "odd.yaml").write_text(text)
-        with pytest.raises(TrainingError, match=re.escape(told)):
-            read_config(str(tmp_path / "odd.yaml"), ON_CPU)
-
-
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["layerlens", *words])
     with pytest.raises(SystemExit) as end:
         main()
     return int(end.value.code or 0)
+
+
+def test_help_names_every_field_once_by_its_new_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "train", "--help") == 0
+    listed = re.findall(r"^ *• (\w+):", capsys.readouterr().out, re.M)
+    assert listed == [field.name for cls in (ScriptArguments, BuPOFields) for field in fields(cls)]
+    rules = next(field.metadata["help"] for field in fields(BuPOFields) if field.name == "internal_rule")
+    assert [rule for rule in RULES if rule not in rules] == []
 
 
 class Recorder(TrainerCallback):
@@ -225,8 +176,8 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     out = tmp_path / "bupo"
     train = [
         "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(out), "--report_to", "recorder", "--internal_layer", "3",
-        "--internal_steps", "3", "--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "16",
-        "--problems_limit", "16", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "1", "--save_steps", "2",
+        "--internal_rollouts", "3", "--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "16",
+        "--problems_limit", "16", "--monitor_every", "2", "--monitor_problems", "2", "--monitor_repeats", "1", "--save_steps", "2",
     ]  # fmt: skip
     assert command(monkeypatch, *train, "--max_steps", "2") == 0
     assert command(monkeypatch, *train, "--max_steps", "4", "--resume", "true") == 0
@@ -254,13 +205,13 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     }
     assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
 
-    looks = [str(out / "monitor" / f"step-{step:06d}") for step in (0, 4)]
-    difference = ["plot", *looks, "--kind", "difference", "--out", str(tmp_path / "figures")]
+    snapshots = [str(out / "monitor" / f"step-{step:06d}") for step in (0, 4)]
+    difference = ["plot", *snapshots, "--kind", "difference", "--out", str(tmp_path / "figures")]
     assert command(monkeypatch, *difference) == 0
     assert command(monkeypatch, *difference, "--sample", "0", "--format", "svg") == 0
     assert (tmp_path / "figures" / "difference.png").exists()
     assert (tmp_path / "figures" / "difference.svg").exists()
-    assert command(monkeypatch, "plot", looks[0], "--kind", "difference", "--out", str(tmp_path / "figures")) == 2
+    assert command(monkeypatch, "plot", snapshots[0], "--kind", "difference", "--out", str(tmp_path / "figures")) == 2
     assert "a difference is of two runs, before and after; got 1" in capsys.readouterr().err
 
 
@@ -268,26 +219,24 @@ def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     run, out, answers = str(tmp_path / "run"), tmp_path / "bupo", str(tmp_path / "answers")
     analyze = ("analyze", "tiny-qwen3", "arithmetic", "--dtype", "float32", "--limit", "4", "--max-new-tokens", "48", "--out", run)
     assert command(monkeypatch, *analyze) == 0
-    assert command(monkeypatch, "select", run, "--json") == 0
-    chosen = json.loads(capsys.readouterr().out.split("layerlens select " + run)[-1])
-    short = ["--max_steps", "2", "--internal_steps", "1", "--per_device_train_batch_size", "8", "--num_generations", "4"]
-    small = ["--max_completion_length", "24", "--monitor_steps", "2", "--monitor_problems", "2", "--monitor_repeats", "2"]
-    layer = str(chosen["layer"] or 11)
-    train = (
-        "train",
-        "--config",
-        "tiny-qwen3-cpu",
-        "--internal_layer",
-        layer,
-        "--output_dir",
-        str(out),
-        "--save_strategy",
-        "no",
-        *short,
-        *small,
-    )
+    capsys.readouterr()
+    assert command(monkeypatch, "select", run, "--rule", "entropy_drop", "--json") == 0
+    (tmp_path / "choice.json").write_text(capsys.readouterr().out)
+    choice = json.loads((tmp_path / "choice.json").read_text())
+    train = [
+        "train", "--config", "tiny-qwen3-cpu", "--internal_layer", str(tmp_path / "choice.json"),
+        "--internal_rollouts", "1", "--output_dir", str(out), "--save_strategy", "no", "--max_steps", "2",
+        "--per_device_train_batch_size", "8",
+        "--num_generations", "4", "--max_completion_length", "24", "--monitor_every", "2", "--monitor_problems", "2",
+        "--monitor_repeats", "2",
+    ]  # fmt: skip
     assert command(monkeypatch, *train) == 0
+    assert "internal_layer was chosen" not in capsys.readouterr().err, "the model is the one that the layer was chosen on"
     assert (out / "model.safetensors").exists()
+    schedule = json.loads((out / "schedule.json").read_text())
+    assert schedule["choice"] == choice
+    assert (choice["run"], choice["fingerprint"]) == (run, json.loads((tmp_path / "run" / "run.json").read_text())["model"]["fingerprint"])
+    assert [phase["layer"] for phase in schedule["phases"]] == [choice["layer"]]
     steps = [json.loads(line)["step"] for line in (out / "monitor" / "summary.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2]
     assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures")) == 0

@@ -1,17 +1,32 @@
+"""What a training folder holds is read back, from folders of the old format too, and what is damaged is named."""
+
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from layerlens.errors import RunError, SelectionError
 from layerlens.plots import dynamics
 from layerlens.results.training_log import open_training
-from layerlens.train.schedule import Schedule
 from tests.support.training_folders import write_training
+
+OLD = Path(__file__).parent / "old_training_folder"
+"""Written before schedule.json said which steps it counts: layer 1 for 1 rollout, layer 3 for 2 of 4, then the final policy."""
+
+
+def test_a_training_folder_of_the_old_format_is_read():
+    log = open_training(OLD)
+    assert log.internal == [(1, 2, 1), (3, 6, 3)]
+    assert log.schedule["phases"] == [
+        {"layer": 1, "rollouts": 1, "first_optimizer_step": 1, "last_optimizer_step": 2},
+        {"layer": 3, "rollouts": 2, "first_optimizer_step": 3, "last_optimizer_step": 6},
+    ]
+    assert log.monitor["step"].tolist() == [0, 2, 4, 6, 8]
+    assert log.log["bupo/internal_layer"].tolist() == [1, 1, 3, 3, 3, 3, 0, 0]
+    assert (log.model, log.norm, log.n_layers, log.problems, log.watched) == ("Qwen3ForCausalLM", "none", 4, 1, 1)
 
 
 def test_a_training_folder_is_read(tmp_path):
@@ -51,7 +66,7 @@ def test_a_training_without_log_or_without_monitor(tmp_path):
     logged = open_training(write_training(tmp_path / "a", monitor=False))
     assert logged.monitor.empty
     assert (logged.model, logged.norm) == ("a", None)
-    with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_steps"):
+    with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_every"):
         dynamics.drift(logged)
     with pytest.raises(SelectionError, match="no 'policy_entropy'; it has no monitor"):
         dynamics.training_dynamics(logged)
@@ -78,7 +93,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(RunError, match="is no trainer state"):
         open_training(out)
     (out / "trainer_state.json").write_text("{")
-    with pytest.raises(RunError, match="can not be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         open_training(out)
     (out / "trainer_state.json").unlink()
     for file in out.rglob("run.json"):
@@ -102,22 +117,13 @@ def test_phases_are_those_of_the_schedule(logged, tmp_path):
 def test_a_phase_for_the_whole_run_ends_with_what_is_there(tmp_path):
     out = write_training(tmp_path / "out", steps=20)
     schedule = json.loads((out / "schedule.json").read_text())
-    schedule["phases"][0] |= {"rollout_steps": None, "last_step": None}
+    schedule["phases"][0] |= {"rollouts": None, "last_optimizer_step": None}
     (out / "schedule.json").write_text(json.dumps(schedule))
     assert open_training(out).internal == [(1, 20, 4)]
-    (out / "schedule.json").write_text(json.dumps({"phases": [{"layer": 3}]}))
-    with pytest.raises(RunError, match=r"schedule\.json is damaged: it lacks 'first_step'"):
-        open_training(out)
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), max_size=3), st.integers(1, 4))
-def test_a_schedule_in_optimizer_steps_says_what_its_rollout_steps_say(phases, updates):
-    schedule = Schedule(tuple(phases))
-    layers = [schedule.layer_at(step // updates) for step in range(updates * schedule.rollouts)]
-    spans = list(schedule.spans(float(updates)))
-    assert [layer for layer, _, first, last in spans for _ in range(first, last + 1)] == layers
-    assert [first for _, _, first, _ in spans[1:]] == [last + 1 for _, _, _, last in spans[:-1]]
-
-
-def test_a_step_that_two_phases_share_counts_to_the_earlier():
-    assert list(Schedule(((2, 3), (5, -1))).spans(0.5)) == [(2, 3, 1, 2), (5, -1, 3, None)]
+    for phases, told in (
+        ([{"layer": 3}], "it lacks 'first_optimizer_step'"),
+        (3, "expected a list of phases, got 3"),
+    ):
+        (out / "schedule.json").write_text(json.dumps({"phases": phases}))
+        with pytest.raises(RunError, match=rf"schedule\.json is damaged: {told}"):
+            open_training(out)

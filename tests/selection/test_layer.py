@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule
-from layerlens.selection.layer import RULES
+from layerlens.types import RULES
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids
 
@@ -156,9 +158,36 @@ def test_the_tolerance_moves_the_answer() -> None:
 def test_answers_are_plain_values(rule: str) -> None:
     for run in (make_run(QWEN, samples=5), make_run(QWEN, samples=1), make_run([-1.0, -1.0]), make_run([1.0])):
         answer = plain(ll.select_layer(run, rule, **FEW))
-        assert set(answer) == {"model", "norm", "samples", "layer", "rule", "reason", "frequency", "phases", "candidates", "settings"}
+        assert set(answer) == {
+            "model", "n_layers", "run", "fingerprint", "norm", "samples", "layer", "rule", "reason", "frequency", "phases", "candidates",
+            "settings",
+        }  # fmt: skip
         assert answer["layer"] is None or isinstance(answer["layer"], int)
         assert all(isinstance(row["chosen"], bool) for row in answer["candidates"])
+        assert plain(ll.LayerChoice.from_dict(answer)) == answer
+
+
+def test_a_saved_choice_says_on_which_run_and_weights(qwen: ll.LensModel, tmp_path: Path) -> None:
+    ll.analyze(qwen, [ll.Sample(random_ids(8, i), 3) for i in range(3)], out=tmp_path / "run")
+    choice = ll.select_layer(ll.open_run(tmp_path / "run"), "entropy_drop", **FEW)
+    assert (choice.run, choice.fingerprint, choice.n_layers) == (str(tmp_path / "run"), qwen.fingerprint, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rule": None}, "needs the key 'rule'"),
+        ({"candidates": 3}, "holds a value of another kind"),
+        ({"phases": {"exploration": 3}}, "holds a value of another kind"),
+        ({"layer": 37}, "a layer in 1..n_layers or null, got rule 'boundary', norm 'none', layer 37 and n_layers 36"),
+        ({"layer": "6"}, "layer '6'"),
+        ({"rule": "best"}, "rule 'best'"),
+    ],
+)
+def test_a_damaged_choice_is_refused(change: dict[str, Any], told: str) -> None:
+    answer = plain(ll.select_layer(make_run(QWEN), **FEW)) | change
+    with pytest.raises(SelectionError, match=re.escape(told)):
+        ll.LayerChoice.from_dict({name: value for name, value in answer.items() if name != "rule" or value is not None})
 
 
 def test_the_same_seed_gives_the_same_answer() -> None:

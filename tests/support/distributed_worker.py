@@ -1,7 +1,7 @@
-"""One training step on a fixed batch, alone or as one of several processes; leaves the weights after it in a file.
+"""One optimizer step on a fixed batch, alone or as one of several processes; leaves the weights after it in a file.
 
-With plain gradient descent at rate 1 the change of the weights is the gradient, and the decay of those that have one: equal
-weights are equal gradients.
+With plain gradient descent at rate 1 the change of a weight is its gradient and, if it has one, its decay: equal weights after
+the step mean equal gradients.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ torch.set_num_threads(1)
 
 
 def scored(self: GRPOTrainer, inputs: Any) -> dict[str, torch.Tensor]:
-    """This process's share of a fixed batch, in place of sampling."""
+    """This process's share of a fixed batch, instead of sampling."""
     batch, rank, world = fixed_batch(), self.accelerator.process_index, self.accelerator.num_processes
     share = slice(rank * 4 // world, (rank + 1) * 4 // world)
     return {name: values[share] if values.ndim else values for name, values in batch.items()}
 
 
 def shard_on_cpu() -> None:
-    """accelerate shards on accelerators alone; the very same on CPUs: what it does for several GPUs, done for several CPUs."""
+    """Makes accelerate do on several CPUs what it does on several GPUs: it shards on accelerators alone."""
     initialise = AcceleratorState.__init__
 
     def with_shards(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ def main(out: str, tied: str, settings: str) -> None:
     shard_on_cpu()
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
-        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_steps=-1, max_steps=1, optim="sgd",
+        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_rollouts=-1, max_steps=1, optim="sgd",
         learning_rate=1.0, weight_decay=0.1, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
         **json.loads(settings),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 
 def reward(completions: list[str], **kwargs: Any) -> list[float]:
-    """Something that differs between completions and costs nothing."""
+    """A reward that differs between completions and costs nothing."""
     return [float(sum(map(ord, text)) % 7) for text in completions]
 
 
@@ -37,7 +37,7 @@ def make_trainer(out: Path, model: nn.Module | str | None = None, **settings: An
 
 
 def fixed_batch(seed: int = 0, rows: int = 4, prompt: int = 5, answer: int = 6) -> dict[str, Tensor]:
-    """A scored generation batch as TRL makes them, with padding on both sides."""
+    """A scored generation batch as TRL makes it, with padding on both sides."""
     generator = torch.Generator().manual_seed(seed)
     completion_mask = torch.ones(rows, answer, dtype=torch.long)
     completion_mask[0, 4:] = 0
@@ -54,7 +54,7 @@ def fixed_batch(seed: int = 0, rows: int = 4, prompt: int = 5, answer: int = 6) 
 
 
 def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str) -> torch.Tensor:
-    """log softmax(E_u N(H^layer)) from the hidden states of the whole forward."""
+    """log softmax(E_u N(H^layer)) of the completions, from a forward through all blocks; 0 on padding."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     states: dict[int, torch.Tensor] = {}

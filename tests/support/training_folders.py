@@ -34,7 +34,7 @@ def write_training(
     place = folder / f"checkpoint-{steps}" if checkpoint else folder
     place.mkdir(parents=True)
     (place / "trainer_state.json").write_text(json.dumps(state))
-    span = {"layer": layer, "rollout_steps": internal, "first_step": 1, "last_step": internal}
+    span = {"layer": layer, "rollouts": internal, "first_optimizer_step": 1, "last_optimizer_step": internal}
     schedule = {"norm": "none", "optimizer_steps_per_rollout": 1.0, "phases": [span] if layer else [], "choice": None}
     (folder / "schedule.json").write_text(json.dumps(schedule))
     if monitor:

@@ -1,4 +1,4 @@
-"""Two processes, data parallel or sharded, take the very step that one takes."""
+"""Two processes, data parallel or sharded, take the optimizer step that one process takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FSDP2 = {
 
 
 def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None, **settings: Any) -> dict[str, torch.Tensor]:
-    """The weights after one step of layer 2's policy; the trainer's folder lies beside `out`, without its suffix."""
+    """The weights after one optimizer step on layer 2's policy. The trainer's folder lies beside `out`, under its name without suffix."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,7 +44,7 @@ def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None
 
 @pytest.mark.parametrize(("tied", "loss_type"), [("tied", "grpo"), ("untied", "dapo")])
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_take_the_step_of_one(how: str, tied: str, loss_type: str, tmp_path: Path) -> None:
+def test_two_processes_take_the_optimizer_step_of_one(how: str, tied: str, loss_type: str, tmp_path: Path) -> None:
     alone = step(tmp_path / "one.pt", tied, 1, loss_type=loss_type)
     together = step(tmp_path / "two.pt", tied, 2, FSDP2 if how == "fsdp2" else None, loss_type=loss_type)
     start = tiny_model("qwen3", tied=tied == "tied").state_dict()
@@ -68,16 +68,16 @@ def test_all_processes_train_the_layer_that_one_chooses(how: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("tied", ["tied", "untied"])
-def test_the_monitor_sees_the_same_through_shards(tied: str, tmp_path: Path) -> None:
-    look = {"monitor_steps": 1, "monitor_problems": 3, "monitor_repeats": 2}
-    step(tmp_path / "one.pt", tied, 1, **look)
-    step(tmp_path / "two.pt", tied, 2, FSDP2, **look)
+def test_the_monitor_of_sharded_weights_measures_what_one_process_measures(tied: str, tmp_path: Path) -> None:
+    monitored = {"monitor_every": 1, "monitor_problems": 3, "monitor_repeats": 2}
+    step(tmp_path / "one.pt", tied, 1, **monitored)
+    step(tmp_path / "two.pt", tied, 2, FSDP2, **monitored)
     alone, sharded = (open_training(tmp_path / name).monitor for name in ("one", "two"))
     assert alone["step"].tolist() == sharded["step"].tolist() == [0, 1]
     assert list(alone.columns) == list(sharded.columns)
     moved = alone[["drift/layer_1", "drift/layer_2"]].iloc[1]
     assert (moved > 1e-4).all()
     assert (sharded[["drift/layer_3", "drift/layer_4"]] == 0).all(axis=None)
-    # a probe answer of a later look is the one that was sampled at the start; fresh ones may part after a near-tie
+    # the probe answers are those sampled at the start; fresh answers of two models may part after a near-tie
     same = [name for name in alone.columns if not name.startswith(("stability", "response_length"))]
     np.testing.assert_allclose(sharded[same], alone[same], atol=2e-4, rtol=2e-4)

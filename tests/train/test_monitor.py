@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from layerlens.errors import TrainingError
 from layerlens.models import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training_log import HIGH, LOW, open_training
 from layerlens.train.monitor import Monitor
-from layerlens.train.readings import per_pair, per_problem
-from layerlens.train.whole import meta_copy
-from tests.support.tiny_models import tiny_model
 from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -27,22 +21,22 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("training") / "bupo"
-    trainer = make_trainer(out, internal_layer=2, internal_steps=1, monitor_steps=2, monitor_problems=4, monitor_repeats=3)
+    trainer = make_trainer(out, internal_layer=2, internal_rollouts=1, monitor_every=2, monitor_problems=4, monitor_repeats=3)
     trainer.train()
     trainer.save_state()
     return out
 
 
-def test_the_trainers_log_holds_the_means_alone(folder: Path) -> None:
+def test_the_trainers_log_holds_the_means_of_snapshots_without_intervals(folder: Path) -> None:
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     logged = [(entry["step"], entry["monitor/kl/above"]) for entry in entries if "monitor/kl/above" in entry]
     monitor = open_training(folder).monitor
-    assert logged == list(zip(monitor["step"], monitor["kl/above"], strict=True)), "each look at its own step"
+    assert logged == list(zip(monitor["step"], monitor["kl/above"], strict=True)), "each snapshot at its own step"
     assert [step for step, _ in logged] == [0, 1, 2]
     assert not any(name.endswith((LOW, HIGH)) for entry in entries for name in entry)
 
 
-def test_means_and_intervals_are_those_of_the_run(folder: Path) -> None:
+def test_means_and_intervals_of_a_snapshot_match_its_run(folder: Path) -> None:
     row = open_training(folder).monitor.iloc[-1]
     run = open_run(folder / "monitor" / "step-000002")
     entropy, change = run.mean("entropy"), run.mean("entropy_change")
@@ -69,15 +63,15 @@ def test_every_mean_over_the_probe_has_an_interval_around_it(folder: Path) -> No
 
 
 def test_one_probe_problem_has_no_interval(tmp_path: Path) -> None:
-    make_trainer(tmp_path, internal_layer=2, internal_steps=1, max_steps=1, monitor_steps=1, monitor_problems=1).train()
+    make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, max_steps=1, monitor_every=1, monitor_problems=1).train()
     row = json.loads((tmp_path / "monitor" / "summary.jsonl").read_text().splitlines()[0])
     assert row["entropy/layer_1"] > 0
     assert row["entropy/layer_1" + LOW] is row["response_length" + HIGH] is None
 
 
-def test_it_looks_where_a_phase_ends_and_changes_nothing(tmp_path: Path) -> None:
+def test_snapshots_are_taken_when_a_phase_ends_and_leave_the_weights_alone(tmp_path: Path) -> None:
     settings = {"internal_schedule": "1:1,2:2", "num_iterations": 2, "max_steps": 8}
-    watched = make_trainer(tmp_path / "a", monitor_steps=5, monitor_problems=2, monitor_repeats=2, monitor_layer=3, **settings)
+    watched = make_trainer(tmp_path / "a", monitor_every=5, monitor_problems=2, monitor_repeats=2, monitor_layer=3, **settings)
     watched.train()
     alone = make_trainer(tmp_path / "b", **settings)
     alone.train()
@@ -88,30 +82,30 @@ def test_it_looks_where_a_phase_ends_and_changes_nothing(tmp_path: Path) -> None
         assert torch.equal(a, b), name
 
 
-def test_a_run_that_goes_on_keeps_its_probe(tmp_path: Path) -> None:
-    settings = {"internal_layer": 2, "internal_steps": 1, "monitor_steps": 4, "monitor_problems": 2}
+def test_a_resumed_run_keeps_its_probe_texts(tmp_path: Path) -> None:
+    settings = {"internal_layer": 2, "internal_rollouts": 1, "monitor_every": 4, "monitor_problems": 2}
     settings |= {"save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path, max_steps=1, **settings).train()
     probe = tmp_path / "monitor" / "probe.json"
     kept = probe.read_text()
     more = make_trainer(tmp_path, max_steps=2, **settings | {"monitor_problems": 3})
-    with pytest.raises(TrainingError, match="answers to 2 other problems than the 3 of now"):
+    with pytest.raises(TrainingError, match="answers to 2 problems, which are not the 3 probe problems of this run"):
         more.train(resume_from_checkpoint=True)
     other = make_trainer(tmp_path, max_steps=2, **settings)
     [monitor] = [callback for callback in other.callback_handler.callbacks if isinstance(callback, Monitor)]
     monitor.prompts.reverse()
-    with pytest.raises(TrainingError, match="answers to 2 other problems than the 2 of now"):
+    with pytest.raises(TrainingError, match="answers to 2 problems, which are not the 2 probe problems of this run"):
         other.train(resume_from_checkpoint=True)
     make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
     assert probe.read_text() == kept
 
 
-def test_drift_of_adapters_is_that_of_the_weights_they_make(tmp_path: Path) -> None:
+def test_drift_of_lora_is_that_of_the_products_of_its_factors(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     names = ("self_attn.q_proj", "mlp.up_proj")
     lora = LoraConfig(r=2, target_modules=[name.split(".")[1] for name in names])
-    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=-1, monitor_steps=2, monitor_problems=2, peft_config=lora)
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=-1, monitor_every=2, monitor_problems=2, peft_config=lora)
     blocks = causal_lm(trainer.model).model.layers
     start = [sum(float(w.double().square().sum()) for n, w in block.named_parameters() if ".lora_" not in n) ** 0.5 for block in blocks]
     trainer.train()
@@ -121,29 +115,3 @@ def test_drift_of_adapters_is_that_of_the_weights_they_make(tmp_path: Path) -> N
         moved = sum(float(change.double().square().sum()) for change in added) ** 0.5
         assert (moved > 0) == (number <= 2)
         assert row[f"drift/layer_{number}"] == pytest.approx(moved / start[number - 1], rel=1e-5)
-
-
-@given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 99))
-def test_means_over_answers_and_pairs_are_the_plain_ones(problems: int, repeats: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=problems * repeats)
-    groups = np.arange(len(values)).reshape(repeats, problems).T
-    assert per_problem("x", groups, values)["x"] == pytest.approx(values.mean())
-    table = rng.normal(size=(len(values), len(values)))
-    table[rng.random(table.shape) < 0.3] = np.nan
-    pairs = [table[a, b] for group in groups for place, a in enumerate(group) for b in group[place + 1 :]]
-    known = [value for value in pairs if not np.isnan(value)]
-    found = per_pair("x", groups, lambda a, b: float(table[a, b]))["x"]
-    assert found == (pytest.approx(np.mean(known)) if known else None)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_hollow_copy_filled_again_is_the_model(tied: bool) -> None:
-    model = tiny_model("qwen3", tied=tied)
-    hollow = meta_copy(model)
-    assert all(weight.is_meta for weight in hollow.parameters())
-    assert (hollow.lm_head.weight is hollow.model.embed_tokens.weight) == tied
-    hollow.load_state_dict(model.state_dict(), assign=True)
-    hollow.tie_weights()
-    ids = torch.arange(8, 20)[None]
-    assert torch.equal(hollow(ids).logits, model(ids).logits)

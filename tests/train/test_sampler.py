@@ -21,7 +21,7 @@ MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 
 class Sampler:
-    """What vLLM is to TRL: completions of the full policy, with log-probabilities that miss the trainer's own by `noise`."""
+    """What vLLM is to TRL: completions of the final policy, with log-probabilities that differ from the trainer's by `noise`."""
 
     def __init__(self, trainer: BuPOTrainer, noise: float):
         self.trainer, self.noise, self.synced = trainer, noise, 0
@@ -36,15 +36,15 @@ class Sampler:
         logps = []
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = torch.tensor([prompt + answer])
-            full = self.trainer.model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
-            own = full.gather(-1, torch.tensor(answer)[:, None])[:, 0]
-            logps.append(own + self.noise * torch.randn(len(answer), generator=self.generator))
+            log_probs = self.trainer.model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+            chosen = log_probs.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+            logps.append(chosen + self.noise * torch.randn(len(answer), generator=self.generator))
         return None, answers, [[[value] for value in row.tolist()] for row in logps], None
 
 
 def with_sampler(out: Path, noise: float, **settings: Any) -> BuPOTrainer:
-    """A trainer in its internal phase that believes it samples with vLLM."""
-    trainer = make_trainer(out, internal_layer=2, internal_steps=-1, **settings)
+    """A trainer in its internal phase that samples from a stand-in for vLLM."""
+    trainer = make_trainer(out, internal_layer=2, internal_rollouts=-1, **settings)
     trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Sampler(trainer, noise), -1
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.model.train()
@@ -59,11 +59,11 @@ def mean_ratio(trainer: BuPOTrainer) -> float:
     return float(trainer._metrics["train"]["sampling/importance_sampling_ratio/mean"][-1])
 
 
-def test_the_sampler_is_compared_with_the_full_policy(tmp_path: Path) -> None:
+def test_the_sampler_is_compared_with_the_final_policy(tmp_path: Path) -> None:
     trainer = with_sampler(tmp_path, 0.02, vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=1e6)
     batch = trainer._generate_and_score_completions(rows(trainer))
     assert int(batch[LAYER]) == 2
-    assert "sampling_per_token_logps" not in batch, "the full policy's, which no loss of the internal one may be measured against"
+    assert "sampling_per_token_logps" not in batch, "those of the final policy, which no internal loss may be compared with"
     assert trainer.vllm_generation.synced == 1
     ours = mean_ratio(trainer)
     trainer._active_layer = 2  # what a trainer would do that puts its internal log-probabilities there
@@ -74,7 +74,7 @@ def test_the_sampler_is_compared_with_the_full_policy(tmp_path: Path) -> None:
 
 
 def expected_ratio(trainer: BuPOTrainer, batch: dict[str, Tensor], sampled: Tensor, mode: str, low: float, high: float) -> Tensor:
-    """exp(full policy's own − sampler's) per token or per response, held within the caps or dropped beyond them."""
+    """exp(log π_final − log π_sampler) per token or per response, clamped to the caps or set to 0 beyond them."""
     mask = batch["completion_mask"]
     gap = (plain_logps(trainer.model, batch, 4, "final") - sampled) * mask
     ratio = (gap.sum(1, keepdim=True) if mode.startswith("sequence") else gap).exp()
@@ -83,7 +83,7 @@ def expected_ratio(trainer: BuPOTrainer, batch: dict[str, Tensor], sampled: Tens
 
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_ratio_weighs_the_internal_loss(mode: str, iterations: int, tmp_path: Path) -> None:
+def test_the_importance_ratio_of_the_sampler_weighs_the_internal_loss(mode: str, iterations: int, tmp_path: Path) -> None:
     low, high = 0.8, 1.1
     trainer = with_sampler(
         tmp_path, 0.3, vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high,

@@ -1,9 +1,8 @@
-"""The identities that BuPO must obey, on small random models."""
+"""The identities of BuPO's objective, on small random models."""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from datasets import Dataset
 from torch import nn
 
 from layerlens.decode.autograd import token_log_probs
-from layerlens.errors import SelectionError, TrainingError
-from layerlens.models import causal_lm, count_blocks, truncated_at
-from layerlens.results.training_log import open_training
-from layerlens.train import BuPOConfig, BuPOTrainer, head
+from layerlens.models import causal_lm, count_blocks
+from layerlens.train import BuPOConfig, BuPOTrainer, trl_head
 from layerlens.train.trainer import LAYER
-from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import fixed_batch, make_trainer, plain_logps, reward
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -36,9 +33,9 @@ def logps_of(trainer: Any, batch: dict[str, torch.Tensor], layer: int | None, mo
 
 @pytest.mark.parametrize("norm", ["none", "final"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_internal_log_probs_are_those_of_the_whole_forward(architecture: str, tied: bool, norm: str, tmp_path: Path) -> None:
+def test_internal_log_probs_match_the_forward_of_all_blocks(architecture: str, tied: bool, norm: str, tmp_path: Path) -> None:
     model = tiny_model(architecture, tied=tied)
-    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_steps=1, internal_norm=norm)
+    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_rollouts=1, internal_norm=norm)
     batch = fixed_batch()
     with torch.no_grad():
         for layer in range(1, 5):
@@ -48,10 +45,10 @@ def test_internal_log_probs_are_those_of_the_whole_forward(architecture: str, ti
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_the_last_layer_with_its_norm_is_grpo_bit_for_bit(loss_type: str, tmp_path: Path) -> None:
+def test_loss_and_gradients_of_the_last_layer_with_final_norm_are_grpo_bit_for_bit(loss_type: str, tmp_path: Path) -> None:
     gradients = []
     for layer in (None, 4):
-        settings = {} if layer is None else {"internal_layer": layer, "internal_steps": -1, "internal_norm": "final"}
+        settings = {} if layer is None else {"internal_layer": layer, "internal_rollouts": -1, "internal_norm": "final"}
         trainer = make_trainer(tmp_path, tiny_model("qwen3"), loss_type=loss_type, **settings)
         batch = fixed_batch() | ({} if layer is None else {LAYER: torch.tensor(layer)})
         trainer.current_gradient_accumulation_steps = 1
@@ -65,15 +62,15 @@ def test_the_last_layer_with_its_norm_is_grpo_bit_for_bit(loss_type: str, tmp_pa
         assert torch.equal(gradient, gradients[1][1][name]), name
 
 
-def test_internal_log_probs_come_from_the_readout_and_those_of_grpo_from_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=1)
+def test_internal_log_probs_use_the_readout_and_grpo_the_kernel_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=1)
     rows: list[int] = []
 
     def counted(hidden: torch.Tensor, *args: Any) -> Any:
         rows.append(len(hidden))
         return token_log_probs(hidden, *args)
 
-    monkeypatch.setattr(head, "token_log_probs", counted)
+    monkeypatch.setattr(trl_head, "token_log_probs", counted)
     logps_of(trainer, fixed_batch(), None)
     assert not rows
     logps_of(trainer, fixed_batch(), 2)
@@ -82,8 +79,8 @@ def test_internal_log_probs_come_from_the_readout_and_those_of_grpo_from_trl(tmp
 
 @pytest.mark.parametrize("norm", ["none", "final"])
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_the_internal_loss_is_the_hand_written_one(loss_type: str, norm: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=-1, internal_norm=norm, loss_type=loss_type)
+def test_internal_loss_and_gradients_match_the_formula(loss_type: str, norm: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=-1, internal_norm=norm, loss_type=loss_type)
     batch = fixed_batch()
     old = plain_logps(trainer.model, batch, 2, norm).detach() + 0.3 * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     trainer.current_gradient_accumulation_steps = 1
@@ -112,15 +109,25 @@ def test_the_internal_loss_is_the_hand_written_one(loss_type: str, norm: str, tm
             torch.testing.assert_close(ours[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_internal_loss_runs_no_block_above_the_layer(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=-1)
+    calls: list[int] = []
+    for number, block in enumerate(trainer.model.model.layers, 1):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, {**fixed_batch(), LAYER: torch.tensor(2)}).backward()
+    assert calls == [1, 2]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"beta": 0.1}, {"num_iterations": 2}, {"steps_per_generation": 2}])
-def test_blocks_above_the_layer_do_not_move(more: dict[str, Any], tied: bool, tmp_path: Path) -> None:
+def test_training_does_not_move_blocks_above_the_layer(more: dict[str, Any], tied: bool, tmp_path: Path) -> None:
     model = tiny_model("llama", tied=tied)
     if "beta" in more:
         model.save_pretrained(tmp_path / "model")  # the reference is loaded by name
         model.config._name_or_path = str(tmp_path / "model")
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_steps=-1, max_steps=4, **more)
+    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_rollouts=-1, max_steps=4, **more)
     trainer.train()
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     above = {name for name in before if name.startswith(("model.layers.2", "model.layers.3", "model.norm"))}
@@ -131,7 +138,7 @@ def test_blocks_above_the_layer_do_not_move(more: dict[str, Any], tied: bool, tm
 
 
 @pytest.mark.parametrize("adapters", ["none", "new", "the model's own"])
-def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapters: str, tmp_path: Path) -> None:
+def test_reference_log_probs_are_those_of_the_internal_policy_before_training(adapters: str, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model("llama")
@@ -143,7 +150,7 @@ def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapt
         model = get_peft_model(model, lora)
         start = causal_lm(copy.deepcopy(model))
     trainer = make_trainer(
-        tmp_path, model, internal_layer=2, internal_steps=-1, beta=0.1, num_iterations=2, peft_config=lora if adapters == "new" else None
+        tmp_path, model, internal_layer=2, internal_rollouts=-1, beta=0.1, num_iterations=2, peft_config=lora if adapters == "new" else None
     )
     with torch.no_grad():
         for weight in trainer.model.parameters():
@@ -159,18 +166,11 @@ def test_the_reference_is_the_internal_policy_of_the_model_before_training(adapt
     assert (now - before).abs().max() > 0.01
 
 
-def test_decay_above_lets_weights_decay(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    before = model.model.layers[3].mlp.up_proj.weight.clone()
-    make_trainer(tmp_path, model, internal_layer=2, internal_steps=-1, max_steps=1, decay_above=True).train()
-    torch.testing.assert_close(model.model.layers[3].mlp.up_proj.weight, before * (1 - 1e-2 * 0.1))
-
-
 def test_lora_trains_in_both_phases(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     trainer = make_trainer(
-        tmp_path, internal_layer=2, internal_steps=1, beta=0.05, max_steps=2,
+        tmp_path, internal_layer=2, internal_rollouts=1, beta=0.05, max_steps=2,
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False),
     )  # fmt: skip
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
@@ -193,121 +193,7 @@ def test_lora_trains_in_both_phases(tmp_path: Path) -> None:
     assert any(not torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
 
 
-def test_the_phase_switches_when_it_says(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", max_steps=10, num_iterations=2)
-    seen: list[int] = []
-    compute = trainer._compute_loss
-
-    def watch(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        seen.append(int(inputs.get(LAYER, 0)))
-        return compute(model, inputs)
-
-    trainer._compute_loss = watch
-    trainer.train()
-    assert seen == [1, 1, 3, 3, 3, 3, 0, 0, 0, 0]
-    assert trainer.args.optimizer_steps(3) == 6
-    assert ("internal policy of layer 3", "2 rollout steps (4 optimizer steps), norm none") in trainer.plan()
-
-
-@pytest.mark.parametrize("stop", [2, 4])
-def test_a_resumed_run_ends_on_the_same_parameters(stop: int, tmp_path: Path) -> None:
-    settings = {"internal_layer": 2, "internal_steps": 3, "max_steps": 6, "save_strategy": "steps", "save_steps": stop}
-    whole = make_trainer(tmp_path / "whole", **settings)
-    assert "checkpoints" not in dict(whole.plan())
-    whole.train()
-    resumed = make_trainer(tmp_path / "resumed", **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def test_the_schedule_is_on_disk_and_a_run_that_goes_on_keeps_it(tmp_path: Path) -> None:
-    settings = {"internal_schedule": "1:1,3:2", "num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 3}
-    make_trainer(tmp_path, max_steps=3, **settings).train()
-    written = (tmp_path / "schedule.json").read_bytes()
-    resumed = make_trainer(tmp_path, max_steps=9, **settings)
-    assert ("checkpoints", "every 3 steps, some inside a rollout of 2, which a resumed run samples anew") in resumed.plan()
-    resumed.train(resume_from_checkpoint=True)
-    resumed.save_state()
-    assert (tmp_path / "schedule.json").read_bytes() == written
-    assert open_training(tmp_path).internal == [(1, 2, 1), (3, 6, 3)]
-    assert open_training(tmp_path).log["step"].tolist() == [3, 6, 9]
-    with pytest.raises(TrainingError, match="had another schedule"):
-        make_trainer(tmp_path, max_steps=9, **settings | {"internal_schedule": "1:2,3:2"}).train(resume_from_checkpoint=True)
-
-
-def test_the_reason_of_auto_is_on_disk(tmp_path: Path) -> None:
-    auto = {"internal_layer": "auto", "internal_rule": "agreement", "internal_norm": "final", "internal_samples": 4}
-    trainer = make_trainer(tmp_path, max_steps=1, internal_steps=-1, **auto)
-    trainer.train()
-    kept = json.loads((tmp_path / "schedule.json").read_text())
-    assert kept["choice"]["reason"] == trainer.choice.reason
-    assert kept["phases"] == [{"layer": trainer.choice.layer, "rollout_steps": None, "first_step": 1, "last_step": None}]
-
-
-def test_blocks_above_the_layer_never_run(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, internal_layer=2, internal_steps=-1)
-    calls: list[int] = []
-    for number, block in enumerate(trainer.model.model.layers, 1):
-        block.register_forward_hook(lambda *_, number=number: calls.append(number))
-    trainer.current_gradient_accumulation_steps = 1
-    trainer._compute_loss(trainer.model, {**fixed_batch(), LAYER: torch.tensor(2)}).backward()
-    assert calls == [1, 2]
-
-
-def test_the_cut_leaves_the_model_whole_after_an_error() -> None:
-    model = tiny_model("qwen3")
-    ids = torch.tensor([random_ids(5)])
-    before = model(ids).logits
-    with pytest.raises(RuntimeError), truncated_at(model, 2):
-        raise RuntimeError
-    assert len(model.model.layers) == 4
-    assert torch.equal(model(ids).logits, before)
-    with pytest.raises(SelectionError, match=r"1\.\.4"), truncated_at(model, 5):
-        pass
-
-
-def test_frozen_layers_and_layer_wise_rates(tmp_path: Path) -> None:
-    model = tiny_model("qwen3")
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, freeze_layers=1, layer_lr_factors="3-4:0.0", weight_decay=0.0, max_steps=2)
-    assert ("layer 1", "frozen") in trainer.plan()
-    assert ("layers 3-4", "learning rate x 0") in trainer.plan()
-    trainer.train()
-    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert moved
-    assert all(name.startswith(("model.layers.1.", "model.norm", "lm_head")) for name in moved)
-    rates = {group["layer_lr_factor"]: group["lr"] for group in trainer.optimizer.optimizer.param_groups}
-    assert rates == {0.0: 0.0, 1.0: 1e-2}
-
-
-def test_auto_chooses_on_the_training_prompts_or_says_why_not(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path, internal_layer="auto", internal_steps=1, internal_rule="agreement", internal_norm="final", internal_samples=4
-    )
-    assert trainer.choice.rule == "agreement"
-    assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
-    with pytest.raises(TrainingError, match=r"found no layer to train: .*ΔS.*\. Name one, or choose another internal_rule"):
-        make_trainer(tmp_path, internal_layer="auto", internal_steps=1, internal_samples=4)
-
-
-def test_auto_is_held_to_what_a_named_layer_is(tmp_path: Path) -> None:
-    auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4, "internal_steps": 1}
-    chosen = make_trainer(tmp_path, **auto).choice.layer
-    with pytest.raises(TrainingError, match=f"freeze_layers=3 leaves nothing but the unembedding to train in layer {chosen}'s policy"):
-        make_trainer(tmp_path, freeze_layers=3, **auto)
-
-
-@pytest.mark.parametrize("layer", [2, "auto"])
-def test_layers_above_the_trained_one_learn_slower(layer: int | str, tmp_path: Path) -> None:
-    auto = {"internal_rule": "entropy_drop", "internal_samples": 4} if layer == "auto" else {}
-    trainer = make_trainer(tmp_path, internal_layer=layer, internal_steps=1, layer_lr_decay=0.1, **auto)
-    [(trained, _)] = trainer.schedule.phases
-    assert trainer.layer_factors == {number: 1.0 if number <= trained else 0.1 for number in range(1, 5)}
-    assert any(how == "learning rate x 0.1" for _, how in trainer.plan())
-
-
-def test_probes_are_asked_as_training_asks(tmp_path: Path) -> None:
+def test_probe_prompts_have_the_tokens_of_training_prompts(tmp_path: Path) -> None:
     args = BuPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_completion_length=4,
         chat_template_kwargs={"enable_thinking": True},

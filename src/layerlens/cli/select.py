@@ -1,4 +1,4 @@
-"""`layerlens select`: a run to the layer to train."""
+"""`layerlens select`: from a run to the layer to train."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ def select(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `layerlens analyze --out` made it.")],
     rule: RuleOption = "boundary",
     tolerance: Tolerance = 0.1,
-    share: Annotated[float, typer.Option(help="Share of tokens that the agreement rule asks for.", min=0.0, max=1.0)] = 0.5,
+    share: Annotated[
+        float,
+        typer.Option(
+            help="With the agreement rule: share of the tokens on which a layer must agree with the final policy.", min=0.0, max=1.0
+        ),
+    ] = 0.5,
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
     as_json: AsJson = False,
 ) -> None:
-    """Choose the layer whose policy to optimise, with how often resamples of the data agree, and the runners-up.
+    """Choose the layer whose policy to train, with how often resamples of the data agree, and the runners-up.
 
-    Where the data show no such layer it says so and why, and what the other rules answer.
+    If the data show no such layer, the answer says so and why, and which layers the other rules choose. The answer as JSON also
+    holds the run and the fingerprint of its weights, and `layerlens train --internal_layer` takes the file.
 
-    Example: layerlens select runs/qwen3-4b
+    Example: layerlens select runs/qwen3-4b --json > choice.json
     """
     import layerlens as ll
     from layerlens.metrics import PhaseRule

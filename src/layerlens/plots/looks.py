@@ -20,7 +20,7 @@ from layerlens.results.training_log import Phase, TrainingLog
 def by_layer(log: TrainingLog, prefix: str) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Steps of the looks, the layers from the first to the last that have such a column, and their values, layer × look."""
     if log.monitor.empty:
-        raise SelectionError(f"the training {log.name} has no monitor: train with monitor_steps")
+        raise SelectionError(f"the training {log.name} has no monitor: train with monitor_every")
     names = [name for name in log.monitor.columns if name.startswith(prefix) and name.removeprefix(prefix).isdigit()]
     if not names:
         watched = f": it watched layer {log.watched}, which has none above" if prefix.endswith("to_") else ""

@@ -68,7 +68,7 @@ def series_of(log: TrainingLog, metric: str) -> Series:
         for name in frame.columns
         if name != "step" and not name[-1].isdigit() and not name.endswith((LOW, HIGH))
     ]
-    lacking = "" if len(log.monitor) else "; it has no monitor: train with monitor_steps"
+    lacking = "" if len(log.monitor) else "; it has no monitor: train with monitor_every"
     lacking = lacking if len(log.log) else "; it has no log yet: wait for its first checkpoint"
     if metric.startswith("stability/") and len(log.monitor):
         lacking = "; train with monitor_repeats of 2 or more"

@@ -1,4 +1,4 @@
-"""A training folder, finished or not: what its monitor saw, what its trainer logged, and which layer was trained when."""
+"""A training folder, finished or not: what its monitor measured, what its trainer logged, and which layer was trained when."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from layerlens.results.folder import RunFolder
 from layerlens.results.run import Run, open_run
 from layerlens.storage.manifest import RunManifest
 
-FOLDER = "monitor"
+MONITOR = "monitor"
+"""Folder of the snapshots, below the training folder."""
 SUMMARY = "summary.jsonl"
+"""The monitor's file with a row of numbers for each snapshot."""
 LOW, HIGH = "/low", "/high"
 """After the name of a mean in a monitor's row: the ends of its 95% bootstrap interval over the probe problems."""
 STATE = "trainer_state.json"
+"""The trainer's own file, with its log."""
 SCHEDULE = "schedule.json"
+"""The file that says which layer is trained when."""
 PHASE = "bupo/internal_layer"
+"""Column of the trainer's log: the layer whose internal policy is trained, 0 for the final policy; a mean over an entry's steps."""
 Phase = tuple[int, int, int]
+"""First optimizer step, last optimizer step, layer."""
+
+OLD_KEYS = {"rollout_steps": "rollouts", "first_step": "first_optimizer_step", "last_step": "last_optimizer_step"}
+"""Keys of a phase in files written before these keys said which steps they count -> the keys of now."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,14 @@ class TrainingLog:
 
     Attributes:
         name: of the folder.
-        monitor: a row per look into the model, by optimizer `step` (0: before the first). Empty where none was taken. Beside a
-            mean over the probe stand `<its name>/low` and `<its name>/high`, its 95% bootstrap interval over problems.
-        log: a row per entry of the trainer's log; the one at step s covers the optimizer steps since the entry before it.
-            Empty where no checkpoint has been written yet.
+        monitor: one row for each snapshot of the model, by optimizer `step` (0: before the first). Empty if none was taken. Beside
+            a mean over the probe problems stand `<its name>/low` and `<its name>/high`, its 95% bootstrap interval over problems.
+        log: one row for each training entry of the trainer's log; the one at step s covers the optimizer steps since the entry
+            before it. Empty as long as no checkpoint has been written.
         internal: phases of the internal policy in order, each (first optimizer step, last, layer), steps counted from 1 as the
-            trainer logs them. Empty where the whole policy is trained throughout.
-        schedule: what `schedule.json` says: phases in rollout and optimizer steps, norm, and how "auto" chose the layer.
-        manifest: of the first look's Run: model, norm, probe problems. None if there is no monitor.
+            trainer logs them. Empty if the final policy is trained throughout.
+        schedule: what `schedule.json` says: phases in rollouts and optimizer steps, norm, and how the layer was chosen.
+        manifest: of the first snapshot's Run: model, norm, probe problems. None if there is no monitor.
         path: the folder.
     """
 
@@ -53,12 +62,12 @@ class TrainingLog:
 
     @property
     def model(self) -> str:
-        """Name of the model that is trained; the folder's where nothing tells."""
+        """Name of the model that is trained; the folder's name if there is no monitor to say it."""
         return self.manifest.model.name if self.manifest else self.name
 
     @property
     def norm(self) -> str | None:
-        """Norm in front of the internal policies that the monitor looks at."""
+        """Norm in front of the unembedding in the monitor's internal policies."""
         return self.manifest.config.norm if self.manifest else None
 
     @property
@@ -68,26 +77,26 @@ class TrainingLog:
 
     @property
     def problems(self) -> int | None:
-        """Problems of the fixed probe set."""
+        """Number of probe problems, on which every snapshot is taken."""
         return self.manifest.samples.count if self.manifest else None
 
     @property
     def watched(self) -> int | None:
-        """The layer whose relations to the layers above are watched: monitor_layer, or the first that is trained, or the last of all."""
+        """The layer whose similarity and KL to the layers above it the monitor measures: monitor_layer, or its default."""
         return self.manifest.config.kl_from_layer if self.manifest else None
 
     def snapshot(self, which: int) -> Run:
-        """The Run of a look into the model: 0 the first, -1 the last. Raises SelectionError where there is none."""
+        """The Run of a snapshot: 0 is the first, -1 the last. Raises SelectionError if there is no monitor."""
         if self.path is None or self.monitor.empty:
-            raise SelectionError(f"the training {self.name} has no monitor: train with monitor_steps")
+            raise SelectionError(f"the training {self.name} has no monitor: train with monitor_every above 0")
         step = int(self.monitor["step"].iloc[which])
-        return open_run(self.path / FOLDER / f"step-{step:06d}")
+        return open_run(self.path / MONITOR / f"step-{step:06d}")
 
 
 def open_training(path: str | Path) -> TrainingLog:
-    """Opens the output folder of a training run, finished, at work or interrupted.
+    """Opens the output folder of a training run: finished, still running, or interrupted.
 
-    The log is the newest of `trainer_state.json` and those of the checkpoints.
+    The log comes from the newest `trainer_state.json`: the folder's own or a checkpoint's.
 
     Raises:
         RunError: no such folder, neither a monitor nor a log in it, or a damaged file.
@@ -95,34 +104,46 @@ def open_training(path: str | Path) -> TrainingLog:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder}: no such training folder; it is the output_dir of `layerlens train`")
-    monitor, log = _monitor(folder / FOLDER / SUMMARY), _log(folder)
+    monitor, log = _read_monitor(folder / MONITOR / SUMMARY), _read_log(folder)
     if monitor.empty and log.empty:
         raise RunError(
             f"{folder} holds neither monitor/{SUMMARY} nor a {STATE} (its own or a checkpoint's): is it the output_dir of "
-            "`layerlens train`, and has a first look or checkpoint been written?"
+            "`layerlens train`, and has a first snapshot or checkpoint been written?"
         )
-    manifest = None if monitor.empty else _manifest(folder / FOLDER)
-    schedule = _json(folder / SCHEDULE) if (folder / SCHEDULE).exists() else {}
-    internal = _planned(schedule, monitor, log) if schedule else _logged(log)
+    manifest = None if monitor.empty else _first_manifest(folder / MONITOR)
+    schedule = read_schedule(folder / SCHEDULE) if (folder / SCHEDULE).exists() else {}
+    internal = _phases_of_schedule(schedule, monitor, log) if schedule else _phases_of_log(log)
     return TrainingLog(folder.resolve().name, monitor, log, internal, schedule, manifest, folder)
 
 
 def is_training(path: str | Path) -> bool:
     """Whether a folder is the output of a training run, rather than a Run."""
-    return any((Path(path).expanduser() / name).exists() for name in (FOLDER, SCHEDULE, STATE))
+    return any((Path(path).expanduser() / name).exists() for name in (MONITOR, SCHEDULE, STATE))
 
 
-def _planned(schedule: Mapping[str, Any], *frames: pd.DataFrame) -> list[Phase]:
-    """The phases of `schedule.json`; one that lasts for the whole run ends with what has been seen of it."""
+def read_schedule(file: Path) -> dict[str, Any]:
+    """`schedule.json`, with the keys of now whichever version wrote it. Raises RunError if it cannot be read or is damaged."""
+    schedule = _read_json(file)
+    phases = schedule.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise RunError(f"{file} is damaged: expected a list of phases, got {phases!r}")
+    return {**schedule, "phases": [{OLD_KEYS.get(key, key): value for key, value in phase.items()} for phase in phases]}
+
+
+def _phases_of_schedule(schedule: Mapping[str, Any], *frames: pd.DataFrame) -> list[Phase]:
+    """The phases of `schedule.json`; one that lasts for the whole run ends with the last step that a frame holds."""
     seen = max(int(frame["step"].max()) for frame in frames if len(frame))
     try:
-        return [(phase["first_step"], phase["last_step"] or max(seen, phase["first_step"]), phase["layer"]) for phase in schedule["phases"]]
+        return [
+            (phase["first_optimizer_step"], phase["last_optimizer_step"] or max(seen, phase["first_optimizer_step"]), phase["layer"])
+            for phase in schedule["phases"]
+        ]
     except (KeyError, TypeError) as error:
         raise RunError(f"{SCHEDULE} is damaged: it lacks {error}") from error
 
 
-def _logged(log: pd.DataFrame) -> list[Phase]:
-    """Phases as the log has them, where `schedule.json` is gone and every step was logged."""
+def _phases_of_log(log: pd.DataFrame) -> list[Phase]:
+    """The phases as the log tells them, which it does only if every step was logged."""
     if PHASE not in log.columns:
         return []
     steps, layers = log["step"].tolist(), log[PHASE].tolist()
@@ -132,8 +153,8 @@ def _logged(log: pd.DataFrame) -> list[Phase]:
     return [(run[0], run[-1], int(layer)) for layer, run in runs if layer]
 
 
-def _monitor(file: Path) -> pd.DataFrame:
-    """A row per look, by step; None becomes NaN."""
+def _read_monitor(file: Path) -> pd.DataFrame:
+    """A row for each snapshot, by step; None becomes NaN."""
     if not file.exists():
         return pd.DataFrame()
     try:
@@ -141,47 +162,48 @@ def _monitor(file: Path) -> pd.DataFrame:
         return _by_step(rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{file} is damaged ({error or type(error).__name__}); each line is one look, a JSON object with its step"
+            f"{file} is damaged ({error or type(error).__name__}); each line is one snapshot, a JSON object with its step"
         ) from error
 
 
-def _log(folder: Path) -> pd.DataFrame:
+def _read_log(folder: Path) -> pd.DataFrame:
     """The training entries of the newest trainer state."""
-    states = [_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()]
+    states = [_read_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()]
     if not states:
         return pd.DataFrame()
     newest = max(states, key=lambda state: int(state["global_step"]))
-    # evaluations, looks and the closing summary are no training steps; a step on completions of an earlier one has no reward
+    # only training steps have a loss: evaluations, snapshots and the closing summary have none. A reward would be no sign: a step
+    # on completions of an earlier step has none
     return _by_step([entry for entry in newest["log_history"] if "loss" in entry])
 
 
-def _state(file: Path) -> dict[str, Any]:
-    state = _json(file)
+def _read_state(file: Path) -> dict[str, Any]:
+    state = _read_json(file)
     if not {"global_step", "log_history"} <= state.keys():
         raise RunError(f"{file} is no trainer state: global_step or log_history is missing")
     return state
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} can not be read ({error})") from error
+        raise RunError(f"{file} cannot be read ({error})") from error
     if not isinstance(found, dict):
         raise RunError(f"{file} is damaged: expected an object, got {type(found).__name__}")
     return found
 
 
 def _by_step(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Numbers by step; of two rows of one step the later counts."""
+    """Numbers by step; of two rows with one step the later one counts."""
     latest = {int(row["step"]): row for row in rows}
     frame = pd.DataFrame([latest[step] for step in sorted(latest)])
     return frame.astype(dict.fromkeys(frame.columns.drop("step"), "float64")) if len(frame) else frame
 
 
-def _manifest(monitor: Path) -> RunManifest:
-    """run.json of the first look."""
-    looks = sorted(folder for folder in monitor.glob("step-*") if (folder / "run.json").exists())
-    if not looks:
-        raise RunError(f"{monitor} holds {SUMMARY} but no step-* folder with a run.json, which says what model and norm were looked at")
-    return RunFolder(looks[0]).manifest()
+def _first_manifest(monitor: Path) -> RunManifest:
+    """run.json of the first snapshot."""
+    snapshots = sorted(folder for folder in monitor.glob("step-*") if (folder / "run.json").exists())
+    if not snapshots:
+        raise RunError(f"{monitor} holds {SUMMARY} but no step-* folder with a run.json, which says what model and norm it measured")
+    return RunFolder(snapshots[0]).manifest()

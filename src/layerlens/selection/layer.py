@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
 from layerlens.metrics.bootstrap import RESAMPLES
 from layerlens.results import Run
-from layerlens.types import RULES, Norm, Rows, Rule, Weighting
+from layerlens.types import NORMS, RULES, Norm, Rows, Rule, Weighting
 
 Array = np.ndarray
 
@@ -31,7 +32,9 @@ class LayerChoice:
         candidates: one row per rule and layer that any resample chose, with `rule`, `layer` (<NA>: none), `frequency` and
             `chosen` (whether the rule gives that layer on all samples); rows of `rule` first, then by falling frequency.
         phases: first and last layer of exploration, integration and convergence, None for an empty phase.
-        norm, model: of the run; samples: how many of its samples have rows that count.
+        norm, model, n_layers: norm, model name and number of blocks of the run; samples: how many of its samples have rows that count.
+        run: the run's folder; None for a run that was never saved.
+        fingerprint: digest of the weights that the run measured (`DecoderParts.fingerprint`), None if the run has none.
     """
 
     layer: int | None
@@ -43,6 +46,9 @@ class LayerChoice:
     norm: Norm
     model: str
     samples: int
+    n_layers: int
+    run: str | None
+    fingerprint: str | None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,6 +56,9 @@ class LayerChoice:
         rows = self.candidates.astype(object).where(self.candidates.notna(), None).to_dict("records")
         return {
             "model": self.model,
+            "n_layers": self.n_layers,
+            "run": self.run,
+            "fingerprint": self.fingerprint,
             "norm": self.norm,
             "samples": self.samples,
             "layer": self.layer,
@@ -60,6 +69,29 @@ class LayerChoice:
             "candidates": rows,
             "settings": self.settings,
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LayerChoice:
+        """The choice that `to_dict` gave. Raises SelectionError if a key is missing or a value is of another kind."""
+        try:
+            layer, n_layers, rule, norm = plain["layer"], plain["n_layers"], plain["rule"], plain["norm"]
+            whole = type(n_layers) is int and (layer is None or type(layer) is int)
+            if not whole or not 1 <= (layer or 1) <= n_layers or rule not in RULES or norm not in NORMS:
+                raise SelectionError(
+                    f"a choice of layer has a rule of {', '.join(RULES)}, a norm of {', '.join(NORMS)} and a layer in 1..n_layers or "
+                    f"null, got rule {rule!r}, norm {norm!r}, layer {layer!r} and n_layers {n_layers!r}"
+                )
+            return cls(
+                **{name: plain[name] for name in ("layer", "rule", "norm", "n_layers", "model", "samples", "run", "fingerprint", "reason")},
+                frequency=float("nan") if plain["frequency"] is None else float(plain["frequency"]),
+                phases={name: None if span is None else (span[0], span[1]) for name, span in plain["phases"].items()},
+                candidates=_table([tuple(row[column] for column in _COLUMNS) for row in plain["candidates"]]),
+                settings=dict(plain["settings"]),
+            )
+        except KeyError as error:
+            raise SelectionError(f"a choice of layer needs the key {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise SelectionError(f"a choice of layer holds a value of another kind ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -146,6 +178,9 @@ def select_layer(
         norm=run.norm,
         model=run.model,
         samples=samples,
+        n_layers=run.n_layers,
+        run=None if run.path is None else str(Path(run.path).resolve()),
+        fingerprint=run.manifest.model.fingerprint or None,
         settings={
             "tolerance": zero.tolerance,
             "entry": zero.entry,
@@ -225,4 +260,12 @@ def _candidates(answers: dict[Rule, tuple[Int[Array, " curves"], str]], first: R
         shares.setdefault(int(layers[0]), 0.0)
         for layer, frequency in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
             rows.append((rule, layer or None, frequency if samples > 1 else np.nan, layer == layers[0]))
-    return pd.DataFrame(rows, columns=["rule", "layer", "frequency", "chosen"]).astype({"layer": "Int64"})
+    return _table(rows)
+
+
+_COLUMNS = ("rule", "layer", "frequency", "chosen")
+"""Of the table of candidates."""
+
+
+def _table(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"layer": "Int64", "frequency": "float64"})

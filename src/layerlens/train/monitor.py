@@ -1,7 +1,7 @@
-"""What training does inside the model: the same probe texts looked into again and again, and fresh answers beside them.
+"""What training does inside the model: snapshots on a fixed set of probe texts, and fresh answers to the same problems.
 
-The probe is a fixed set of problems with the answers that the model gave before training, so that what moves between two
-looks is the model. Every look leaves a Run in `monitor/step-<n>` and a row in `monitor/summary.jsonl`.
+A probe text is a problem with the answer that the model gave before training, so that what moves between two snapshots is the
+model alone. Every snapshot leaves a Run in `monitor/step-<n>` and a row of numbers in `monitor/summary.jsonl`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,41 @@ from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
-from layerlens.results.training_log import FOLDER, HIGH, LOW, SUMMARY
+from layerlens.results.training_log import HIGH, LOW, MONITOR, SUMMARY
 from layerlens.storage.files import write_text
-from layerlens.train.readings import Row, correlation, drift, entropy_path, inside, own_policy, per_pair, per_problem, weights_by_part
-from layerlens.train.whole import Whole
+from layerlens.train.monitor_metrics import (
+    Row,
+    correlation,
+    drift,
+    entropy_path,
+    final_policy_metrics,
+    layer_metrics,
+    mean_per_pair,
+    mean_per_problem,
+    weights_by_part,
+)
+from layerlens.train.unshard import FullModel
 from layerlens.types import Norm
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Looks into the model before the first step, every `every` optimizer steps, after those in `also`, and after the last.
+    """Takes snapshots of the model while it is trained: before the first optimizer step, regularly, at phase ends, after the last.
 
-    The main process looks; the others wait. Where they share the weights out among them, all help to gather these first.
+    The main process takes them while the others wait. If the weights are sharded, all processes first help to gather them.
 
     Args:
+        out: the training folder.
         prompts: the probe problems, without responses.
         tokenizer: the model's.
-        whole: hands out the model with all its weights.
-        layer: the layer whose relations to the layers above are watched.
-        answer: text of a response to the answer it gives, or None; how the stability of answers is judged.
-        report: takes a row of numbers to whatever logs training.
+        full_model: gives the model with all its weights.
+        every: optimizer steps between two snapshots.
+        phase_ends: optimizer steps after which a snapshot is taken as well.
+        layer: the layer whose similarity and KL to the layers above it are measured.
+        norm: norm of the internal policies.
+        repeats: fresh answers to each probe problem in a snapshot.
+        generation: how answers are sampled.
+        answer: from the text of a response to the answer in it, or None if it has none; by it the stability of answers is judged.
+        report: hands a row of numbers to the trainer's log.
     """
 
     def __init__(
@@ -48,10 +64,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         out: Path,
         prompts: Sequence[Sample],
         tokenizer: Any,
-        whole: Whole,
+        full_model: FullModel,
         *,
         every: int,
-        also: Collection[int],
+        phase_ends: Collection[int],
         layer: int,
         norm: Norm,
         repeats: int,
@@ -59,48 +75,54 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         answer: Callable[[str], str | None],
         report: Callable[[dict[str, float]], None],
     ):
-        self.out, self.prompts, self.tokenizer, self.whole = out / FOLDER, list(prompts), tokenizer, whole
-        self.every, self.also, self.layer, self.norm, self.repeats = every, also, layer, norm, repeats
+        self.out, self.prompts, self.tokenizer, self.full_model = out / MONITOR, list(prompts), tokenizer, full_model
+        self.every, self.phase_ends, self.layer, self.norm, self.repeats = every, phase_ends, layer, norm, repeats
         self.generation, self.answer, self.report = generation, answer, report
-        self.start: dict[str, Tensor] = {}
+        self.start_weights: dict[str, Tensor] = {}
         self.probe: list[Sample] = []
 
     # ---- when
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        network = self.whole.on_main(model)
+        network = self.full_model.on_main(model)
         if network is not None:
             lens = self._lens(network)
-            self._remember_start(lens, fresh=state.global_step == 0)
-            self.probe = self._kept_probe(lens)
+            self._keep_start(lens, fresh=state.global_step == 0)
+            self.probe = self._probe_texts(lens)
             if state.global_step == 0:
-                self.look(lens, 0)
+                self.take_snapshot(lens, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step in self.also or state.global_step == state.max_steps:
-            network = self.whole.on_main(model)
+        if state.global_step % self.every == 0 or state.global_step in self.phase_ends or state.global_step == state.max_steps:
+            network = self.full_model.on_main(model)
             if network is not None:
-                self.look(self._lens(network), state.global_step)
+                self.take_snapshot(self._lens(network), state.global_step)
 
     # ---- what
 
-    def look(self, lens: LensModel, step: int) -> Row:
-        """Measures the model as it is, keeps the Run and the row, and reports the row's means."""
+    def take_snapshot(self, lens: LensModel, step: int) -> Row:
+        """Measures the model as it is after `step` optimizer steps, keeps the Run and the row, and reports the row's means."""
         folder = self.out / f"step-{step:06d}"
         if folder.exists():
-            shutil.rmtree(folder)  # of a run that went on from an earlier checkpoint
+            shutil.rmtree(folder)  # left by a run that was resumed from an earlier checkpoint
         run = analyze(lens, self.probe, norm=self.norm, kl_from_layer=self.layer, out=folder, progress=False)
-        own = analyze(
+        final = analyze(
             lens, self.probe, norm="final", sites="resid_post", layers=lens.n_layers, metrics=("entropy", "logp_next"), progress=False
         )
-        row: Row = {"step": step, **inside(run, self.layer), **own_policy(own), **self._answers(lens), **drift(lens, self.start)}
-        self._keep(row)
+        row: Row = {
+            "step": step,
+            **layer_metrics(run, self.layer),
+            **final_policy_metrics(final),
+            **self._answer_metrics(lens),
+            **drift(lens, self.start_weights),
+        }
+        self._keep_row(row)
         means = {name: value for name, value in row.items() if name != "step" and not name.endswith((LOW, HIGH))}
         self.report({f"monitor/{name}": value for name, value in means.items() if value is not None})
         return row
 
-    def _answers(self, lens: LensModel) -> Row:
-        """Length of fresh answers, and how far repeated answers to one problem agree in answer and in entropy path."""
+    def _answer_metrics(self, lens: LensModel) -> Row:
+        """Length of fresh answers, and how far repeated answers to one problem agree: in their answer, and in their entropy path."""
         count = len(self.prompts)
         samples = [
             sample
@@ -109,52 +131,56 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         ]
         groups = np.arange(len(samples)).reshape(self.repeats, count).T
         lengths = np.array([len(sample.token_ids) - sample.response_start for sample in samples], np.float64)
-        row = per_problem("response_length", groups, lengths)
+        row = mean_per_problem("response_length", groups, lengths)
         if self.repeats < 2:
             return row
         run = analyze(
             lens, samples, norm="final", sites="resid_post", layers=lens.n_layers, metrics="entropy", rows="response", progress=False
         )
-        said = [self.answer(self.tokenizer.decode(sample.token_ids[sample.response_start :])) for sample in samples]
+        answers = [self.answer(self.tokenizer.decode(sample.token_ids[sample.response_start :])) for sample in samples]
         paths = [entropy_path(run.sample(index)["entropy"].values[:, 0, 0]) for index in range(len(samples))]
-        row |= per_pair("stability/answers", groups, lambda a, b: float(said[a] is not None and said[a] == said[b]))
-        row |= per_pair("stability/entropy_path", groups, lambda a, b: correlation(paths[a], paths[b]))
+        row |= mean_per_pair("stability/answers", groups, lambda a, b: float(answers[a] is not None and answers[a] == answers[b]))
+        row |= mean_per_pair("stability/entropy_path", groups, lambda a, b: correlation(paths[a], paths[b]))
         return row
 
-    # ---- what is kept
+    # ---- what is kept in the folder
 
     def _lens(self, model: Any) -> LensModel:
         return LensModel.wrap(model, self.tokenizer, check=False)
 
-    def _remember_start(self, lens: LensModel, fresh: bool) -> None:
+    def _keep_start(self, lens: LensModel, fresh: bool) -> None:
+        """Keeps the weights of before training, which drift is measured from; a fresh run removes what an earlier one left."""
         file = self.out / "start.pt"
         if fresh or not file.exists():
-            self.start = {name: weight.detach().cpu().clone() for name, weight in weights_by_part(lens).items()}
+            self.start_weights = {name: weight.detach().cpu().clone() for name, weight in weights_by_part(lens).items()}
             self.out.mkdir(parents=True, exist_ok=True)
-            torch.save(self.start, file)
+            torch.save(self.start_weights, file)
         else:
-            self.start = torch.load(file, weights_only=True)
+            self.start_weights = torch.load(file, weights_only=True)
         if fresh:
             (self.out / "probe.json").unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
 
-    def _kept_probe(self, lens: LensModel) -> list[Sample]:
-        """The probe problems with the answers the model gave before training. Raises TrainingError where those kept are of others."""
+    def _probe_texts(self, lens: LensModel) -> list[Sample]:
+        """The probe problems with the answers that the model gave before training, from `probe.json` once they are there.
+
+        Raises TrainingError if the answers in the file belong to other problems.
+        """
         file = self.out / "probe.json"
         if not file.exists():
             answered = generate_responses(lens, self.prompts, self.generation, range(len(self.prompts)))
             write_text(file, json.dumps([sample.token_ids for sample in answered]))
-        kept = [tuple(tokens) for tokens in json.loads(file.read_text())]
-        if len(kept) != len(self.prompts) or any(
-            tokens[: len(prompt.token_ids)] != prompt.token_ids for tokens, prompt in zip(kept, self.prompts, strict=True)
+        texts = [tuple(tokens) for tokens in json.loads(file.read_text())]
+        if len(texts) != len(self.prompts) or any(
+            tokens[: len(prompt.token_ids)] != prompt.token_ids for tokens, prompt in zip(texts, self.prompts, strict=True)
         ):
             raise TrainingError(
-                f"{file} holds answers to {len(kept)} other problems than the {len(self.prompts)} of now: "
+                f"{file} holds answers to {len(texts)} problems, which are not the {len(self.prompts)} probe problems of this run: "
                 "restore monitor_problems and the training problems, or take a new output_dir"
             )
-        return [replace(prompt, token_ids=tokens) for prompt, tokens in zip(self.prompts, kept, strict=True)]
+        return [replace(prompt, token_ids=tokens) for prompt, tokens in zip(self.prompts, texts, strict=True)]
 
-    def _keep(self, row: Row) -> None:
+    def _keep_row(self, row: Row) -> None:
         file = self.out / SUMMARY
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         rows = [old for old in rows if old["step"] < row["step"]] + [row]

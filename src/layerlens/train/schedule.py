@@ -1,4 +1,4 @@
-"""Which policy is trained when: internal layers for so many rollout steps each, then the whole model."""
+"""Which policy is trained when: internal layers for a number of rollouts each, then the final policy."""
 
 from __future__ import annotations
 
@@ -10,52 +10,59 @@ from typing import Any
 from layerlens.errors import TrainingError
 
 WHOLE_RUN = -1
+"""As a number of rollouts: all that the run still has."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Internal phases in order, each (layer, rollout steps); steps of -1, in the last only, mean the rest of the run."""
+    """Internal phases in order, each (layer, rollouts); no phase at all is plain GRPO.
+
+    Layers count from 1. In the last phase, and there alone, the rollouts may be -1: the rest of the run.
+
+    Raises TrainingError for a layer below 1 and for a number of rollouts that is neither positive nor -1.
+    """
 
     phases: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        for place, (layer, steps) in enumerate(self.phases):
+        for index, (layer, rollouts) in enumerate(self.phases):
             if layer < 1:
                 raise TrainingError(f"internal layers count from 1, got {layer}")
-            if steps == WHOLE_RUN and place < len(self.phases) - 1:
-                raise TrainingError("only the last internal phase can last for the whole run (-1 steps)")
-            if steps < 1 and steps != WHOLE_RUN:
-                raise TrainingError(f"an internal phase lasts at least one rollout step (or -1: the rest of the run), got {steps}")
+            if rollouts == WHOLE_RUN and index < len(self.phases) - 1:
+                raise TrainingError("only the last internal phase can last for the rest of the run (-1 rollouts)")
+            if rollouts < 1 and rollouts != WHOLE_RUN:
+                raise TrainingError(f"an internal phase lasts at least one rollout (or -1: the rest of the run), got {rollouts}")
 
     @classmethod
     def parse(cls, value: str | Sequence[Any]) -> Schedule:
-        """From "4:10,8:20", or a list of (layer, steps)."""
+        """Reads "4:10,8:20" (layer:rollouts), or a list of (layer, rollouts). Raises TrainingError for anything else."""
         pairs: Sequence[Any] = [part.split(":") for part in value.split(",")] if isinstance(value, str) else value
         try:
-            return cls(tuple((int(layer), int(steps)) for layer, steps in pairs))
+            return cls(tuple((int(layer), int(rollouts)) for layer, rollouts in pairs))
         except (TypeError, ValueError) as error:
-            raise TrainingError(f"a schedule is like 4:10,8:20 (layer:rollout steps), got {value!r}") from error
+            raise TrainingError(f"a schedule is like 4:10,8:20 (layer:rollouts), got {value!r}") from error
 
     def layer_at(self, rollout: int) -> int | None:
-        """The internal layer trained in a rollout step (from 0); None once the whole policy is trained."""
-        for layer, steps in self.phases:
-            if steps == WHOLE_RUN or rollout < steps:
+        """The internal layer that is trained on a rollout, counted from 0; None when the final policy is trained."""
+        for layer, rollouts in self.phases:
+            if rollouts == WHOLE_RUN or rollout < rollouts:
                 return layer
-            rollout -= steps
+            rollout -= rollouts
         return None
 
     @property
     def rollouts(self) -> int:
-        """Rollout steps of all internal phases together; -1 for the whole run."""
-        return WHOLE_RUN if self.phases and self.phases[-1][1] == WHOLE_RUN else sum(steps for _, steps in self.phases)
+        """Rollouts of all internal phases together; -1 if the last phase lasts for the rest of the run."""
+        return WHOLE_RUN if self.phases and self.phases[-1][1] == WHOLE_RUN else sum(rollouts for _, rollouts in self.phases)
 
-    def spans(self, updates: float) -> Iterator[tuple[int, int, int, int | None]]:
-        """Each phase's layer, rollout steps, and first and last optimizer step (from 1; None: the run's last).
+    def spans(self, optimizer_steps_per_rollout: float) -> Iterator[tuple[int, int, int, int | None]]:
+        """Yields each phase's layer, its rollouts, and its first and last optimizer step.
 
-        `updates` is how many optimizer steps make a rollout step. One that two phases share counts to the earlier.
+        Optimizer steps count from 1; the last one is None if the phase lasts for the rest of the run. An optimizer step that
+        takes its batches from two phases counts to the earlier one.
         """
         done = 0.0
-        for layer, steps in self.phases:
+        for layer, rollouts in self.phases:
             first = ceil(done) + 1
-            done += steps * updates
-            yield layer, steps, first, None if steps == WHOLE_RUN else ceil(done)
+            done += rollouts * optimizer_steps_per_rollout
+            yield layer, rollouts, first, None if rollouts == WHOLE_RUN else ceil(done)

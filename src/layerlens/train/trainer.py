@@ -1,13 +1,12 @@
-"""BuPO on TRL's GRPOTrainer: internal policy alignment for the first rollout steps, then GRPO as it is.
+"""BuPO on TRL's GRPOTrainer: internal policy alignment on the first rollouts, then GRPO as it is.
 
-The method is one idea in three small overrides: the cut in the forward (`internal.truncated_at`), old and reference
-log-probabilities of the policy that is trained, and a batch that knows which policy it is for.
+The method is one idea in three small overrides: a forward that is cut off after the layer (`models.truncate.truncated_at`), old
+and reference log-probabilities of the policy that is trained, and a batch that carries the layer that it trains.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from contextlib import nullcontext
 from itertools import islice
@@ -15,51 +14,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from transformers import AutoConfig, Trainer, TrainerCallback
+from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
-from layerlens.models import Generation, LensModel, causal_lm, count_blocks, layout_for, truncated_at
+from layerlens.models import Generation, count_blocks, truncated_at
 from layerlens.prompts.sample import Sample
-from layerlens.results.training_log import SCHEDULE
+from layerlens.results.training_log import PHASE, SCHEDULE
 from layerlens.rewards.boxed import last_boxed
-from layerlens.selection.layer import LayerChoice, select_layer
+from layerlens.selection.layer import LayerChoice
 from layerlens.storage.files import write_text
 from layerlens.train.config import BuPOConfig
-from layerlens.train.head import streamed_head
+from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, warn_of_differences
+from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.monitor import Monitor
-from layerlens.train.rates import blocks_path, describe, freeze_up_to, layer_factors, scaled_groups
-from layerlens.train.schedule import WHOLE_RUN, Schedule
-from layerlens.train.whole import Whole
-
-log = logging.getLogger("layerlens.train")
+from layerlens.train.plan import plan_rows, require_same_schedule, schedule_record
+from layerlens.train.schedule import Schedule
+from layerlens.train.trl_head import use_readout_head
+from layerlens.train.unshard import FullModel
 
 LAYER = "internal_layer"
-"""Under this key a batch carries the layer it trains, as a 0-d tensor (those survive TRL's shuffle and split)."""
+"""Under this key a batch carries the layer that it trains, as a 0-d tensor (0-d tensors survive TRL's shuffle and split)."""
 
 FORWARD_EXTRAS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
     "token_type_ids", "mm_token_type_ids", "image_position_ids",
 )  # fmt: skip
+"""What a batch may hold beside tokens and masks for the model's forward."""
 
 
 class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer with internal phases in front. Takes what GRPOTrainer takes, with a `BuPOConfig` as `args`.
 
-    In an internal phase the loss is GRPO's of the policy softmax(E_u · N(H^layer)) on completions of the full policy. Blocks
-    above the layer do not run, get no gradient and do not move. Everything else (samplers, rewards, advantages, LoRA,
-    logging, checkpoints) is TRL's.
+    In an internal phase at layer l, the policy in the objective is the internal policy π_l = softmax(E_u · N(H^l)), with N the
+    identity (`internal_norm="none"`) or the final norm. The objective, to be maximised, is that of the paper's internal policy
+    alignment (arXiv 2512.19673, whose first version calls it InterGRPO; docs/definitions.md, "BuPO"):
+
+        J_IPA = E[ 1/G Σ_i 1/|o_i| Σ_t min( ρ_it Â_i, clip(ρ_it, 1 - ε, 1 + ε) Â_i ) ]
+        ρ_it = π_l(o_it | q, o_i<t) / π_l,old(o_it | q, o_i<t)
+
+    The answers o_1...o_G to a problem q are sampled from the FINAL policy, and Â_i is the advantage of answer o_i, normalised in
+    its group. So ρ does not correct for the sampler: it limits how far the internal policy moves in an optimizer step. GRPO is
+    J_IPA with the final policy in ρ. The paper's equation, as above, takes the mean over each answer first (`loss_type="grpo"`);
+    its scripts take one mean over all tokens (`loss_type="dapo"`, TRL's default), and for negative advantages they bound ρ by 10
+    (`delta=10`).
+
+    Blocks above l do not run, have no gradient and do not move. All else (samplers, rewards, advantages, LoRA, logging,
+    checkpoints) is TRL's.
+
+    Training is counted in rollouts and in optimizer steps:
+        rollout: one generation batch, that is all the answers that are sampled at once. A rollout step is all that is done with
+            one rollout: sampling, scoring, and every optimizer step on it. The paper's s_inter is a number of rollout steps, and
+            `internal_rollouts` the same number of rollouts.
+        optimizer step: one change of the weights. `max_steps`, `monitor_every` and the logs count optimizer steps. A rollout step
+            consists of steps_per_generation · num_iterations / gradient_accumulation_steps of them.
 
     Attributes:
         schedule: the internal phases as they will be run.
-        choice: how "auto" chose the layer, None where it did not have to.
+        choice: how the layer was chosen, by "auto" or in the file that `internal_layer` names; None if its number was given.
 
-    Raises TrainingError where the configuration asks for a layer that the model lacks, or "auto" finds none.
+    Raises TrainingError if the configuration asks for a layer that the model does not have, if the layer was chosen on a
+    model of another depth, and if "auto" finds no layer. Warns if the layer was chosen on other weights or under another norm.
     """
 
     _tag_names = ["trl", "bupo"]  # noqa: RUF012
@@ -76,29 +94,30 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
         self._active_layer: int | None = None
         self._started_at = 0
-        n_layers = _depth(model, args)  # before anything is loaded or started that a refusal would waste
-        asked = [("the internal phase", layer) for layer, _ in args.schedule().phases] + [("monitor_layer", args.monitor_layer or 1)]
-        for who, layer in asked:
-            if layer > n_layers:
-                raise TrainingError(f"the model has {n_layers} layers; {who} asks for layer {layer}")
+        n_layers = require_layers(model, args)  # before anything is loaded or started that a refusal would waste
+        in_memory = isinstance(model, nn.Module)
+        if args.layer_choice and in_memory and args.process_index == 0:  # before TRL puts adapters into it
+            warn_of_differences(args.layer_choice, model, args.internal_norm)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
-        self.choice = self._choose_layer() if args.internal_layer == "auto" else None
+        if args.layer_choice and not in_memory and args.process_index == 0:
+            warn_of_differences(args.layer_choice, self.model, args.internal_norm)
+        self.choice = choose_together(self.accelerator, self._analyse_and_choose) if args.chooses_layer else args.layer_choice
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
-        args.require_unfrozen(self.schedule)  # what "auto" has chosen too
-        first = next((layer for layer, _ in self.schedule.phases), None)
+        args.require_unfrozen(self.schedule)  # now with the layer that "auto" has chosen
+        first = next((layer for layer, _ in self.schedule.phases), args.named_layer)
         above = first if args.layer_lr_above is None else args.layer_lr_above
         self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
         freeze_up_to(self.model, args.freeze_layers)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
-            self.add_callback(_DecayUntouched())
-        if args.monitor_steps:
-            self.add_callback(self._monitor(n_layers))
+            self.add_callback(DecayWithoutGradient())
+        if args.monitor_every:
+            self.add_callback(self._monitor(args.monitor_layer or first or n_layers))
 
     # ---- which policy a batch is for
 
     @property
     def rollout(self) -> int:
-        """Rollout steps done before the one at hand, earlier sessions of a resumed run included."""
+        """Rollouts that are done, those before a resumed run's checkpoint included: the number of the present one, from 0."""
         if self._step == 0:
             self._started_at = self.state.global_step
         done = self._started_at * self.args.gradient_accumulation_steps + self._step
@@ -106,11 +125,11 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         layer = self.schedule.layer_at(self.rollout) if self.model.training else None
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # rollouts, rewards, vLLM's correction: the full policy's
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # with vLLM's correction: all of the final policy
         if layer is None:
             return output
         output[LAYER] = torch.tensor(layer)
-        output.pop("sampling_per_token_logps", None)  # the full policy's
+        output.pop("sampling_per_token_logps", None)  # the final policy's
         if self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
             output.pop("old_per_token_logps", None)  # on-policy: the loss detaches its own
         else:
@@ -143,21 +162,21 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         layer, norm = self._active_layer, self.args.internal_norm
-        whole = layer is None or (layer == count_blocks(model) and norm == "final")
-        with truncated_at(model, layer, norm), nullcontext() if whole else streamed_head():
+        is_final_policy = layer is None or (layer == count_blocks(model) and norm == "final")
+        with truncated_at(model, layer, norm), nullcontext() if is_final_policy else use_readout_head():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         layer = inputs.get(LAYER)
         self._active_layer = None if layer is None else int(layer)
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["bupo/internal_layer"].append(float(self._active_layer or 0))
+        self._metrics[mode][PHASE].append(float(self._active_layer or 0))
         try:
             return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
         finally:
             self._active_layer = None
 
-    # ---- layer-wise rates, and what is shown at start
+    # ---- learning rates by layer, and the start of training
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -168,33 +187,18 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return optimizer
 
     def plan(self) -> list[tuple[str, str]]:
-        """What will be trained when and how, as rows of two texts."""
-        rows = [("choice", self.choice.reason)] if self.choice else []
-        for layer, steps in self.schedule.phases:
-            updates = self.args.optimizer_steps(steps)
-            length = "the rest of the run" if steps == WHOLE_RUN else f"{steps} rollout steps ({updates:g} optimizer steps)"
-            rows.append((f"internal policy of layer {layer}", f"{length}, norm {self.args.internal_norm}"))
-        if self.schedule.rollouts != WHOLE_RUN:
-            rows.append(("whole policy (GRPO)", "then" if self.schedule.phases else "throughout"))
-        if set(self.layer_factors.values()) != {1.0} or self.args.freeze_layers:
-            rows += describe(self.layer_factors, self.args.freeze_layers)
-        if self.args.save_strategy == "steps" and self.args.save_steps >= 1 and self.args.save_steps % self.args.updates:
-            every, length = f"{self.args.save_steps:g}", f"{self.args.updates:g}"
-            rows.append(("checkpoints", f"every {every} steps, some inside a rollout of {length}, which a resumed run samples anew"))
-        return rows
+        """What will be trained, and when or how, as rows of two texts."""
+        return list(plan_rows(self.args, self.schedule, self.layer_factors, self.choice))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Shows the plan and writes it to `schedule.json`, then trains as GRPOTrainer does.
 
-        Raises TrainingError where a run that goes on had another schedule before.
+        Raises TrainingError if a run that is resumed had another schedule before.
         """
-        record = self.record()
+        record = schedule_record(self.args, self.schedule, self.choice)
         file = Path(self.args.output_dir) / SCHEDULE
-        before = json.loads(file.read_text(encoding="utf-8")) if resume_from_checkpoint and file.exists() else record
-        if (before["phases"], before["norm"]) != (record["phases"], record["norm"]):
-            raise TrainingError(
-                f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir"
-            )
+        if resume_from_checkpoint and file.exists():
+            require_same_schedule(file, record)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for what, how in self.plan():
@@ -202,43 +206,22 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             write_text(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def record(self) -> dict[str, Any]:
-        """The schedule as it is kept on disk: phases in rollout and optimizer steps, and how "auto" chose."""
-        phases = [
-            {"layer": layer, "rollout_steps": None if steps == WHOLE_RUN else steps, "first_step": first, "last_step": last}
-            for layer, steps, first, last in self.schedule.spans(self.args.updates)
-        ]
-        choice = self.choice.to_dict() if self.choice else None
-        return {"norm": self.args.internal_norm, "optimizer_steps_per_rollout": self.args.updates, "phases": phases, "choice": choice}
+    # ---- what reads the model: "auto" and the monitor
 
-    def _choose_layer(self) -> LayerChoice:
-        """Analyses the model on its first training prompts, on the main process, and lets all know."""
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                found = [self._analyse_and_choose()]
-            except Exception as error:  # every process must hear of it, not only this one
-                found = [error]
-        broadcast_object_list(found)
-        choice = found[0]
-        if isinstance(choice, Exception):
-            raise choice
-        if choice.layer is None:
-            raise TrainingError(
-                f"internal_layer='auto' found no layer to train: {choice.reason}. Name one, or choose another internal_rule"
-            )
-        log.info("internal_layer='auto': %s", choice.reason)
-        return choice  # type: ignore[no-any-return]
+    def _analyse_and_choose(self) -> LayerChoice:
+        prompts, args = self._prompts(self.args.internal_samples), self.args
+        return choose_by_analysis(
+            self.model, self.processing_class, prompts, self._generation(), args.internal_norm, args.internal_rule, self.accelerator.device
+        )
 
-    def _monitor(self, n_layers: int) -> Monitor:
-        layer = self.args.monitor_layer or (self.schedule.phases[0][0] if self.schedule.phases else n_layers)
+    def _monitor(self, layer: int) -> Monitor:
         return Monitor(
             Path(self.args.output_dir),
             self._prompts(self.args.monitor_problems),
             self.processing_class,
-            Whole(self.model, self.accelerator, self.is_fsdp_enabled),
-            every=self.args.monitor_steps,
-            also=[last for *_, last in self.schedule.spans(self.args.updates) if last],
+            FullModel(self.model, self.accelerator, self.is_fsdp_enabled),
+            every=self.args.monitor_every,
+            phase_ends=[last for *_, last in self.schedule.spans(self.args.optimizer_steps_per_rollout) if last],
             layer=layer,
             norm=self.args.internal_norm,
             repeats=self.args.monitor_repeats,
@@ -248,45 +231,15 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _report(self, row: dict[str, float]) -> None:
-        """To whatever logs training, at the step of the look; not through TRL's averages over the steps of an entry."""
-        due = self.control.should_log  # which logging takes for done
+        """Logs a snapshot's row at its own optimizer step; TRL's log would average it over the steps of an entry."""
+        should_log = self.control.should_log  # logging a row clears it
         Trainer.log(self, dict(row))
-        self.control.should_log = due
+        self.control.should_log = should_log
 
     def _prompts(self, n: int) -> list[Sample]:
-        """The first n training prompts, of the very tokens that training samples from."""
+        """The first n training prompts, with exactly the tokens that training samples from."""
         tokens, *_ = self._tokenize_prompts([row["prompt"] for row in islice(self.train_dataset, n)])
         return [Sample(ids, len(ids), str(index)) for index, ids in enumerate(tokens)]
 
     def _generation(self) -> Generation:
         return Generation(self.max_completion_length, self.temperature, self.top_p, self.args.seed)
-
-    def _analyse_and_choose(self) -> LayerChoice:
-        model = causal_lm(self.model)
-        home = model.device  # FSDP leaves the model on the CPU until it is sharded
-        try:
-            lens = LensModel.wrap(model.to(self.accelerator.device), self.processing_class)
-            prompts = self._prompts(self.args.internal_samples)
-            run = analyze(lens, prompts, generate=self._generation(), metrics=("entropy", "agrees"), norm=self.args.internal_norm)
-        finally:
-            model.to(home)
-        return select_layer(run, self.args.internal_rule)
-
-
-def _depth(model: Any, args: BuPOConfig) -> int:
-    """L, from the model or from the configuration of the one that is named; refuses an architecture that has no cut."""
-    if isinstance(model, nn.Module):
-        return count_blocks(model)
-    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if name in ("revision", "trust_remote_code")}
-    config = AutoConfig.from_pretrained(model, **options)
-    layout_for(config)
-    return int(config.num_hidden_layers)
-
-
-class _DecayUntouched(TrainerCallback):  # type: ignore[misc]
-    """Gives weights without a gradient one of zeros, so that weight decay acts on them as on all others."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        for weight in model.parameters():
-            if weight.requires_grad and weight.grad is None:
-                weight.grad = torch.zeros_like(weight)

@@ -1,4 +1,4 @@
-"""What BuPO stands on inside TRL, and the refusal of a TRL that differs."""
+"""What BuPO relies on inside TRL, beyond what TRL promises, and the refusal of a TRL that differs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ METHODS = {
     "_compute_loss": {"model", "inputs"},
     "_tokenize_prompts": {"prompts"},
 }
-"""Methods of GRPOTrainer that BuPO overrides or calls, and the parameters that it passes or reads."""
+"""Methods of GRPOTrainer that BuPO overrides or calls, each with the parameters that BuPO passes or reads."""
 KERNEL = (
     "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
 )  # fmt: skip
-"""What TRL's head gives, in this order, to the kernel that `streamed_head` stands in for."""
+"""Parameters, in this order, of TRL's log-probability kernel, which `use_readout_head` replaces."""
 
 
-def require_seam() -> None:
-    """Raises TrainingError where TRL is missing, or is not the one whose inner methods BuPO was written against."""
+def require_trl_contract() -> None:
+    """Raises TrainingError if TRL is missing, or if its inner methods are not those that BuPO was written against."""
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
         raise TrainingError("training needs TRL: pip install 'layerlens-policy[train]'") from None
     remedy = "pip install 'trl>=1.16,<1.17'"
     if not version.startswith(f"{TRL}."):
-        raise TrainingError(f"BuPO stands on inner methods of TRL {TRL}, which change between versions; installed is {version}: {remedy}")
+        raise TrainingError(
+            f"BuPO needs TRL {TRL}, since it overrides inner methods that change between versions; installed is {version}: {remedy}"
+        )
     from trl import GRPOTrainer
 
     for name, needed in METHODS.items():

@@ -1,18 +1,22 @@
-"""Layer-wise learning rates and freezing: training that treats layers differently without an internal policy."""
+"""Learning rates and weight decay by layer, and frozen layers: training that treats layers differently."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import torch
+from transformers import TrainerCallback
+
 from layerlens.errors import TrainingError
 from layerlens.models import causal_lm, count_blocks, decoder_of
 
 Factors = dict[int, float]
+"""Layer, from 1 -> factor of the learning rate."""
 
 
 def parse_factors(text: str) -> list[tuple[int, int, float]]:
-    """From "1-6:1.0,7:0.1": first layer, last layer and factor of each part. Raises TrainingError on anything else."""
+    """Reads "1-6:1.0,7:0.1": first layer, last layer and factor of each part. Raises TrainingError for anything else."""
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*:\s*(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*", part)
@@ -23,7 +27,14 @@ def parse_factors(text: str) -> list[tuple[int, int, float]]:
 
 
 def layer_factors(n_layers: int, factors: str | None, decay: float | None, above: int | None) -> Factors:
-    """The learning-rate factor of every layer 1...L. Raises TrainingError on layers that are not there."""
+    """The learning-rate factor of every layer 1...L.
+
+    Args:
+        factors: text for `parse_factors`; a layer that it does not name has 1.
+        decay, above: one factor for all layers above the layer `above`.
+
+    Raises TrainingError if a layer is outside 1...L, and if no layer is above `above`.
+    """
     out = dict.fromkeys(range(1, n_layers + 1), 1.0)
     if decay is not None and above is not None:
         if not 1 <= above < n_layers:
@@ -37,19 +48,22 @@ def layer_factors(n_layers: int, factors: str | None, decay: float | None, above
 
 
 def layer_of(name: str, blocks_path: str) -> int | None:
-    """The layer that a parameter belongs to, from its name; None outside the blocks."""
+    """The layer of a parameter, read from the parameter's name; None for a parameter outside the blocks."""
     match = re.search(rf"(?:^|\.){re.escape(blocks_path)}\.(\d+)\.", name)
     return int(match[1]) + 1 if match else None
 
 
 def blocks_path(model: Any) -> str:
-    """What comes before a block's number in parameter names."""
+    """The part of a block's parameter names in front of the block's number, such as "model.layers"."""
     _, layout = decoder_of(model)
     return f"{layout.decoder}.{layout.blocks}"
 
 
 def freeze_up_to(model: Any, layer: int) -> None:
-    """Takes gradients off blocks 1...layer and the embedding (kept where it is tied to the unembedding)."""
+    """Freezes blocks 1...layer, and the embedding unless it is tied to the unembedding; 0 freezes nothing.
+
+    Raises TrainingError if no block would be left to train.
+    """
     if layer == 0:
         return
     n_layers = count_blocks(model)
@@ -66,7 +80,18 @@ def freeze_up_to(model: Any, layer: int) -> None:
 
 
 def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str, factors: Factors, lr: float) -> list[dict[str, Any]]:
-    """Optimizer groups cut by learning-rate factor, each with `lr` and a `layer_lr_factor`; weight decay as it was."""
+    """Splits optimizer groups by learning-rate factor, so that each group has one rate; all other settings stay the group's.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        names: the name of each parameter, by the parameter's `id`.
+        path: `blocks_path` of the model.
+        factors: the factor of each layer; parameters outside the blocks have 1.
+        lr: the learning rate that the factors multiply.
+
+    Returns:
+        groups with `lr` as multiplied, and the factor under `layer_lr_factor`.
+    """
     out: list[dict[str, Any]] = []
     for group in groups:
         by_factor: dict[float, list[Any]] = {}
@@ -78,8 +103,8 @@ def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str
     return out
 
 
-def describe(factors: Factors, frozen: int) -> list[tuple[str, str]]:
-    """Runs of layers and what happens to them, for the table shown at start."""
+def describe_rates(factors: Factors, frozen: int) -> list[tuple[str, str]]:
+    """Layers next to each other that are treated alike, and how, as rows of two texts for the table at start."""
     rows: list[tuple[str, str]] = []
     start = 1
     for layer in range(1, len(factors) + 1):
@@ -89,3 +114,12 @@ def describe(factors: Factors, frozen: int) -> list[tuple[str, str]]:
             rows.append((f"layers {start}-{layer}" if layer > start else f"layer {layer}", what))
             start = layer + 1
     return rows
+
+
+class DecayWithoutGradient(TrainerCallback):  # type: ignore[misc]
+    """Gives every weight without a gradient a gradient of zeros before each optimizer step, so that weight decay acts on it too."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        for weight in model.parameters():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)

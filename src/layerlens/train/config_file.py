@@ -1,0 +1,116 @@
+"""A training configuration from a YAML file, or a shipped one, and the command line: `ScriptArguments` and a `BuPOConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from layerlens.errors import TrainingError
+from layerlens.train.fields import ScriptArguments
+from layerlens.train.old_names import OLD_NAMES, with_new_names
+from layerlens.train.trl_contract import require_trl_contract
+
+if TYPE_CHECKING:
+    from layerlens.train.config import BuPOConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+HELP = "see layerlens train --help"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with layerlens."""
+    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+
+
+def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOConfig]:
+    """Reads a configuration file; a field that is also among the words of the command line is taken from there.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped one.
+        words: as they were typed: --field value ...
+
+    Raises TrainingError for a file that cannot be read, a field that does not exist, a value that does not suit its field, and
+    settings that contradict each other.
+    """
+    require_trl_contract()
+    from trl import TrlParser
+
+    from layerlens.train.config import BuPOConfig
+
+    class Parser(_OneLineErrors, TrlParser):  # type: ignore[misc]
+        pass
+
+    file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
+    if not file.is_file():
+        raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
+    settings, environment = _read_yaml(file)
+    # an abbreviation would mean another field as soon as TRL has a new one
+    parser = Parser((ScriptArguments, BuPOConfig), allow_abbrev=False)
+    known = [each.name for half in (ScriptArguments, BuPOConfig) for each in fields(half) if each.init]
+    # unknown fields first: building a configuration prints other libraries' warnings
+    _refuse_unknown(parser.set_defaults_with_config(**settings), known, f"{file}: ")
+    words = _rename_options(words)
+    _refuse_unknown(parser.parse_known_args(words)[1], known)
+    os.environ.update(environment)
+    try:
+        script, args = parser.parse_args_into_dataclasses(words)
+    except ValueError as error:
+        raise TrainingError(f"{file}: {error}") from error
+    if not script.model:
+        raise TrainingError(f"{file}: which model? give model: in the file or --model")
+    return script, args
+
+
+class _OneLineErrors:
+    def error(self, message: str) -> NoReturn:
+        """Raises TrainingError; argparse's own method prints the usage of some two hundred fields and exits."""
+        raise TrainingError(f"{message.rstrip('.')}; {HELP}")
+
+
+class _OptionParser(_OneLineErrors, argparse.ArgumentParser):
+    pass
+
+
+def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields that a configuration file sets, and the environment variables under its `env`, as TRL's files have them."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{file}: not YAML ({error})") from error
+    if not isinstance(found, dict):
+        raise TrainingError(f"{file}: expected a field: value on each line, got {type(found).__name__}")
+    environment = found.pop("env", {})
+    if not isinstance(environment, dict):
+        raise TrainingError(f"{file}: expected env to hold a variable: value on each line, got {type(environment).__name__}")
+    try:
+        settings = with_new_names({str(name): value for name, value in found.items()})
+    except TrainingError as error:
+        raise TrainingError(f"{file}: {error}") from error
+    return settings, {str(name): str(value) for name, value in environment.items()}
+
+
+def _rename_options(words: Sequence[str]) -> list[str]:
+    """The words with the new names of fields in place of old ones. Raises TrainingError if both are given and differ."""
+    parser = _OptionParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in [*OLD_NAMES, *OLD_NAMES.values()]:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=int)
+    given, others = parser.parse_known_args(words)
+    return [*others, *(word for name, value in with_new_names(vars(given)).items() for word in (f"--{name}", str(value)))]
+
+
+def _refuse_unknown(words: Sequence[str], known: Sequence[str], where: str = "") -> None:
+    """Raises TrainingError for the first of the words that a parser had no field for."""
+    if not words:
+        return
+    if not words[0].startswith("--"):
+        raise TrainingError(f"{where}unexpected {words[0]!r}: expected --field value; {HELP}")
+    name = words[0].removeprefix("--").partition("=")[0].replace("-", "_")
+    close = ", ".join(get_close_matches(name, known))
+    raise TrainingError(f"{where}no such field: {name}{f' (close to it: {close})' if close else ''}; {HELP}")

@@ -1,0 +1,68 @@
+"""What will be trained when: the table that is shown at start, and the record that is kept in `schedule.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerlens.errors import TrainingError
+from layerlens.results.training_log import read_schedule
+from layerlens.selection.layer import LayerChoice
+from layerlens.train.layer_rates import Factors, describe_rates
+from layerlens.train.schedule import WHOLE_RUN, Schedule
+
+if TYPE_CHECKING:
+    from layerlens.train.config import BuPOConfig
+
+
+def plan_rows(args: BuPOConfig, schedule: Schedule, factors: Factors, choice: LayerChoice | None) -> Iterator[tuple[str, str]]:
+    """Yields what is trained, and when or how, as rows of two texts."""
+    if choice is not None and schedule.phases:
+        yield "choice", choice.reason
+        if choice.run is not None:
+            yield "chosen on", f"{choice.run} ({choice.model}), rule {choice.rule}"
+    for layer, rollouts in schedule.phases:
+        steps = args.optimizer_steps(rollouts)
+        length = "the rest of the run" if rollouts == WHOLE_RUN else f"{_count(rollouts, 'rollout')} ({_count(steps, 'optimizer step')})"
+        yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}"
+    if schedule.rollouts != WHOLE_RUN:
+        yield "final policy (GRPO)", "then" if schedule.phases else "throughout"
+    if set(factors.values()) != {1.0} or args.freeze_layers:
+        yield from describe_rates(factors, args.freeze_layers)
+    per_rollout = args.optimizer_steps_per_rollout
+    if args.save_strategy == "steps" and args.save_steps >= 1 and args.save_steps % per_rollout:
+        yield (
+            "checkpoints",
+            f"every {args.save_steps:g} optimizer steps, some inside a rollout of {per_rollout:g}, which a resumed run samples anew",
+        )
+
+
+def _count(number: int | float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def schedule_record(args: BuPOConfig, schedule: Schedule, choice: LayerChoice | None) -> dict[str, Any]:
+    """What `schedule.json` keeps: phases in rollouts and optimizer steps, the norm, and where the choice of the layer comes from."""
+    phases = [
+        {
+            "layer": layer,
+            "rollouts": None if rollouts == WHOLE_RUN else rollouts,
+            "first_optimizer_step": first,
+            "last_optimizer_step": last,
+        }
+        for layer, rollouts, first, last in schedule.spans(args.optimizer_steps_per_rollout)
+    ]
+    return {
+        "norm": args.internal_norm,
+        "optimizer_steps_per_rollout": args.optimizer_steps_per_rollout,
+        "phases": phases,
+        "choice": choice.to_dict() if choice else None,
+    }
+
+
+def require_same_schedule(file: Path, record: dict[str, Any]) -> None:
+    """Raises TrainingError if the run that left `file` had other phases or another norm than the run that is to go on with it."""
+    before = read_schedule(file)
+    if (before.get("phases"), before.get("norm")) != (record["phases"], record["norm"]):
+        raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")

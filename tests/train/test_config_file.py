@@ -1,0 +1,141 @@
+"""Training configurations from files and from the command line: those that are shipped, and those with old names."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from layerlens.errors import TrainingError
+from layerlens.train.config_file import CONFIGS, read_config, shipped_configs
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
+
+ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--use_vllm", "false", "--gradient_checkpointing", "false"]
+PAPER = {"qwen3-4b": (6, 30), "qwen3-8b": (6, 20), "octothinker-3b": (27, 20), "octothinker-8b": (31, 20)}
+"""The paper's layer and s_inter."""
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
+    script, args = read_config(name, [*ON_CPU, "--output_dir", str(tmp_path)])
+    assert script.model
+    if name in PAPER:
+        assert (args.internal_layer, args.internal_rollouts) == PAPER[name]
+        assert args.optimizer_steps(args.internal_rollouts) == 4 * args.internal_rollouts, "four optimizer steps on each rollout"
+        answers = args.per_device_train_batch_size * args.steps_per_generation * 8
+        assert answers == 128 * args.num_generations == 1024
+        assert args.max_steps == 4 * 300
+        assert (script.max_prompt_length, args.vllm_max_model_length) == (1024, 1024 + args.max_completion_length)
+        assert (args.learning_rate, args.epsilon, args.delta, args.beta, args.temperature) == (1e-6, 0.2, 10.0, 0.0, 1.0)
+
+
+def test_all_configurations_of_the_paper_are_there() -> None:
+    assert set(PAPER) <= set(shipped_configs())
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "processes"), [("one-gpu", 1, 1), ("fsdp2-8gpu", 1, 8), ("fsdp2-multinode", 4, 32)], ids=lambda value: str(value)
+)
+def test_accelerate_files_make_the_papers_batches(name: str, machines: int, processes: int, tmp_path: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    file = CONFIGS / "accelerate" / f"{name}.yaml"
+    config = ClusterConfig.from_yaml_file(yaml_file=str(file))
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
+    if processes > 1:
+        assert config.distributed_type == "FSDP"
+        options = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
+        options["fsdp_version"] = options.pop("version")
+        assert FullyShardedDataParallelPlugin(**options).fsdp_version == 2
+    changed = re.findall(r"(--(?:gradient|steps)_\w+) (\d+)", file.read_text())  # what its comment says to change
+    _, args = read_config("qwen3-4b", [*ON_CPU, "--output_dir", str(tmp_path), *(word for pair in changed for word in pair)])
+    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 32 * args.num_generations
+    assert processes * args.per_device_train_batch_size * args.steps_per_generation == 128 * args.num_generations
+
+
+def test_every_accelerate_file_is_tested() -> None:
+    assert {file.stem for file in (CONFIGS / "accelerate").glob("*.yaml")} == {"one-gpu", "fsdp2-8gpu", "fsdp2-multinode"}
+
+
+@pytest.mark.parametrize("words", [["--internal_layer", "none"], ["--internal_rollouts", "0"]])
+def test_internal_layer_none_or_no_rollouts_is_the_grpo_control(words: list[str], tmp_path: Path) -> None:
+    _, args = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), *words])
+    assert not args.trains_internally
+    assert args.schedule().phases == ()
+
+
+def test_a_schedule_is_read_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("model: tiny-qwen3\ninternal_schedule: [[4, 10], [8, 20]]\nuse_cpu: true\nbf16: false\n")
+    file = str(tmp_path / "two.yaml")
+    assert read_config(file, ["--output_dir", str(tmp_path)])[1].schedule().phases == ((4, 10), (8, 20))
+    other = ["--output_dir", str(tmp_path), "--internal_schedule", "2:1,6:-1"]
+    assert read_config(file, other)[1].schedule().phases == ((2, 1), (6, -1))
+
+
+def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no such configuration file; shipped are"):
+        read_config("nowhere.yaml", [])
+    for text, told in {
+        "model: tiny-qwen3\nlearning_speed: 3\n": "odd.yaml: no such field: learning_speed",
+        "model: tiny-qwen3\nmax_steps: many\n": "argument --max_steps/--max-steps: invalid int value: 'many'",
+        "model: [tiny\n": "odd.yaml: not YAML",
+        "- model\n": "odd.yaml: expected a field: value on each line, got list",
+        "": "odd.yaml: expected a field: value on each line, got NoneType",
+        "output_dir: x\n": "odd.yaml: which model?",
+    }.items():
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(TrainingError, match=re.escape(told)):
+            read_config(str(tmp_path / "odd.yaml"), ON_CPU)
+
+
+# ---- names that fields once had
+
+OLD_FILE = str(Path(__file__).parent / "old_config.yaml")
+"""The shipped tiny-qwen3-cpu as it was when internal_rollouts was internal_steps and monitor_every was monitor_steps."""
+
+
+def test_a_file_with_old_names_is_the_one_with_new_names(tmp_path: Path) -> None:
+    here = ["--output_dir", str(tmp_path)]
+    (old_script, old), (script, new) = read_config(OLD_FILE, here), read_config("tiny-qwen3-cpu", here)
+    assert old_script == script
+    assert old.to_dict() == new.to_dict()
+    assert (new.internal_rollouts, new.monitor_every) == (5, 10)
+
+
+@pytest.mark.parametrize("file", [OLD_FILE, "tiny-qwen3-cpu"], ids=["old", "new"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--internal_rollouts -1 --monitor-every=7",
+        "--internal_steps -1 --monitor-steps=7",
+        "--internal_rollouts -1 --internal_steps -1 --monitor_steps 7",
+    ],
+)
+def test_either_name_on_the_command_line_wins_over_either_in_the_file(file: str, words: str, tmp_path: Path) -> None:
+    _, args = read_config(file, ["--output_dir", str(tmp_path), *words.split(), "--problems_difficulties", "1", "4"])
+    assert (args.internal_rollouts, args.monitor_every) == (-1, 7)
+
+
+def test_an_old_and_a_new_name_that_differ_are_refused(tmp_path: Path) -> None:
+    told = "internal_steps=3 and internal_rollouts=4 are one setting under its old and its new name: give internal_rollouts alone"
+    with pytest.raises(TrainingError, match=f"^{told}$"):
+        read_config("tiny-qwen3-cpu", ["--internal-steps", "3", "--internal_rollouts", "4"])
+    (tmp_path / "both.yaml").write_text("model: tiny-qwen3\ninternal_layer: 3\ninternal_steps: 3\ninternal_rollouts: 4\n")
+    with pytest.raises(TrainingError, match=f"both.yaml: {told}"):
+        read_config(str(tmp_path / "both.yaml"), [])
+    with pytest.raises(TrainingError, match="argument --internal_steps/--internal-steps: invalid int value: 'many'; see layerlens train"):
+        read_config("tiny-qwen3-cpu", ["--internal_steps", "many"])
+
+
+def test_environment_variables_of_a_file_are_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERLENS_TEST_VARIABLE", "before")
+    (tmp_path / "env.yaml").write_text("env: {LAYERLENS_TEST_VARIABLE: 3}\nmodel: tiny-qwen3\nuse_cpu: true\nbf16: false\n")
+    read_config(str(tmp_path / "env.yaml"), ["--output_dir", str(tmp_path)])
+    assert os.environ["LAYERLENS_TEST_VARIABLE"] == "3"
+    (tmp_path / "env.yaml").write_text("env: 3\nmodel: tiny-qwen3\n")
+    with pytest.raises(TrainingError, match="expected env to hold a variable: value on each line, got int"):
+        read_config(str(tmp_path / "env.yaml"), [])

@@ -1,0 +1,43 @@
+"""Layers that are frozen, learn slower, or decay without a gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.tiny_models import tiny_model
+from tests.support.training import make_trainer
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
+
+
+def test_decay_above_lets_weights_above_the_layer_decay(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    before = model.model.layers[3].mlp.up_proj.weight.clone()
+    make_trainer(tmp_path, model, internal_layer=2, internal_rollouts=-1, max_steps=1, decay_above=True).train()
+    torch.testing.assert_close(model.model.layers[3].mlp.up_proj.weight, before * (1 - 1e-2 * 0.1))
+
+
+def test_frozen_layers_and_layers_with_rate_zero_do_not_move(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    trainer = make_trainer(tmp_path, model, freeze_layers=1, layer_lr_factors="3-4:0.0", weight_decay=0.0, max_steps=2)
+    assert ("layer 1", "frozen") in trainer.plan()
+    assert ("layers 3-4", "learning rate x 0") in trainer.plan()
+    trainer.train()
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all(name.startswith(("model.layers.1.", "model.norm", "lm_head")) for name in moved)
+    rates = {group["layer_lr_factor"]: group["lr"] for group in trainer.optimizer.optimizer.param_groups}
+    assert rates == {0.0: 0.0, 1.0: 1e-2}
+
+
+@pytest.mark.parametrize("layer", [2, "auto"])
+def test_layer_lr_decay_acts_above_the_internal_layer(layer: int | str, tmp_path: Path) -> None:
+    auto = {"internal_rule": "entropy_drop", "internal_samples": 4} if layer == "auto" else {}
+    trainer = make_trainer(tmp_path, internal_layer=layer, internal_rollouts=1, layer_lr_decay=0.1, **auto)
+    [(trained, _)] = trainer.schedule.phases
+    assert trainer.layer_factors == {number: 1.0 if number <= trained else 0.1 for number in range(1, 5)}
+    assert any(how == "learning rate x 0.1" for _, how in trainer.plan())

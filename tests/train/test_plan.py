@@ -1,0 +1,55 @@
+"""The plan that is shown at start, and its record on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerlens.errors import TrainingError
+from layerlens.results.training_log import open_training
+from layerlens.train.plan import require_same_schedule, schedule_record
+from tests.support.training import make_trainer
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
+
+
+def test_a_resumed_run_keeps_its_schedule_file_and_refuses_another_schedule(tmp_path: Path) -> None:
+    settings = {"internal_schedule": "1:1,3:2", "num_iterations": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 3}
+    make_trainer(tmp_path, max_steps=3, **settings).train()
+    written = (tmp_path / "schedule.json").read_bytes()
+    resumed = make_trainer(tmp_path, max_steps=9, **settings)
+    assert ("checkpoints", "every 3 optimizer steps, some inside a rollout of 2, which a resumed run samples anew") in resumed.plan()
+    resumed.train(resume_from_checkpoint=True)
+    resumed.save_state()
+    assert (tmp_path / "schedule.json").read_bytes() == written
+    assert open_training(tmp_path).internal == [(1, 2, 1), (3, 6, 3)]
+    assert open_training(tmp_path).log["step"].tolist() == [3, 6, 9]
+    with pytest.raises(TrainingError, match="had another schedule"):
+        make_trainer(tmp_path, max_steps=9, **settings | {"internal_schedule": "1:2,3:2"}).train(resume_from_checkpoint=True)
+
+
+def test_a_schedule_file_of_the_old_format_is_compared_in_the_keys_of_now(tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "results" / "old_training_folder" / "schedule.json"
+    trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", num_iterations=2)
+    record = schedule_record(trainer.args, trainer.schedule, None)
+    require_same_schedule(old, record)
+    (tmp_path / "schedule.json").write_text(old.read_text().replace('"layer": 3', '"layer": 2'))
+    with pytest.raises(TrainingError, match="had another schedule"):
+        require_same_schedule(tmp_path / "schedule.json", record)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        ({"internal_rollouts": 1}, ("internal policy of layer 2", "1 rollout (1 optimizer step), norm none")),
+        ({"internal_rollouts": 3, "num_iterations": 2}, ("internal policy of layer 2", "3 rollouts (6 optimizer steps), norm none")),
+        ({"internal_rollouts": -1, "internal_norm": "final"}, ("internal policy of layer 2", "the rest of the run, norm final")),
+        ({"internal_rollouts": 0}, ("final policy (GRPO)", "throughout")),
+    ],
+)
+def test_the_plan_counts_rollouts_and_optimizer_steps(settings: dict[str, Any], row: tuple[str, str], tmp_path: Path) -> None:
+    plan = make_trainer(tmp_path, internal_layer=2, **settings).plan()
+    assert plan[0] == row
+    assert (plan[-1] == ("final policy (GRPO)", "then")) == (settings["internal_rollouts"] > 0)
