@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from layerlens.evaluate.engines import Engine, LensEngine, VLLMEngine, open_engine
+from layerlens.evaluate.engines import Engine, LensEngine, open_engine
 from layerlens.evaluate.evaluation import evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Evaluation, Problem
 from layerlens.evaluate.scores import avg_at_k, pass_table
 from layerlens.evaluate.tasks import TASKS, Task, find_task
+from layerlens.evaluate.vllm import VLLMEngine
 from layerlens.metrics.pass_at_k import pass_at_k
 
 __all__ = [
