@@ -18,7 +18,7 @@ from layerlens.metrics.bootstrap import LEVEL, RESAMPLES
 from layerlens.metrics.pass_at_k import avg_at_k
 from layerlens.storage.manifest import EvaluationManifest
 
-Reward: TypeAlias = Callable[..., Sequence[float | None]]
+RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """A function in TRL's signature, `f(completions, ground_truth) -> scores`, one score per completion."""
 
 CORRECT_ABOVE = 0.5
@@ -188,7 +188,7 @@ class Evaluation:
             "folder": None if self.path is None else str(self.path),
         }
 
-    def rescored(self, reward: Reward) -> Evaluation:
+    def rescored(self, reward: RewardFunction) -> Evaluation:
         """An evaluation in memory with the same answers, scored by another reward. The folder on disk is not changed."""
         problems = []
         for problem in self.problems:
@@ -199,12 +199,12 @@ class Evaluation:
         return Evaluation(tuple(problems), replace(self.manifest, config=config))
 
 
-def reward_name(reward: Reward) -> str:
+def reward_name(reward: RewardFunction) -> str:
     """The name of a reward in a manifest: `module:function` for a `Reward`, the function's name otherwise."""
     return str(getattr(reward, "target", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
-def score_texts(reward: Reward, texts: Sequence[str], truths: Sequence[str]) -> list[float]:
+def score_texts(reward: RewardFunction, texts: Sequence[str], truths: Sequence[str]) -> list[float]:
     """The reward's score of each text against its ground truth. Raises LayerLensError unless the reward gives one number per text."""
     scores = list(reward(completions=list(texts), ground_truth=list(truths)))
     if len(scores) != len(texts) or any(score is None or np.isnan(score) for score in scores):
