@@ -11,7 +11,7 @@ from typing import Any
 
 from layerlens.errors import PromptError
 from layerlens.prompts.arithmetic import problems
-from layerlens.prompts.readers import READERS
+from layerlens.prompts.records import FILE_READERS
 from layerlens.storage.bundled import bundled_prompts
 
 DATA_VARIABLE = "LAYERLENS_DATA"
@@ -67,12 +67,12 @@ def find_task(spec: str, data: str | Path | None = None) -> Task:
     path = Path(spec).expanduser()
     if path.is_file():
         return Task(path.stem, path)
-    if path.suffix in READERS:
+    if path.suffix in FILE_READERS:
         raise PromptError(f"{spec}: no such prompt file; give the path of one, or a task by name ({', '.join(TASKS)}, arithmetic)")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return Task(spec.replace("/", "--"), spec)
     raise PromptError(
-        f"unknown task {spec!r}: choose from {', '.join(TASKS)}, arithmetic, arithmetic:N, a prompt file ({', '.join(READERS)}) or a "
+        f"unknown task {spec!r}: choose from {', '.join(TASKS)}, arithmetic, arithmetic:N, a prompt file ({', '.join(FILE_READERS)}) or a "
         "hub dataset as owner/name"
     )
 
