@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes.tiny_models.prompts import main as write_prompts
 
 from layerlens.prompts.arithmetic import KINDS, SPLITS, problems, split_of
 from layerlens.prompts.arithmetic.dataset import ProblemError
@@ -17,7 +14,6 @@ from layerlens.prompts.arithmetic.expressions import Expression, Operation, norm
 from layerlens.prompts.arithmetic.kinds import DIFFICULTIES
 from layerlens.rewards.boxed import verify
 
-BUNDLED = Path(__file__).parents[2] / "data/prompts/arithmetic.jsonl"
 seeds = st.integers(0, 2**32)
 
 
@@ -126,12 +122,3 @@ def test_problems_are_spread_evenly_and_distinct_if_asked() -> None:
 def test_problems_refuses_impossible_requests(request_: dict) -> None:
     with pytest.raises(ProblemError):
         problems(**({"split": "test", "n": 500, "seed": 0} | request_))
-
-
-def test_bundled_prompts_are_what_the_command_writes(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "made.jsonl")
-    assert (tmp_path / "made.jsonl").read_bytes() == BUNDLED.read_bytes()
-    rows = [json.loads(line) for line in BUNDLED.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 64 == len({row["id"] for row in rows})
-    assert {row["kind"] for row in rows} == set(KINDS)
-    assert all(verify(rf"\boxed{{{row['ground_truth']}}}", row["ground_truth"]) for row in rows)
