@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import layerlens.evaluate
 from layerlens.metrics.pass_at_k import avg_at_k, pass_at_k
 
 counts = st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
@@ -74,3 +75,8 @@ def test_avg_at_k_is_the_share_of_correct_answers_and_pass_at_1(rows: list[list[
 def test_avg_at_k_refuses_an_impossible_k(k: int) -> None:
     with pytest.raises(ValueError, match=r"expected 1 <= k <= 4"):
         avg_at_k(np.ones((2, 4), bool), k)
+
+
+def test_both_are_public_in_layerlens_evaluate() -> None:
+    assert layerlens.evaluate.pass_at_k is pass_at_k
+    assert layerlens.evaluate.avg_at_k is avg_at_k
