@@ -43,7 +43,7 @@ figures: demo  ## refresh the figures of the README from the demo
 
 README_FIGURES = tiny-qwen3-tokens.png tiny-qwen3-flow.png tiny-qwen3-ffn-change.png families.png
 
-models: $(VENV)/.base  ## train the two bundled models again, from scratch
+models: $(VENV)/.base  ## train and measure the two bundled models again, from scratch (two hours of one core)
 	$(BIN)/python -m recipes.tiny_models.train
 
 clean:  ## remove the environment and what the demo made

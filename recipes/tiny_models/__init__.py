@@ -1,1 +1,1 @@
-"""The factory that made the two bundled models: their tokenizer, data order, training loop, evaluation and cards."""
+"""The recipe of the two bundled models: tokenizer, data order, training loop, evaluation and model cards. Start with README.md."""

@@ -1,4 +1,4 @@
-"""The two small decoders: same tokenizer, same width and depth, one of each family."""
+"""The two small decoders, one of the Qwen3 and one of the Llama family, alike in tokenizer, width and depth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-"""Blocks, widths (in numbers per token) and heads of both models."""
+"""Number of blocks, widths and heads of both models."""
 
 _FAMILIES: dict[str, tuple[Callable[..., Qwen3Config | LlamaConfig], Callable[..., PreTrainedModel]]] = {
     "tiny-qwen3": (Qwen3Config, Qwen3ForCausalLM),
@@ -27,7 +27,7 @@ MODELS = tuple(_FAMILIES)
 
 
 def new_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int, **shape: int) -> PreTrainedModel:
-    """An untrained float32 model of the family, its weights drawn with `seed`; `shape` overrides entries of `SHAPE`."""
+    """An untrained float32 model called `name`, its weights drawn with `seed`. `shape` overrides entries of `SHAPE`."""
     make_config, make_model = _FAMILIES[name]
     config = make_config(
         **(SHAPE | shape),

@@ -1,4 +1,4 @@
-"""Held-out problems as JSON lines: `python -m recipes.tiny_models.prompts --write data/prompts/arithmetic.jsonl`."""
+"""The bundled prompts, held-out problems as JSON lines: `python -m recipes.tiny_models.prompts --write data/prompts/arithmetic.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Annotated
 import typer
 
 from layerlens.errors import LayerLensError
-from layerlens.prompts.arithmetic.dataset import Problem, problems
+from layerlens.prompts.arithmetic import Problem, problems
 
 
 def write_problems(path: Path, chosen: Sequence[Problem], prefix: str = "arithmetic") -> None:
-    """Write problems as JSON lines: id, prompt (chat messages), ground_truth, kind and difficulty."""
+    """Writes problems as JSON lines with the fields id, prompt (chat messages), ground_truth, kind and difficulty."""
     rows = (
-        {"id": f"{prefix}-{i:03d}", "prompt": list(p.prompt), "ground_truth": p.answer, "kind": p.kind, "difficulty": p.difficulty}
-        for i, p in enumerate(chosen)
+        {
+            "id": f"{prefix}-{i:03d}",
+            "prompt": list(problem.prompt),
+            "ground_truth": problem.answer,
+            "kind": problem.kind,
+            "difficulty": problem.difficulty,
+        }
+        for i, problem in enumerate(chosen)
     )
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -26,7 +32,7 @@ def main(
     write: Annotated[Path, typer.Option(help="JSON-lines file to write.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     n: Annotated[int, typer.Option(help="Number of problems.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 64,
 ) -> None:
     """Write distinct problems of a split as JSON lines."""
     try:

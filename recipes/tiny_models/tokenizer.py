@@ -1,15 +1,16 @@
-"""The task's tokenizer: byte-level pieces, so any text survives a round trip, with every digit a token of its own."""
+"""The tokenizer of the bundled models: byte-level BPE, so that any text survives a round trip, with every digit a token of its own."""
 
 from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from layerlens.prompts.arithmetic.dataset import problems
+from layerlens.prompts.arithmetic import problems
 
-VOCAB_SIZE = 1024
+VOCABULARY = 1024
+"""Tokens in the vocabulary, special tokens included."""
 MAX_LENGTH = 1024
-"""Longest text a bundled model takes, in tokens."""
+"""The longest text that a bundled model takes, in tokens."""
 
 _PAD, _BOS, _END = "<|pad|>", "<|bos|>", "<|end|>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -22,7 +23,7 @@ _CHAT_TEMPLATE = (
 
 
 def build_tokenizer(n_problems: int = 20_000) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on training problems; the result depends on nothing but the code.
+    """Trains the tokenizer on the first `n_problems` training problems of seed 0; equal numbers give equal tokenizers.
 
     The chat template writes `<|bos|>`, then each message as `<|role|>content<|end|>`; `<|end|>` is also the end of text.
     """
@@ -32,12 +33,12 @@ def build_tokenizer(n_problems: int = 20_000) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCABULARY,
         special_tokens=[_PAD, _BOS, _END, *_ROLES],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = (text for p in problems("train", n_problems, seed=0) for text in (p.prompt[0]["content"], p.solution))
+    texts = (text for problem in problems("train", n_problems, seed=0) for text in (problem.prompt[0]["content"], problem.solution))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

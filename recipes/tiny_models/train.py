@@ -1,4 +1,4 @@
-"""Train the bundled models: `python -m recipes.tiny_models.train --model both`."""
+"""Training of the bundled models: `python -m recipes.tiny_models.train --model both`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from layerlens.errors import LayerLensError
+from layerlens.errors import LayerLensError, TrainingError
 from recipes.tiny_models import training
-from recipes.tiny_models.card import write_card
-from recipes.tiny_models.evaluate import EvaluationSettings, evaluate, show
+from recipes.tiny_models.evaluate import EvaluationSettings, evaluate_folder, print_accuracy, write_evaluation
 from recipes.tiny_models.models import MODELS, new_model
 from recipes.tiny_models.tokenizer import build_tokenizer
-from recipes.tiny_models.training import TrainingError, TrainingSettings
+from recipes.tiny_models.training import CurvePoint, TrainingSettings
 
 
 def train_folder(
@@ -31,9 +30,9 @@ def train_folder(
     device: str = "cpu",
     console: Console | None = None,
 ) -> None:
-    """Train one model and write it to `folder`: bfloat16 weights, configuration, tokenizer and `training.json`.
+    """Trains one model and writes it to `folder`: bfloat16 weights, configuration, tokenizer and `training.json`.
 
-    While it trains, `<folder>.checkpoint.pt` beside the folder holds what is needed to resume; it is deleted once the folder is written.
+    Until the folder is written, `<folder>.checkpoint.pt` beside it holds what is needed to resume.
     """
     tokenizer = build_tokenizer()
     model = new_model(settings.model, tokenizer, settings.seed, **settings.shape).to(device)
@@ -43,8 +42,8 @@ def train_folder(
     with bar:
         task = bar.add_task(settings.model, total=settings.steps, loss=float("nan"), rate=0.0)
 
-        def on_step(now: training.Progress) -> None:
-            bar.update(task, completed=now.step, loss=now.loss, rate=now.tokens / now.seconds)
+        def on_step(point: CurvePoint) -> None:
+            bar.update(task, completed=point.step, loss=point.loss, rate=point.tokens / point.seconds)
 
         curve = training.train(model, tokenizer, settings, checkpoint, resume, on_step=on_step)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -69,13 +68,13 @@ def train_folder(
 def main(
     model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)} or both.")] = "both",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = TrainingSettings.steps,
-    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = TrainingSettings.seed,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the training problems.")] = TrainingSettings.seed,
     out: Annotated[Path, typer.Option(help="Folder that receives one folder per model.")] = Path("data/models"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    resume: Annotated[bool, typer.Option(help="Continue from the checkpoint, if there is one.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue from a checkpoint of an earlier call, if there is one.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Train on generated problems, write the model folders, and measure held-out accuracy for their cards."""
+    """Train on generated problems, write the model folders, and measure their held-out accuracy."""
     torch.set_num_threads(threads)
     console = Console(stderr=True)
     try:
@@ -86,10 +85,9 @@ def main(
         for name in MODELS if model == "both" else (model,):
             folder = out / name
             train_folder(TrainingSettings(name, steps, seed), folder, resume, device, console)
-            result = evaluate(folder, EvaluationSettings(), progress=True)
-            (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            write_card(folder)
-            show(result, console)
+            result = evaluate_folder(folder, EvaluationSettings())
+            write_evaluation(folder, result)
+            print_accuracy(result, console)
     except LayerLensError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

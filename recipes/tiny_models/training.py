@@ -15,50 +15,49 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layerlens.errors import LayerLensError
+from layerlens.errors import TrainingError
 from layerlens.prompts.arithmetic.kinds import DIFFICULTIES
-from recipes.tiny_models.batches import IGNORE, POOL, Batch, pool
+from recipes.tiny_models.batches import BUCKET_STEPS, IGNORE_INDEX, Batch, bucket_batches
 
-CURVE_EVERY = 32
+CURVE_STEPS = 32
 """Steps that one point of the training curve averages over."""
-
-
-class TrainingError(LayerLensError, ValueError):
-    """A training that cannot start as asked."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a model is trained; two trainings with equal settings end on the same weights on the same machine."""
+    """How a model is trained. On one machine, two trainings with equal settings end with the same weights.
+
+    Raises TrainingError for a setting that must be above 0 and is not.
+    """
 
     model: str
     """`tiny-qwen3` or `tiny-llama`."""
     steps: int = 5400
-    """Optimizer steps; with fewer than `restart`, training ends before the learning rate has fallen."""
+    """Optimizer steps. With fewer than `restart`, training ends before the learning rate has fallen to zero."""
     seed: int = 0
-    """Seed of the first weights and of the training problems."""
+    """Seed of the initial weights and of the training problems."""
     batch_size: int = 16
-    """Problems a step."""
+    """Problems per step."""
     learning_rate: float = 3e-3
-    """Highest learning rate, reached after the warm-up."""
+    """The highest learning rate, reached at the end of the warm-up."""
     ramp: float = 0.4
-    """Share of the horizon after which all difficulties are in; the harder ones enter one after another until then."""
+    """Share of the horizon after which problems of all difficulties are drawn; until then the harder ones are added one after another."""
     warmup: int = 100
-    """Steps of linear warm-up; half a cosine follows."""
+    """Steps of linear warm-up. A half cosine follows."""
     horizon: int = 3200
-    """Step at which the cosine would reach a tenth, and before which the harder difficulties enter."""
+    """Step at which the cosine would have fallen to a tenth. `ramp` is a share of it."""
     floor: float = 0.18
-    """Share of the learning rate at which the cosine stops and stays."""
+    """Share of the highest learning rate below which the cosine does not fall."""
     restart: int = 4200
-    """Step at which a second round starts: from a quarter of the learning rate linearly to zero at the last step."""
+    """Step at which a second round begins, from a quarter of the highest learning rate linearly to zero at the last step."""
     decay: int = 700
-    """Steps before the restart, over which the learning rate falls linearly to zero."""
+    """Steps before `restart` over which the learning rate falls linearly to zero."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices alone."""
+    """Weight decay of AdamW, on matrices alone."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's two decay rates."""
+    """The two decay rates of AdamW's averages."""
     clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """The largest norm of the gradient of all weights together; a larger one is scaled down."""
     shape: dict[str, int] = field(default_factory=dict)
     """Entries of `models.SHAPE` to override."""
 
@@ -67,7 +66,7 @@ class TrainingSettings:
             if getattr(self, name) <= 0:
                 raise TrainingError(f"expected {name} above 0, got {getattr(self, name)}")
 
-    def rate(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
@@ -77,15 +76,15 @@ class TrainingSettings:
         cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.learning_rate * max(self.floor, cosine) * min(1.0, (self.restart - step) / self.decay)
 
-    def difficulties(self, step: int) -> tuple[int, ...]:
-        """The difficulties drawn at a step, counted from 0."""
+    def difficulties_at(self, step: int) -> tuple[int, ...]:
+        """The difficulties of the problems at a step, counted from 0."""
         entered = 1 + int((len(DIFFICULTIES) - 1) * step / (self.ramp * self.horizon))
         return DIFFICULTIES[:entered]
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State after a step: `loss` in nats a token of this step, `tokens` (without padding) and `seconds` since the start."""
+class CurvePoint:
+    """Training after `step` steps: the mean `loss` in nats per token, `tokens` (without padding) and `seconds` since the start."""
 
     step: int
     loss: float
@@ -93,12 +92,12 @@ class Progress:
     seconds: float
 
 
-def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood in nats over the solutions' tokens; the vocabulary is read for these alone."""
+def solution_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The mean negative log-likelihood of the solutions' tokens, in nats per token. Only their positions are decoded into logits."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     targets = batch.labels[:, 1:]
-    kept = targets != IGNORE
-    return F.cross_entropy(model.lm_head(hidden[kept]), targets[kept])
+    in_solution = targets != IGNORE_INDEX
+    return F.cross_entropy(model.lm_head(hidden[in_solution]), targets[in_solution])
 
 
 def train(
@@ -108,12 +107,20 @@ def train(
     checkpoint: Path,
     resume: bool = True,
     checkpoint_every: int = 200,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-) -> list[Progress]:
-    """Train `model` in place and return its curve: the mean loss over every `CURVE_EVERY` steps.
+    on_step: Callable[[CurvePoint], None] = lambda point: None,
+) -> list[CurvePoint]:
+    """Trains `model` in place and returns its training curve, one point per `CURVE_STEPS` steps.
 
-    `checkpoint` is written whole (temporary name, then renamed) every `checkpoint_every` steps. With `resume`, a
-    checkpoint of the same settings is continued, one of other settings is refused.
+    Args:
+        model: an untrained model from `new_model`.
+        tokenizer: of the model.
+        settings: how to train.
+        checkpoint: the file that holds what is needed to resume; written under a temporary name, then renamed.
+        resume: whether to continue from the checkpoint, if there is one.
+        checkpoint_every: steps between two checkpoints.
+        on_step: called after each step, with the loss of that step alone.
+
+    Raises TrainingError if the checkpoint was made with other settings.
     """
     device = model.device
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -127,28 +134,29 @@ def train(
     started = time.monotonic() - state["seconds"]
     batches: list[Batch] = []
     for step in range(state["step"], settings.steps):
-        if not batches or step % POOL == 0:
-            index = step // POOL
-            batches = pool(tokenizer, settings.seed, index, settings.batch_size, settings.difficulties(index * POOL))
-        batch = batches[step % POOL].to(device)
+        if not batches or step % BUCKET_STEPS == 0:
+            bucket = step // BUCKET_STEPS
+            difficulties = settings.difficulties_at(bucket * BUCKET_STEPS)
+            batches = bucket_batches(tokenizer, settings.seed, bucket, settings.batch_size, difficulties)
+        batch = batches[step % BUCKET_STEPS].to(device)
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate(step)
-        loss = loss_of(model, batch)
+            group["lr"] = settings.learning_rate_at(step)
+        loss = solution_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state["step"], state["tokens"], state["seconds"] = step + 1, state["tokens"] + batch.tokens, time.monotonic() - started
         state["recent"].append(loss.item())
-        if (step + 1) % CURVE_EVERY == 0 or step + 1 == settings.steps:
+        if (step + 1) % CURVE_STEPS == 0 or step + 1 == settings.steps:
             mean = sum(state["recent"]) / len(state["recent"])
-            state["curve"].append(Progress(step + 1, mean, state["tokens"], state["seconds"]))
+            state["curve"].append(CurvePoint(step + 1, mean, state["tokens"], state["seconds"]))
             state["recent"] = []
         if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
             _save(checkpoint, settings, model, optimizer, state)
-        on_step(Progress(step + 1, loss.item(), state["tokens"], state["seconds"]))
+        on_step(CurvePoint(step + 1, loss.item(), state["tokens"], state["seconds"]))
     model.eval()
-    curve: list[Progress] = state["curve"]
+    curve: list[CurvePoint] = state["curve"]
     return curve
 
 
@@ -176,4 +184,4 @@ def _load(path: Path, settings: TrainingSettings, model: PreTrainedModel, optimi
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     state: dict[str, Any] = saved["state"]
-    return state | {"curve": [Progress(**point) for point in saved["state"]["curve"]]}
+    return state | {"curve": [CurvePoint(**point) for point in saved["state"]["curve"]]}

@@ -1,31 +1,15 @@
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
 
-import layerlens.plots
-from layerlens.cli.eval import eval_command
-from layerlens.errors import LayerLensError, PromptError
+from layerlens.errors import PromptError
 from layerlens.evaluate import TASKS, find_task
 from layerlens.evaluate.tasks import DATA_VARIABLE
 
-app = typer.Typer()
-app.command()(eval_command)
 
-
-def evaluation(out: Path, *options: object, tasks: str = "arithmetic") -> list[str]:
-    common = ["tiny-qwen3", "--tasks", tasks, "--limit", 3, "--max-new-tokens", 24, "--device", "cpu", "--out", out]
-    return [str(word) for word in [*common, *options]]
-
-
-def test_public_sets_come_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_task_takes_public_sets_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     for file, _ in TASKS.values():
         (tmp_path / file).touch()
@@ -38,7 +22,7 @@ def test_public_sets_come_from_the_users_folder(tmp_path: Path, monkeypatch: pyt
     assert find_task("amc23").source == tmp_path / "amc2023.parquet"
 
 
-def test_other_problems(tmp_path: Path) -> None:
+def test_find_task_knows_files_hub_datasets_and_arithmetic(tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.touch()
     assert find_task(str(mine)).name == "mine"
@@ -51,84 +35,3 @@ def test_other_problems(tmp_path: Path) -> None:
     for wrong, told in (("gsm9k", "unknown task 'gsm9k'"), ("gone.parquet", "no such prompt file"), ("arithmetic:0", "at least 1")):
         with pytest.raises(PromptError, match=told):
             find_task(wrong)
-
-
-def test_the_command_samples_goes_on_and_compares(tmp_path: Path) -> None:
-    first = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 2, "--json"))
-    assert first.exit_code == 0, first.output
-    [task] = json.loads(first.stdout)["tasks"]
-    assert (task["problems"], task["samples"], task["reward"]) == (3, 2, "arithmetic_reward")
-    assert json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text()) == task
-    assert (tmp_path / "a" / "arithmetic-pass.png").stat().st_size > 5000
-    options = ["--samples", 2, "--layer", 12, "--norm", "final", "--compare", tmp_path / "a", "--no-figure"]
-    second = CliRunner().invoke(app, evaluation(tmp_path / "b", *options))
-    assert second.exit_code == 0, second.output
-    assert "tiny-qwen3 layer 12 (norm: final)" in second.stdout
-    assert "Pass@2" in second.stdout
-    assert "gain over it         0.0  (0.0, 0.0)" in second.stdout, "problem by problem"
-    # the last layer through the final norm is the model: same streams, same answers
-    for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
-        assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
-            tmp_path / "b" / "arithmetic" / "answers" / name
-        ).read_text()
-
-
-def test_sixteen_samples_unless_the_user_or_the_task_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, _ = TASKS["aime24"]
-    record = {"prompt": [[{"role": "user", "content": "What is 1 + 1?"}]], "reward_model": [{"ground_truth": "2"}]}
-    pd.DataFrame(record).to_parquet(tmp_path / file)
-    words = evaluation(tmp_path / "a", "--data", tmp_path, "--reward", "boxed", "--no-figure", "--json", tasks="arithmetic,aime24")
-    words[words.index("--limit") + 1] = words[words.index("--max-new-tokens") + 1] = "1"
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)["tasks"]
-    assert [("avg@16" in found[0], found[0]["samples"]), ("avg@32" in found[1], found[1]["samples"])] == [(True, 16), (True, 32)]
-
-
-def test_several_models_are_compared_in_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, drawn = CliRunner(), []
-    save = layerlens.plots.save
-    monkeypatch.setattr(layerlens.plots, "save", lambda ax, path: (drawn.append(ax), save(ax, path))[1])
-    for name in ("a", "b"):
-        done = runner.invoke(app, evaluation(tmp_path / name, "--samples", 4, "--seed", ord(name), "--no-figure"))
-        assert done.exit_code == 0, done.output
-    words = evaluation(tmp_path / "c", "--samples", 2, "--compare", tmp_path / "a", "--compare", tmp_path / "b")
-    done = runner.invoke(app, ["tiny-llama", *words[1:]])
-    assert done.exit_code == 0, done.output
-    header = done.stdout.splitlines()[0].split()
-    assert header[-3:] == ["tiny-qwen3", "tiny-qwen3", "tiny-llama"]
-    lines = [line for line in drawn[0].lines if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["tiny-qwen3 #1", "tiny-qwen3 #2", "tiny-llama"]
-    assert [line.get_xdata().tolist()[-1] for line in lines] == [4, 4, 2], "each as far as it has answers"
-    for line, name in zip(lines, "abc", strict=True):
-        kept = json.loads((tmp_path / name / "arithmetic" / "summary.json").read_text())["pass"]
-        np.testing.assert_allclose(line.get_ydata(), [row["mean"] for row in kept.values()])
-    assert (tmp_path / "c" / "arithmetic-pass.png").stat().st_size > 5000
-
-
-def test_a_check_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_broken_checker.py").write_text("def check(completions, ground_truth):\n    raise KeyError('oh')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    done = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 1, "--no-figure", "--reward", "my_broken_checker:check"))
-    assert done.exit_code == 0, done.output
-    assert "check hung on 0 and raised on 3 of 3 answers (KeyError: 'oh')" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--tasks", "math500"], "math500 needs the file"),
-        (["--tasks", "arithmetic,arithmetic"], "each once"),
-        (["--reward", "guess"], "unknown reward 'guess'"),
-        (["--engine", "vllm", "--device", "cuda"], "vllm is not installed"),
-        (["--engine", "vllm"], "vLLM takes GPUs by itself"),
-        (["--layer", "13"], r"1\.\.12"),
-        (["--compare", "nowhere"], "holds no evaluation"),
-    ],
-)
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, options: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
-    with pytest.raises(LayerLensError, match=told):
-        CliRunner().invoke(app, evaluation(tmp_path / "out", *options), catch_exceptions=False)
-    assert not os.listdir(tmp_path)

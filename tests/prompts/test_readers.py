@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from hypothesis import strategies as st
 
 import layerlens as ll
 from layerlens.errors import PromptError
+from layerlens.prompts import read_problems
+from tests.support.data import public_data
 from tests.support.tiny_models import VOCABULARY, random_ids, tiny_tokenizer
 
-SHARED = Path(os.environ.get("LAYERLENS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TOKENIZER = tiny_tokenizer()
 PLAIN = tiny_tokenizer(template=None)
 USER, ASSISTANT, SYSTEM, THINK = (TOKENIZER.convert_tokens_to_ids(w) for w in ("user", "assistant", "system", "think"))
@@ -37,10 +37,8 @@ def write(path: Path, *records: Any) -> Path:
 
 
 @pytest.mark.parametrize(("name", "count"), [("math500", 500), ("amc2023", 40), ("aime_2024", 30), ("aime_2025", 30)])
-def test_the_paper_s_evaluation_sets_are_read_whole(name: str, count: int) -> None:
-    source = SHARED / f"{name}.parquet"
-    if not source.exists():
-        pytest.skip(f"{source} is not here")
+def test_read_prompts_reads_the_papers_evaluation_sets(name: str, count: int) -> None:
+    source = public_data(f"{name}.parquet")
     samples = ll.read_prompts(source, PLAIN)
     assert len(samples) == count
     assert all(sample.ground_truth and not sample.has_response for sample in samples)
@@ -51,7 +49,7 @@ def test_the_paper_s_evaluation_sets_are_read_whole(name: str, count: int) -> No
     assert [s.token_ids for s in ll.read_prompts(source, PLAIN, limit=7)] == [s.token_ids for s in samples[:7]]
 
 
-def test_verl_s_parquet(tmp_path: Path) -> None:
+def test_read_prompts_reads_parquet_in_verls_layout(tmp_path: Path) -> None:
     rows = [
         {
             "prompt": [{"role": "system", "content": "w1"}, {"role": "user", "content": f"w2 w{i}"}],
@@ -67,7 +65,7 @@ def test_verl_s_parquet(tmp_path: Path) -> None:
     assert ll.read_prompts(in_memory, TOKENIZER) == samples
 
 
-def test_jsonl_of_every_shape(tmp_path: Path) -> None:
+def test_read_prompts_reads_jsonl_of_every_shape(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w5 w6"}]
     source = write(
         tmp_path / "p.jsonl",
@@ -90,14 +88,14 @@ def test_jsonl_of_every_shape(tmp_path: Path) -> None:
     assert [s.ground_truth for s in samples] == ["12", None, "g", None, None, None, None]
 
 
-def test_text_files_skip_blank_lines(tmp_path: Path) -> None:
+def test_read_prompts_skips_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("w1 w2\n\n   \nw3\r\n", encoding="utf-8")
     assert [s.token_ids for s in ll.read_prompts(tmp_path / "p.txt", TOKENIZER)] == [chat("w1 w2"), chat("w3")]
     (tmp_path / "p.jsonl").write_text('\n{"prompt": "w1"}\n\n', encoding="utf-8")
     assert len(ll.read_prompts(tmp_path / "p.jsonl", TOKENIZER)) == 1
 
 
-def test_in_memory_sources_are_alike() -> None:
+def test_read_prompts_reads_every_kind_of_source_in_memory() -> None:
     expected = ll.read_prompts(["w1", "w2 w3"], TOKENIZER)
     assert [s.token_ids for s in expected] == [chat("w1"), chat("w2 w3")]
 
@@ -111,7 +109,7 @@ def test_in_memory_sources_are_alike() -> None:
     assert [s.ground_truth for s in ll.read_prompts(pd.DataFrame({"prompt": ["w1"], "answer": [5]}).to_dict("records"), TOKENIZER)] == ["5"]
 
 
-def test_chat_template_or_none(qwen: ll.LensModel) -> None:
+def test_read_prompts_applies_the_chat_template_or_none(qwen: ll.LensModel) -> None:
     assert ll.read_prompts(["w1"], qwen) == ll.read_prompts(["w1"], TOKENIZER), "a LensModel lends its tokenizer"
     assert ll.read_prompts(["w1 w2"], TOKENIZER, chat=False)[0].token_ids == tuple(ids("w1 w2"))
     assert ll.read_prompts(["w1 w2"], PLAIN)[0].token_ids == tuple(ids("w1 w2"))
@@ -126,7 +124,7 @@ words = st.lists(st.integers(0, VOCABULARY - 9).map(lambda i: f"w{i}"), min_size
 
 
 @given(prompt=words, response=words, use_chat=st.booleans(), as_message=st.booleans())
-def test_the_response_begins_where_it_begins(prompt: str, response: str, use_chat: bool, as_message: bool) -> None:
+def test_read_prompts_puts_response_start_at_the_response(prompt: str, response: str, use_chat: bool, as_message: bool) -> None:
     said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     record = {"messages": said} if as_message else {"prompt": prompt, "response": response}
     (with_response,) = ll.read_prompts([record], TOKENIZER, chat=use_chat)
@@ -136,7 +134,7 @@ def test_the_response_begins_where_it_begins(prompt: str, response: str, use_cha
     assert alone.response_start == len(alone.token_ids)
 
 
-def test_unicode_and_unknown_words_survive(tmp_path: Path) -> None:
+def test_read_prompts_keeps_unicode_and_unknown_words(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("∑ w1 \u202e 数学 🙂\n", encoding="utf-8")
     (sample,) = ll.read_prompts(tmp_path / "p.txt", TOKENIZER)
     assert ids("w1")[0] in sample.token_ids
@@ -167,7 +165,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("record", "message"), BAD)
-def test_a_bad_record_is_named(record: Any, message: str) -> None:
+def test_read_prompts_names_a_bad_record(record: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
         ll.read_prompts(iter(["w1", record]), TOKENIZER)
     assert "prompt 1" in str(caught.value)
@@ -175,13 +173,13 @@ def test_a_bad_record_is_named(record: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["5", "null", "true", "[]", '{"prompt": 7}', '["w1"]', '{"prompt": "\\ud800"}'])
-def test_odd_json_lines_are_refused(line: str, tmp_path: Path) -> None:
+def test_read_prompts_refuses_odd_json_lines(line: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(PromptError, match="prompt 0"):
         ll.read_prompts(tmp_path / "p.jsonl", TOKENIZER)
 
 
-def test_bad_files_are_told(tmp_path: Path) -> None:
+def test_read_prompts_names_a_bad_file(tmp_path: Path) -> None:
     def refused(source: str | Path, message: str, **more: Any) -> None:
         with pytest.raises(PromptError, match=message) as caught:
             ll.read_prompts(source, TOKENIZER, **more)
@@ -200,7 +198,7 @@ def test_bad_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "zero.parquet").write_bytes(b"")
     refused(tmp_path / "zero.parquet", "not a readable parquet file")
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    refused(tmp_path / "latin.txt", "can not be read")
+    refused(tmp_path / "latin.txt", "cannot be read")
     (tmp_path / "p.csv").write_text("w1")
     refused(tmp_path / "p.csv", "unknown kind")
     refused(tmp_path / "none.jsonl", "no such prompt file")
@@ -213,14 +211,14 @@ def test_bad_files_are_told(tmp_path: Path) -> None:
     refused(tmp_path / "ok.txt", "none of the fields problem", column="problem")
 
 
-def test_sources_in_memory_may_be_empty_and_a_tokenizer_missing() -> None:
+def test_read_prompts_refuses_an_empty_list_and_a_missing_tokenizer() -> None:
     with pytest.raises(PromptError, match="the prompt list holds no prompts"):
         ll.read_prompts([], TOKENIZER)
     with pytest.raises(PromptError, match="needs a tokenizer"):
         ll.read_prompts(["w1"], None)
 
 
-def test_a_template_that_refuses_is_told() -> None:
+def test_read_prompts_tells_that_a_template_refuses() -> None:
     strict = tiny_tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(PromptError, match=r"prompt 0: the chat template refuses it \(roles must alternate\)"):
         ll.read_prompts(["w1"], strict)
@@ -229,7 +227,7 @@ def test_a_template_that_refuses_is_told() -> None:
         ll.read_prompts(["w1"], tiny_tokenizer("{{ '' }}"))
 
 
-def test_samples_by_hand_are_checked() -> None:
+def test_sample_refuses_no_tokens_and_a_bad_response_start() -> None:
     for wrong in ([], ()):
         with pytest.raises(PromptError, match="no tokens"):
             ll.Sample(wrong)
@@ -240,7 +238,9 @@ def test_samples_by_hand_are_checked() -> None:
     assert ll.Sample([1, 2, 3], 2).has_response
 
 
-def test_what_does_not_fit_is_named_before_anything_runs(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_analyze_names_a_prompt_that_does_not_fit_before_the_model_runs(
+    qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(type(qwen.parts.model), "forward", lambda *_, **__: pytest.fail("the model ran"))
     monkeypatch.setattr(type(qwen.parts.decoder), "forward", lambda *_, **__: pytest.fail("the model ran"))
     fits, out = ll.Sample(random_ids(5), 2), tmp_path / "run"
@@ -256,3 +256,17 @@ def test_what_does_not_fit_is_named_before_anything_runs(qwen: ll.LensModel, mon
     refused(ll.Sample([5, -1]), "outside the vocabulary")
     refused(ll.Sample([5]), "has no response token to decode", rows="response", generate=ll.Generation(4))
     refused(ll.Sample(random_ids(4), 4), "prompt 1 has no response token to decode", rows="response")
+
+
+def test_read_problems_gives_messages_and_ground_truths() -> None:
+    said = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    problems = read_problems([{"messages": said, "answer": 7}, {"problem": "w3", "ground_truth": "x"}], system="w9")
+    instruction = {"role": "system", "content": "w9"}
+    assert problems == [
+        {"prompt": [instruction, said[0]], "ground_truth": "7"},
+        {"prompt": [instruction, {"role": "user", "content": "w3"}], "ground_truth": "x"},
+    ]
+    with pytest.raises(PromptError, match="prompt 1 has no ground truth"):
+        read_problems([{"prompt": "w1", "answer": "1"}, {"prompt": "w1"}])
+    with pytest.raises(PromptError, match="the prompt list holds no prompts"):
+        read_problems([])

@@ -7,5 +7,5 @@ from transformers import PreTrainedTokenizerBase
 
 @pytest.fixture(scope="session")
 def built_tokenizer() -> PreTrainedTokenizerBase:
-    """The task's tokenizer, as the code builds it (seconds, so once)."""
+    """The tokenizer of the bundled models, built by the recipe (which takes seconds, so once)."""
     return build_tokenizer()

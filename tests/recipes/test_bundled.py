@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.tiny_models.batches import encode
+from recipes.tiny_models.batches import encode_problem
 from recipes.tiny_models.card import card
-from recipes.tiny_models.evaluate import EvaluationSettings, evaluate
+from recipes.tiny_models.evaluate import EvaluationSettings, evaluate_folder
 from recipes.tiny_models.models import MODELS
 from recipes.tiny_models.training import TrainingSettings
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ bundled = pytest.mark.parametrize("folder", [ROOT / name for name in MODELS], id
 
 
 @bundled
-def test_folder_is_small_and_the_model_is_what_it_says(folder: Path) -> None:
+def test_bundled_model_is_small_and_of_the_family_it_is_named_for(folder: Path) -> None:
     assert sum(f.stat().st_size for f in folder.rglob("*")) <= 12e6
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model).__name__ == ARCHITECTURES[folder.name]
@@ -32,11 +32,11 @@ def test_folder_is_small_and_the_model_is_what_it_says(folder: Path) -> None:
 
 
 @bundled
-def test_tokenizer_is_the_one_the_code_builds(folder: Path, built_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_bundled_tokenizer_is_the_one_the_recipe_builds(folder: Path, built_tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer, built = AutoTokenizer.from_pretrained(folder), built_tokenizer
     assert tokenizer.get_vocab() == built.get_vocab()
     for problem in problems("test", 40, 0):
-        assert encode(problem, tokenizer) == encode(problem, built)
+        assert encode_problem(problem, tokenizer) == encode_problem(problem, built)
     config = json.loads((folder / "config.json").read_text())
     ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer))
     named = [config[f"{name}_token_id"] for name in ("pad", "bos", "eos")]
@@ -44,7 +44,7 @@ def test_tokenizer_is_the_one_the_code_builds(folder: Path, built_tokenizer: Pre
 
 
 @bundled
-def test_card_comes_from_the_json_files(folder: Path) -> None:
+def test_bundled_card_is_written_from_the_json_files(folder: Path) -> None:
     assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
     measured = json.loads((folder / "evaluation.json").read_text())
     for name in ("greedy", "avg@16", "pass@16"):
@@ -52,7 +52,7 @@ def test_card_comes_from_the_json_files(folder: Path) -> None:
 
 
 @bundled
-def test_models_leave_room_to_learn(folder: Path) -> None:
+def test_bundled_model_leaves_room_to_learn(folder: Path) -> None:
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["settings"]["split"] == "test"
     assert 0.35 <= measured["avg@16"]["mean"] <= 0.65
@@ -60,14 +60,14 @@ def test_models_leave_room_to_learn(folder: Path) -> None:
     assert measured["pass@16"]["low"] > measured["avg@16"]["high"]
 
 
-def test_both_models_had_the_same_training() -> None:
+def test_bundled_models_had_the_same_training() -> None:
     one, other = (json.loads((ROOT / name / "training.json").read_text()) for name in MODELS)
     assert one["settings"] | {"model": ""} == other["settings"] | {"model": ""}
     assert [p["tokens"] for p in one["curve"]] == [p["tokens"] for p in other["curve"]]
 
 
 @bundled
-def test_shipped_settings_are_the_defaults(folder: Path) -> None:
+def test_bundled_model_was_trained_with_the_default_settings(folder: Path) -> None:
     """The command in the card, which names model, steps and seed alone, means the settings that were used."""
     settings = json.loads((folder / "training.json").read_text())["settings"]
     default = TrainingSettings(folder.name)
@@ -75,11 +75,11 @@ def test_shipped_settings_are_the_defaults(folder: Path) -> None:
 
 
 @bundled
-def test_loss_on_held_out_solutions_is_that_of_a_trained_model(folder: Path) -> None:
+def test_bundled_model_has_the_recorded_loss_on_held_out_solutions(folder: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     losses = []
     for problem in problems("test", 16, 9):
-        prompt, solution = encode(problem, tokenizer)
+        prompt, solution = encode_problem(problem, tokenizer)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + solution])).logits[0, len(prompt) - 1 : -1]
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(solution)).item())
@@ -89,10 +89,10 @@ def test_loss_on_held_out_solutions_is_that_of_a_trained_model(folder: Path) -> 
 
 @pytest.mark.slow
 @bundled
-def test_measuring_again_gives_the_accuracy_of_the_card(folder: Path) -> None:
+def test_evaluate_folder_gives_the_accuracy_of_the_card(folder: Path) -> None:
     """Fewer problems, other draws: the interval measured again and the card's overlap."""
     stored = json.loads((folder / "evaluation.json").read_text())
-    again = evaluate(folder, EvaluationSettings(n=128, samples=16, seed=2))
+    again = evaluate_folder(folder, EvaluationSettings(n=128, samples=16, seed=2))
     for name in ("greedy", "avg@16", "pass@16"):
         assert again[name]["low"] <= stored[name]["high"]
         assert stored[name]["low"] <= again[name]["high"]

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.tiny_models.batches import IGNORE, POOL, Batch, encode, pool
+from recipes.tiny_models.batches import BUCKET_STEPS, IGNORE_INDEX, Batch, bucket_batches
 from recipes.tiny_models.models import MODELS, new_model
-from recipes.tiny_models.sampling import answers
 from recipes.tiny_models.tokenizer import build_tokenizer
 from recipes.tiny_models.train import train_folder
-from recipes.tiny_models.training import Progress, TrainingError, TrainingSettings, loss_of, train
+from recipes.tiny_models.training import CurvePoint, TrainingSettings, solution_loss, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from layerlens.prompts.arithmetic import problems
+from layerlens.errors import TrainingError
 from layerlens.prompts.arithmetic.kinds import DIFFICULTIES
 
 MICRO = {
@@ -42,12 +41,12 @@ def _micro(tokenizer: PreTrainedTokenizerBase, name: str = "tiny-qwen3") -> PreT
 
 
 @pytest.mark.parametrize("killed_after", [1, 4, 9])
-def test_killed_and_resumed_ends_on_the_same_weights(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, killed_after: int) -> None:
+def test_train_killed_and_resumed_ends_with_the_same_weights(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, killed_after: int) -> None:
     whole = _micro(tokenizer)
     curve = train(whole, tokenizer, SETTINGS, tmp_path / "whole.pt")
 
-    def kill(now: Progress) -> None:
-        if now.step == killed_after:
+    def kill(point: CurvePoint) -> None:
+        if point.step == killed_after:
             raise Killed
 
     path = tmp_path / "parts.pt"
@@ -60,86 +59,57 @@ def test_killed_and_resumed_ends_on_the_same_weights(tokenizer: PreTrainedTokeni
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_checkpoint_of_other_settings_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_train_refuses_a_checkpoint_of_other_settings(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     train(_micro(tokenizer), tokenizer, SETTINGS, tmp_path / "c.pt")
     with pytest.raises(TrainingError, match="seed"):
         train(_micro(tokenizer), tokenizer, replace(SETTINGS, seed=1), tmp_path / "c.pt")
     train(_micro(tokenizer), tokenizer, replace(SETTINGS, seed=1), tmp_path / "c.pt", resume=False)
 
 
-def test_learning_rate_peaks_as_set_and_never_stops_and_difficulties_only_grow() -> None:
+def test_settings_learning_rate_peaks_as_set_and_difficulties_only_grow() -> None:
     settings = TrainingSettings("tiny-qwen3")
-    rates = [settings.rate(step) for step in range(settings.steps)]
+    rates = [settings.learning_rate_at(step) for step in range(settings.steps)]
     assert max(rates) == pytest.approx(settings.learning_rate)
     assert min(rates) > 0
     assert rates[-1] < settings.learning_rate / 1000
-    drawn = [settings.difficulties(step) for step in range(settings.steps)]
+    drawn = [settings.difficulties_at(step) for step in range(settings.steps)]
     assert (drawn[0], drawn[-1]) == (DIFFICULTIES[:1], DIFFICULTIES)
     assert all(len(a) <= len(b) for a, b in itertools.pairwise(drawn))
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_settings_refuse_a_number_of_steps_below_1() -> None:
     with pytest.raises(TrainingError, match="steps"):
         TrainingSettings("tiny-qwen3", steps=0)
 
 
-def test_batches_depend_on_seed_and_index_alone_and_train_on_solutions(tokenizer: PreTrainedTokenizerBase) -> None:
-    one, again, other = (pool(tokenizer, seed, 3, 4) for seed in (0, 0, 1))
-    assert len(one) == POOL
+def test_bucket_batches_depend_on_seed_and_bucket_alone_and_train_on_solutions(tokenizer: PreTrainedTokenizerBase) -> None:
+    one, again, other = (bucket_batches(tokenizer, seed, 3, 4) for seed in (0, 0, 1))
+    assert len(one) == BUCKET_STEPS
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(one, again, strict=True))
     assert not all(a.ids.shape == b.ids.shape and torch.equal(a.ids, b.ids) for a, b in zip(one, other, strict=True))
     for batch in one:
-        kept = batch.labels != IGNORE
+        kept = batch.labels != IGNORE_INDEX
         assert torch.equal(batch.ids[kept], batch.labels[kept])
         assert (batch.labels == tokenizer.eos_token_id).sum(-1).eq(1).all()
         assert not kept[batch.ids == tokenizer.pad_token_id].any()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_padding_changes_no_loss(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def test_solution_loss_is_not_changed_by_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """The loss of a padded batch is the token-weighted mean of its sequences, each alone."""
     model = _micro(tokenizer, name).double()
-    batch = pool(tokenizer, 0, 0, 4)[0]
+    batch = bucket_batches(tokenizer, 0, 0, 4)[0]
     total, count = 0.0, 0
     for ids, labels in zip(batch.ids, batch.labels, strict=True):
         length = int((ids != tokenizer.pad_token_id).sum())
-        n = int((labels != IGNORE).sum())
-        total += n * loss_of(model, Batch(ids[None, :length], labels[None, :length], length)).item()
+        n = int((labels != IGNORE_INDEX).sum())
+        total += n * solution_loss(model, Batch(ids[None, :length], labels[None, :length], length)).item()
         count += n
-    assert loss_of(model, batch).item() == pytest.approx(total / count, rel=1e-9)
+    assert solution_loss(model, batch).item() == pytest.approx(total / count, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_answers_in_a_batch_are_those_of_generate_alone(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    model = _micro(tokenizer, name).eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3)  # far from uniform, so that the likeliest token is clear
-    prompts = [p.prompt for p in problems("test", 6, 0)]
-    batched = answers(model, tokenizer, prompts, greedy=True, max_new_tokens=12)
-    for prompt, [text] in zip(prompts, batched, strict=True):
-        ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_tensors="pt")["input_ids"]
-        alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
-        assert text == tokenizer.decode(alone[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-def test_samples_follow_the_policy_and_the_seed(tokenizer: PreTrainedTokenizerBase) -> None:
-    model = _micro(tokenizer).eval()
-    model.lm_head.weight.data.mul_(30)
-    prompts = [p.prompt for p in problems("test", 2, 0)]
-    drawn = answers(model, tokenizer, prompts, 3_000, max_new_tokens=1, generator=torch.Generator().manual_seed(0))
-    again = answers(model, tokenizer, prompts, 3_000, max_new_tokens=1, generator=torch.Generator().manual_seed(0))
-    assert drawn == again
-    for problem, texts in zip(problems("test", 2, 0), drawn, strict=True):
-        ids = torch.tensor([encode(problem, tokenizer)[0]])
-        with torch.no_grad():
-            chances = model(ids).logits[0, -1].softmax(-1)
-        for token in chances.topk(3).indices.tolist():
-            share = texts.count(tokenizer.decode([token], skip_special_tokens=True)) / len(texts)
-            assert share == pytest.approx(chances[token].item(), abs=0.04)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_training_writes_a_folder_that_loads_with_the_trained_weights(
+def test_train_folder_writes_a_model_with_the_trained_weights(
     tmp_path: Path, name: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recipes.tiny_models.train.build_tokenizer", lambda: tokenizer)

@@ -8,17 +8,17 @@ from layerlens.rewards.boxed import last_boxed, verify
 
 
 @given(st.text(), st.one_of(st.text(), st.integers()))
-def test_never_raises_on_any_text(text: str, truth: str | int) -> None:
+def test_verify_never_raises_on_any_text(text: str, truth: str | int) -> None:
     assert verify(text, truth) in (True, False)
 
 
 @given(st.text(alphabet="\\boxed{}0123456789,-+$ ٣²"), st.integers())
-def test_never_raises_on_what_looks_like_an_answer(text: str, truth: int) -> None:
+def test_verify_never_raises_on_what_looks_like_an_answer(text: str, truth: int) -> None:
     assert verify(text, truth) in (True, False)
 
 
 @given(st.integers(), st.integers(), st.text(alphabet=st.characters(exclude_characters="\\")))
-def test_right_exactly_when_the_last_box_is_the_integer(first: int, last: int, between: str) -> None:
+def test_verify_accepts_exactly_the_integer_in_the_last_box(first: int, last: int, between: str) -> None:
     text = rf"{between}\boxed{{{first}}}{between}\boxed{{{last}}}{between}"
     assert verify(text, str(last))
     assert verify(text, last)
@@ -26,7 +26,7 @@ def test_right_exactly_when_the_last_box_is_the_integer(first: int, last: int, b
 
 
 @given(st.integers())
-def test_the_way_an_integer_is_written_does_not_matter(number: int) -> None:
+def test_verify_accepts_every_way_to_write_an_integer(number: int) -> None:
     sign, digits = ("-" if number < 0 else "+"), str(abs(number))
     for written in (f" {number} ", f"${number}$", f"{number:,}", f"{sign}{digits}", f"{'-' if number < 0 else ''}00{digits}"):
         assert verify(rf"so \boxed{{{written}}}.", number)
@@ -47,16 +47,16 @@ def test_the_way_an_integer_is_written_does_not_matter(number: int) -> None:
         r"\boxed 7",
     ],
 )
-def test_anything_but_the_exact_integer_in_a_closed_last_box_is_wrong(text: str) -> None:
+def test_verify_refuses_all_but_the_integer_in_a_closed_last_box(text: str) -> None:
     assert not verify(text, "7")
 
 
-def test_braces_are_balanced() -> None:
+def test_last_boxed_balances_braces() -> None:
     assert last_boxed(r"\boxed{\frac{1}{2}}") == r"\frac{1}{2}"
     assert last_boxed(r"\boxed{a \boxed{3}}") == "3"
 
 
-def test_long_inputs_take_linear_time() -> None:
+def test_verify_takes_linear_time_on_long_texts() -> None:
     assert not verify(r"\boxed{" + "0" * 200_000 + "x}", 0)
     assert verify(r"\boxed{" + "0" * 200_000 + "7}", 7)
     assert not verify(r"\boxed{" * 50_000, 7)

@@ -1,4 +1,4 @@
-"""Right answers score 1, wrong ones 0, and no answer whatever stops a trainer."""
+"""Correct answers score 1, wrong answers 0, and no answer whatever stops a trainer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from layerlens.rewards.rewards import Reward, RewardError, arithmetic_reward, boxed_reward, load_reward, math_reward, quick_math
-from layerlens.train import rewards
-
-DATA = Path(os.environ.get("LAYERLENS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+import layerlens.rewards
+from layerlens.rewards.rewards import Reward, RewardError, arithmetic_reward, boxed_reward, load_reward, math_fast_path, math_reward
+from tests.support.data import public_data
 
 CHECKERS = """
 import os, time
@@ -74,12 +73,12 @@ def checkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Reward]:
     """The mathematics reward with all the time that a busy machine may need."""
-    reward = Reward(math_reward.target, quick=quick_math, timeout=300.0, columns=False)
+    reward = Reward(math_reward.target, fast_path=math_fast_path, timeout=300.0, columns=False)
     yield reward
     reward.close()
 
 
-def test_mathematics(patient: Reward) -> None:
+def test_math_reward_compares_as_mathematics(patient: Reward) -> None:
     right = [
         (r"so \boxed{\frac{1}{2}}", "0.5"),
         (r"\boxed{\dfrac12}", r"\frac{1}{2}"),
@@ -99,7 +98,7 @@ def test_mathematics(patient: Reward) -> None:
     assert (patient.counts.hung, patient.counts.raised) == (0, 0)
 
 
-def test_completions_may_be_messages(patient: Reward) -> None:
+def test_rewards_take_chat_messages(patient: Reward) -> None:
     chat = [{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": r"\boxed{1/2}"}]
     parts = [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed{0.5}"}]}]
     columns = {"ground_truth": ["0.5", "0.5"], "prompts": ["?", "?"], "trainer_state": object()}
@@ -108,13 +107,13 @@ def test_completions_may_be_messages(patient: Reward) -> None:
     assert arithmetic_reward([[{"role": "assistant", "content": r"\boxed{+07}"}]], [7]) == [1.0]
 
 
-def test_the_strict_rewards() -> None:
+def test_boxed_reward_compares_texts_and_arithmetic_reward_integers() -> None:
     answers = [r"\boxed{7}", r"\boxed{8} \boxed{ 7 }", r"\boxed{7.0}", "7", r"\boxed{7} \boxed{"]
     assert boxed_reward(answers, ["7"] * 5) == [1, 1, 0, 0, 0]
     assert arithmetic_reward([r"\boxed{1,234}", r"\boxed{12}"], ["1234", "21"]) == [1, 0]
 
 
-def test_a_check_that_hangs_raises_or_dies_scores_0_and_is_counted(checkers: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_reward_scores_0_and_counts_if_a_check_hangs_raises_or_dies(checkers: Any, caplog: pytest.LogCaptureFixture) -> None:
     reward = checkers("bad_mannered", timeout=4.0, workers=1)
     texts = ["7", "boom", "7", "exit", "die", "7", "words", "two", "hang", "7", "8"]
     with caplog.at_level(logging.WARNING):
@@ -128,7 +127,7 @@ def test_a_check_that_hangs_raises_or_dies_scores_0_and_is_counted(checkers: Any
     assert reward(["none"], ["7"])[0] != reward(["none"], ["7"])[0]  # NaN: TRL leaves it out
 
 
-def test_hung_checks_do_not_wait_for_each_other(checkers: Any) -> None:
+def test_reward_ends_hung_checks_side_by_side(checkers: Any) -> None:
     reward = checkers("bad_mannered", timeout=4.0, workers=3)
     assert reward(["7"] * 3, ["7"] * 3) == [1, 1, 1]
     start = time.perf_counter()
@@ -137,7 +136,7 @@ def test_hung_checks_do_not_wait_for_each_other(checkers: Any) -> None:
     assert reward.counts.hung == 3
 
 
-def test_it_works_in_threads(patient: Reward) -> None:
+def test_reward_works_in_threads(patient: Reward) -> None:
     """math-verify's own time limit needs signals, which only the main thread gets; ours does not."""
     with ThreadPoolExecutor(4) as threads:
         jobs = [threads.submit(patient, [rf"\boxed{{\frac{{{n}}}{{4}}}}"] * 3, [str(n / 4)] * 3) for n in range(1, 9)]
@@ -145,7 +144,7 @@ def test_it_works_in_threads(patient: Reward) -> None:
     assert patient.counts.raised == 0
 
 
-def test_a_forked_child_uses_processes_of_its_own(checkers: Any) -> None:
+def test_reward_in_a_forked_child_has_processes_of_its_own(checkers: Any) -> None:
     reward = checkers("good", timeout=60.0)
     assert reward(["a"], ["a"]) == [1]
     child = os.fork()
@@ -161,13 +160,13 @@ def test_a_forked_child_uses_processes_of_its_own(checkers: Any) -> None:
     assert reward.counts.raised == 0
 
 
-def test_the_trainers_columns_arrive(checkers: Any) -> None:
+def test_reward_passes_on_columns_of_plain_values(checkers: Any) -> None:
     reward = checkers("columns", timeout=60.0)
     given = {"difficulty": [1, 2], "prompts": ["a", "b"], "trainer_state": object(), "environments": [object(), object()]}
     assert reward(["x", "y"], **given) == [2.0, 3.0]
 
 
-def test_any_function_by_name(checkers: Any) -> None:
+def test_load_reward_takes_a_name_or_any_function(checkers: Any) -> None:
     assert load_reward("math") is math_reward
     assert load_reward("boxed") is boxed_reward
     reward = load_reward("my_checkers:good", timeout=60.0)
@@ -185,7 +184,7 @@ def test_any_function_by_name(checkers: Any) -> None:
             load_reward(wrong)
 
 
-def test_what_is_no_answers_fault_is_an_error(checkers: Any) -> None:
+def test_rewards_raise_on_errors_that_are_no_answers_fault(checkers: Any) -> None:
     for reward in (math_reward, boxed_reward, arithmetic_reward):
         with pytest.raises(RewardError, match="column 'ground_truth'"):
             reward(["x"])
@@ -193,16 +192,16 @@ def test_what_is_no_answers_fault_is_an_error(checkers: Any) -> None:
             reward(["x"], ["1", "2"])
         with pytest.raises(RewardError, match="got int"):
             reward([3], ["1"])
-    with pytest.raises(RewardError, match=r"can not be used \(AttributeError"):
+    with pytest.raises(RewardError, match=r"cannot be used \(AttributeError"):
         checkers("gone")(["x"], ["x"])
 
 
-def test_the_checking_process_ends_with_its_parent(tmp_path: Path) -> None:
+def test_checking_process_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
         "from layerlens.rewards.rewards import Reward\n"
         "r = Reward('layerlens.rewards.rewards:boxed_reward', workers=1)\n"
         "assert r(['x'], ['x']) == [0.0]\n"
-        "[p] = r._pool.alive\n"
+        "[p] = r._pool.running\n"
         "print(p.process.pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -220,10 +219,8 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def golds(name: str) -> list[str]:
-    file = DATA / name
-    if not file.exists():
-        pytest.skip(f"{file} is not here")
+def ground_truths(name: str) -> list[str]:
+    file = public_data(name)
     return [row["ground_truth"] for row in pyarrow.parquet.read_table(file, columns=["reward_model"]).column(0).to_pylist()]
 
 
@@ -244,13 +241,13 @@ def golds(name: str) -> list[str]:
         ),
     ],
 )
-def test_gold_answers_score_1_and_the_next_problems_0(
+def test_math_reward_gives_ground_truths_1_and_the_next_problems_0(
     name: str, count: int, same: int, equal: list[tuple[str, str]], patient: Reward
 ) -> None:
-    truths = golds(name)
+    truths = ground_truths(name)
     shifted = truths[1:] + truths[:1]
     assert len(truths) == count
-    alone = Reward(math_reward.target, timeout=300.0)  # math-verify without our shortcut for equal texts
+    alone = Reward(math_reward.target, timeout=300.0)  # math-verify without the fast path for equal texts
     assert sum(patient([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
     assert sum(alone([rf"so \boxed{{{truth}}}" for truth in truths], truths)) == count
     alone.close()
@@ -261,7 +258,17 @@ def test_gold_answers_score_1_and_the_next_problems_0(
     assert (patient.counts.hung, patient.counts.raised) == (0, 0)
 
 
-def test_importing_the_rewards_is_cheap() -> None:
-    code = "import sys, layerlens.rewards.rewards; print([m for m in ('torch', 'trl', 'math_verify', 'sympy') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ}).strip() == "[]"
-    assert rewards.REWARDS.keys() == {"math", "boxed", "arithmetic"}
+def test_importing_the_rewards_loads_no_heavy_library() -> None:
+    heavy = ("torch", "trl", "math_verify", "sympy")
+    for module in ("layerlens.rewards", "layerlens.train.rewards"):
+        code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+        assert subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ}).strip() == "[]"
+
+
+def test_train_rewards_has_the_names_that_training_scripts_import() -> None:
+    from layerlens.train import rewards as alias
+
+    for name in ("REWARDS", "Reward", "RewardError", "arithmetic_reward", "boxed_reward", "load_reward", "math_reward"):
+        assert getattr(alias, name) is getattr(layerlens.rewards, name)
+        assert name in alias.__all__
+    assert layerlens.rewards.REWARDS.keys() == {"math", "boxed", "arithmetic"}

@@ -1,8 +1,9 @@
-"""`layerlens eval`: a model and problem sets to sampled answers, Avg@K and Pass@k."""
+"""`layerlens eval`: answers sampled from a model on one or more tasks, with their Avg@K and Pass@k."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,14 @@ from rich.table import Table
 
 from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
-from layerlens.types import EngineName, Norm
+from layerlens.types import EngineName, Norm, resolve_sites
 
 if TYPE_CHECKING:
     from layerlens.evaluate import Engine, Evaluation, Task
     from layerlens.prompts.sample import Sample
 
 LONGEST_ANSWER = 8192
-"""Tokens that an answer may have where neither the user nor the model's context says less."""
+"""The most tokens an answer may have if neither the user nor the model's context sets a lower limit."""
 
 
 @grouped
@@ -30,19 +31,25 @@ def eval_command(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: math500, amc23, aime24, aime25 (files of --data), arithmetic (bundled), arithmetic:N (N newly drawn "
-            "ones), a prompt file with ground truths, or a hub dataset (owner/name).",
+            help="Sets of problems, separated by commas: math500, amc23, aime24, aime25 (public sets, from --data), arithmetic (64 bundled "
+            "problems), arithmetic:N (N newly drawn ones), a prompt file with ground truths, or a hub dataset (owner/name).",
             rich_help_panel="Problems",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the answers, one folder per task. One that was stopped goes on where it was.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the answers, with one folder per task. The same command continues an evaluation that was stopped.",
+        ),
     ],
     *,
     samples: Annotated[
         int | None,
         typer.Option(
-            help="Answers per problem (K); more than last time adds to those that are there. [default: 32 for AIME, else 16]",
+            help="Answers per problem (K). A larger number than in an earlier evaluation into --out adds to its answers. "
+            "[default: 32 for AIME, else 16]",
             min=1,
             show_default=False,
         ),
@@ -50,21 +57,22 @@ def eval_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of math500.parquet, amc2023.parquet, aime_2024.parquet, aime_2025.parquet in verl's layout. "
+            help="Folder of the public sets: math500.parquet, amc2023.parquet, aime_2024.parquet, aime_2025.parquet, in verl's layout. "
             "[default: $LAYERLENS_DATA]",
             rich_help_panel="Problems",
             show_default=False,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Only so many problems of each task, from the start.", min=1, rich_help_panel="Problems")
+        int | None, typer.Option(help="Evaluate on the first N problems of each task only.", min=1, metavar="N", rich_help_panel="Problems")
     ] = None,
     reading: Annotated[PromptOptions, "Problems"],
     reward: Annotated[
         str | None,
         typer.Option(
-            help="How answers are checked: math (math-verify), boxed (exactly the same text), arithmetic, or module:function in TRL's "
-            "signature. [default: arithmetic for arithmetic tasks, else math]",
+            help="How an answer is checked against the ground truth: math (equal as mathematics, by math-verify), boxed (the same text in "
+            "the last box), arithmetic (the same integer in the last box), or a function of yours as module:function, in TRL's signature. "
+            "[default: arithmetic for arithmetic tasks, else math]",
             show_default=False,
             rich_help_panel="Problems",
         ),
@@ -72,7 +80,7 @@ def eval_command(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            help=f"Longest answer, in tokens. [default: what the model's context leaves, {LONGEST_ANSWER} at most]",
+            help=f"Cut an answer after this many tokens. [default: what the model's context leaves, at most {LONGEST_ANSWER}]",
             min=1,
             show_default=False,
             rich_help_panel="Answers",
@@ -81,85 +89,88 @@ def eval_command(
     sampling: Annotated[SamplingOptions, "Answers"],
     layer: Annotated[
         int | None,
-        typer.Option(help="Answer from this layer's internal policy (1...L) instead of the model.", min=1, rich_help_panel="Answers"),
+        typer.Option(
+            help="Sample from the internal policy of this layer (1...L) instead of the final policy.", min=1, rich_help_panel="Answers"
+        ),
     ] = None,
-    site: Annotated[str, typer.Option(help="Site of the internal policy.", rich_help_panel="Answers")] = "resid_post",
+    site: Annotated[
+        str, typer.Option(help="With --layer: the site whose states the internal policy reads.", rich_help_panel="Answers")
+    ] = "resid_post",
     norm: Annotated[
         Norm,
         typer.Option(
-            help="Of the internal policy. none: states as they are (the BuPO paper); final: through the final norm (logit lens).",
+            help="With --layer: none reads the states as they are (the BuPO paper), final through the model's final norm (logit lens).",
             rich_help_panel="Answers",
         ),
     ] = "none",
     compare: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Also show an earlier evaluation (its --out folder), and the gain over it, paired by problem; may be repeated.",
+            help="The --out folder of an earlier evaluation, to show beside this one with the gain in Avg@K, paired by problem. May be "
+            "given several times.",
             show_default=False,
         ),
     ] = None,
-    figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw Pass@k into the folder.")] = True,
+    figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw Pass@k over k into the folder.")] = True,
     engine: Annotated[
-        EngineName, typer.Option(help="auto takes vLLM where it is installed and there is a GPU.", rich_help_panel="Model")
+        EngineName,
+        typer.Option(help="What runs the model; auto takes vLLM if it is installed and there is a GPU.", rich_help_panel="Model"),
     ] = "auto",
     loading: ModelOptions,
-    tensor_parallel: Annotated[int, typer.Option(help="GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Model")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Number of GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Model")
+    ] = 1,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Answers sampled at once. [default: 32; 1024 with vLLM]", min=1, show_default=False, rich_help_panel="Model"),
+        typer.Option(help="Answers to sample at once. [default: 32; 1024 with vLLM]", min=1, show_default=False, rich_help_panel="Model"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sample many answers per problem, check them, and report Avg@K and Pass@k with intervals over problems.
+    """Measure how often a model solves problems: sample K answers to each, check them, and report Avg@K and Pass@k.
+
+    Avg@K is the share of correct answers. Pass@k is the chance that at least one of k answers is correct (unbiased). Both are means over
+    problems, with 95% bootstrap intervals.
 
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
     from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
-    from layerlens.rewards.rewards import load_reward
-    from layerlens.types import resolve_sites
+    from layerlens.rewards import load_reward
 
     if layer is None and (site, norm) != ("resid_post", "none"):
-        raise SelectionError("--site and --norm are of an internal policy: name its --layer as well")
+        raise SelectionError("--site and --norm describe an internal policy: name its --layer as well")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
     _require_distinct(chosen, tasks)
-    checks = [load_reward(reward or task.reward) for task in chosen]
-    beside = {task.name: [open_evaluation(folder) for folder in _folders(compare or [], task.name)] for task in chosen}
-    lens = open_engine(
-        model,
-        engine,
-        layer=layer,
-        site=resolve_sites(site)[0],
-        norm=norm,
-        **loading.keywords(),
-        tensor_parallel=tensor_parallel,
+    rewards = [load_reward(reward or task.reward) for task in chosen]
+    earlier = {task.name: [open_evaluation(folder) for folder in _evaluation_folders(compare or [], task.name)] for task in chosen}
+    model_engine = open_engine(
+        model, engine, layer=layer, site=resolve_sites(site)[0], norm=norm, **loading.keywords(), tensor_parallel=tensor_parallel
     )
-    read = [reading.read(task.source, lens, limit) for task in chosen]
-    done, figures = [], []
-    for task, problems, check in zip(chosen, read, checks, strict=True):
-        longest = max_new_tokens or _room(lens, problems)
-        found = evaluate(
-            lens,
+    prompts = [reading.read(task.source, model_engine, limit) for task in chosen]
+    evaluations, figures = [], []
+    for task, problems, check in zip(chosen, prompts, rewards, strict=True):
+        evaluation = evaluate(
+            model_engine,
             problems,
             samples or task.samples,
             reward=check,
-            generation=sampling.generation(longest),
+            generation=sampling.generation(max_new_tokens or _longest_answer(model_engine, problems)),
             out=out / task.name,
             name=task.name,
             batch_size=batch_size,
         )
-        done.append(found)
-        _write_summary(found)
+        evaluations.append(evaluation)
+        _write_summary(evaluation)
         if figure:
-            figures.append(_draw([*beside[task.name], found], task.name, out))
-    failed = _failed_checks(checks)
+            figures.append(_draw([*earlier[task.name], evaluation], task.name, out))
+    failed = _failed_checks(rewards)
     if failed:
         print(f"not checked, scored 0: {failed}", file=sys.stderr)
     if as_json:
-        told = [found.summary() | ({"gain_over": _gains(found, beside[found.task])} if compare else {}) for found in done]
-        print_json({"tasks": told, "figures": [str(path) for path in figures]})
+        summaries = [each.summary() | ({"gain_over": _gains(each, earlier[each.task])} if compare else {}) for each in evaluations]
+        print_json({"tasks": summaries, "figures": [str(path) for path in figures]})
         return
-    for found in done:
-        _show([*beside[found.task], found])
+    for each in evaluations:
+        _show([*earlier[each.task], each])
     for path in figures:
         print(path)
 
@@ -170,21 +181,21 @@ def _require_distinct(tasks: Sequence[Task], given: str) -> None:
         raise SelectionError(f"--tasks must name at least one set of problems, each once, got {given!r}")
 
 
-def _folders(roots: Sequence[Path], task: str) -> list[Path]:
-    """The evaluations of a task in earlier --out folders, or the folders themselves where they are one; at least one folder each."""
+def _evaluation_folders(roots: Sequence[Path], task: str) -> list[Path]:
+    """The folder of a task's evaluation for each earlier --out folder; a folder that is itself an evaluation stands for itself."""
     return [root if (root / "eval.json").exists() else root / task for root in roots]
 
 
-def _room(engine: Engine, problems: Sequence[Sample]) -> int:
-    """Tokens that the model's context leaves for an answer to every problem."""
+def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
+    """The most new tokens that the model's context leaves for an answer to every problem, at most `LONGEST_ANSWER`."""
     if engine.context is None:
         return LONGEST_ANSWER
     return max(1, min(LONGEST_ANSWER, engine.context - max(sample.response_start for sample in problems)))
 
 
-def _failed_checks(checks: Sequence[Any]) -> str:
-    """How many answers no reward could stopping_verdict in this run, in words; empty where all were."""
-    counts = {check.__name__: check.counts for check in checks if hasattr(check, "counts")}
+def _failed_checks(rewards: Sequence[Any]) -> str:
+    """On how many answers the rewards' checks hung or raised, in words; empty if every answer was checked."""
+    counts = {reward.__name__: reward.counts for reward in rewards if hasattr(reward, "counts")}
     return "; ".join(
         f"{name} hung on {count.hung} and raised on {count.raised} of {count.answers} answers ({count.last_error})"
         for name, count in counts.items()
@@ -192,50 +203,50 @@ def _failed_checks(checks: Sequence[Any]) -> str:
     )
 
 
-def _gains(found: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """What was gained over each earlier evaluation of the same problems."""
-    from layerlens.evaluate.result import estimate
-
+def _gains(evaluation: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The gain in Avg@K over each earlier evaluation of the same problems."""
     return [
-        {"model": each.label, "folder": str(each.path), **estimate(*found.gain_over(each))} for each in earlier if found.same_problems(each)
+        {"model": each.label, "folder": str(each.path), **evaluation.gain_over(each).to_json()}
+        for each in earlier
+        if evaluation.same_problems(each)
     ]
 
 
-def _write_summary(found: Evaluation) -> None:
+def _write_summary(evaluation: Evaluation) -> None:
     from layerlens.storage.files import write_text
 
-    assert found.path is not None
-    write_text(found.path / "summary.json", json.dumps(found.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    assert evaluation.path is not None
+    write_text(evaluation.path / "summary.json", json.dumps(evaluation.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _draw(evaluations: Sequence[Evaluation], task: str, out: Path) -> Path:
     from layerlens import plots
-    from layerlens.plots.passes import pass_curves
 
-    return plots.save(pass_curves([found.pass_at().assign(task=task) for found in evaluations], task), out / f"{task}-pass.png")
+    return plots.save(plots.pass_curves([each.pass_at().assign(task=task) for each in evaluations], task), out / f"{task}-pass.png")
 
 
 def _show(evaluations: Sequence[Evaluation]) -> None:
-    """One column per model, the new one last, one line per measure, in percent with intervals in brackets."""
-    task, samples = evaluations[-1].task, max(found.n_samples for found in evaluations)
-    table = Table(f"{task}, %", *(found.label for found in evaluations), box=None, pad_edge=False)
-    table.add_row("problems", *(str(len(found.problems)) for found in evaluations))
-    table.add_row("samples each", *(str(found.n_samples) for found in evaluations))
-    table.add_row("Avg@K", *(_percent(*found.avg()) for found in evaluations))
+    """Prints one column per evaluation, the new one last, and one row per measure, in percent with intervals in brackets."""
+    from layerlens.evaluate.scores import powers_of_two
+
     *earlier, last = evaluations
+    table = Table(f"{last.task}, %", *(each.label for each in evaluations), box=None, pad_edge=False)
+    table.add_row("problems", *(str(len(each.problems)) for each in evaluations))
+    table.add_row("samples each", *(str(each.n_samples) for each in evaluations))
+    table.add_row("Avg@K", *(_percent(*each.avg()) for each in evaluations))
     paired = [last.same_problems(each) for each in earlier]
     if any(paired):
         gains = [_percent(*last.gain_over(each)) if same else "" for each, same in zip(earlier, paired, strict=True)]
         table.add_row("gain over it", *gains)
-    passes = [found.pass_at().set_index("k") for found in evaluations]
-    for k in (1 << power for power in range(1, samples.bit_length())):
+    passes = [each.pass_at().set_index("k") for each in evaluations]
+    for k in powers_of_two(max(each.n_samples for each in evaluations))[1:]:
         cells = [_percent(*rows.loc[k, ["mean", "low", "high"]]) if k in rows.index else "" for rows in passes]
         table.add_row(f"Pass@{k}", *cells)
-    per_problem = [found.per_problem() for found in evaluations]
+    per_problem = [each.per_problem() for each in evaluations]
     table.add_row("ended by themselves", *(f"{100 * rows['finished'].mean():.1f}" for rows in per_problem))
     table.add_row("mean tokens", *(f"{rows['tokens'].mean():.0f}" for rows in per_problem))
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def _percent(mean: Any, low: Any, high: Any) -> str:
-    return f"{100 * mean:.1f}" if low != low else f"{100 * mean:.1f}  ({100 * low:.1f}, {100 * high:.1f})"
+def _percent(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f}" if math.isnan(low) else f"{100 * mean:.1f}  ({100 * low:.1f}, {100 * high:.1f})"

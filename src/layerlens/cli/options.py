@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from layerlens.errors import SelectionError
-from layerlens.prompts.readers import PROMPT_COLUMNS
+from layerlens.prompts.conversation import PROMPT_COLUMNS
 from layerlens.types import Rows, Rule, Weighting
 
 if TYPE_CHECKING:

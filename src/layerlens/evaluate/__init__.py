@@ -1,18 +1,20 @@
-"""Many sampled answers per problem, checked: Avg@K and unbiased Pass@k with intervals over problems.
+"""Sampled answers to problems, checked: Avg@K and unbiased Pass@k with intervals over problems.
 
-`evaluate` samples and keeps every answer, `open_evaluation` reads them back, `pass_at_k` is the estimator.
+`evaluate` samples answers and stores every one, `open_evaluation` reads a stored evaluation, `open_engine` loads the model that answers,
+`find_task` finds a set of problems by name.
 """
 
 from __future__ import annotations
 
-from layerlens.evaluate.engines import Engine, LensEngine, VLLMEngine, open_engine
+from layerlens.evaluate.engines import Engine, LensEngine, open_engine
 from layerlens.evaluate.evaluation import evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Evaluation, Problem
-from layerlens.evaluate.scores import avg_at_k, pass_table
+from layerlens.evaluate.scores import Estimate, pass_table
 from layerlens.evaluate.tasks import TASKS, Task, find_task
-from layerlens.metrics.pass_at_k import pass_at_k
+from layerlens.evaluate.vllm import VLLMEngine
+from layerlens.metrics.pass_at_k import avg_at_k, pass_at_k
 
 __all__ = [
-    "TASKS", "Answer", "Engine", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
+    "TASKS", "Answer", "Engine", "Estimate", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
     "avg_at_k", "evaluate", "find_task", "open_engine", "open_evaluation", "pass_at_k", "pass_table",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
-from layerlens.evaluate.result import Answer, Evaluation, Problem, Reward, name_of, score_texts
+from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunction, reward_name, score_texts
 from layerlens.models import Generation, LensModel
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample
@@ -32,7 +32,7 @@ def evaluate(
     samples: Iterable[Sample],
     k: int = 16,
     *,
-    reward: Reward,
+    reward: RewardFunction,
     generation: Generation | None = None,
     out: str | Path | None = None,
     name: str = "problems",
@@ -103,7 +103,7 @@ class EvaluationRun:
 
     engine: Engine
     prompts: Sequence[Sample]
-    reward: Reward
+    reward: RewardFunction
     generation: Generation
     name: str
 
@@ -135,7 +135,7 @@ class EvaluationRun:
         return EvaluationManifest(
             model=ModelRecord(**self.engine.describe()),
             config=EvaluationConfig(
-                **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=name_of(self.reward)
+                **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=reward_name(self.reward)
             ),
             samples=SampleSet(len(self.prompts), digest.hexdigest()[:16]),
             task=self.name,

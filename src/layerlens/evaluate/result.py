@@ -1,4 +1,4 @@
-"""What an evaluation found: every answer to every problem, and the numbers that follow."""
+"""The result of an evaluation: every sampled answer to every problem with its score, and the tables and means made from them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ import pandas as pd
 from jaxtyping import Bool
 
 from layerlens.errors import LayerLensError, SelectionError
-from layerlens.evaluate.scores import pass_table
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.evaluate.scores import Estimate, estimate_mean, pass_table
+from layerlens.metrics.bootstrap import LEVEL, RESAMPLES
+from layerlens.metrics.pass_at_k import avg_at_k
 from layerlens.storage.manifest import EvaluationManifest
 
-Reward: TypeAlias = Callable[..., Sequence[float | None]]
-"""`f(completions, ground_truth) -> scores`, TRL's signature."""
+RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
+"""A function in TRL's signature, `f(completions, ground_truth) -> scores`, one score per completion."""
 
-RIGHT = 0.5
-"""An answer is right where its score is above this."""
+CORRECT_ABOVE = 0.5
+"""An answer counts as correct if its score is above this value."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer: its text, its length in tokens, whether it ended by itself or was cut, and its score."""
+    """One sampled answer.
+
+    Attributes:
+        text: the answer without special tokens.
+        tokens: its length in tokens, the end-of-sequence token included.
+        finished: whether it ended with an end-of-sequence token, rather than at the limit of new tokens.
+        score: what the reward gave it.
+    """
 
     text: str
     tokens: int
@@ -35,12 +43,13 @@ class Answer:
 
     @property
     def correct(self) -> bool:
-        return self.score > RIGHT
+        """Whether the score is above `CORRECT_ABOVE`."""
+        return self.score > CORRECT_ABOVE
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem and its answers, in the order of their samples."""
+    """One problem and its answers, in the order of their sample numbers."""
 
     id: str
     ground_truth: str
@@ -48,17 +57,18 @@ class Problem:
 
     @property
     def correct(self) -> list[bool]:
+        """For each answer, whether it is correct."""
         return [answer.correct for answer in self.answers]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`n_samples` answers to each of a set of problems, scored. Means are over problems, and so are the intervals.
+    """`n_samples` scored answers to each of a set of problems. Means are over problems; intervals come from resampling problems.
 
     Attributes:
-        problems: in the order of the prompts.
-        manifest: what was run on what; `manifest.task` and `manifest.model.name` name it.
-        path: the folder it is kept in, or None.
+        problems: the problems with their answers, in the order of the prompts.
+        manifest: model, configuration and versions of the evaluation; `manifest.task` names the problems.
+        path: the folder that holds the evaluation, or None if it was kept in memory.
     """
 
     problems: tuple[Problem, ...]
@@ -67,15 +77,17 @@ class Evaluation:
 
     @property
     def task(self) -> str:
+        """The name of the set of problems."""
         return self.manifest.task
 
     @property
     def model(self) -> str:
+        """The name of the model."""
         return self.manifest.model.name
 
     @property
     def label(self) -> str:
-        """The model, and the internal policy that answered if it was not the model's own."""
+        """The name of the model; if an internal policy answered, also its layer, site and norm."""
         config = self.manifest.config
         if config.layer is None:
             return self.model
@@ -84,17 +96,19 @@ class Evaluation:
 
     @property
     def n_samples(self) -> int:
+        """Answers per problem, K."""
         return len(self.problems[0].answers)
 
     @cached_property
     def correct(self) -> Bool[np.ndarray, "problems samples"]:
-        """Which answers are right."""
+        """For each problem and sample number, whether the answer is correct."""
         return np.array([problem.correct for problem in self.problems], dtype=bool)
 
     def pass_at(self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-        """Pass@k for k = 1, 2, 4, ..., K (or `ks`), tidy: what `plots.pass_curves` draws.
+        """Pass@k for k = 1, 2, 4, ... up to K (or `ks`), one row per k: the table that `plots.pass_curves` draws.
 
-        Columns `model`, `task`, `k`, `mean`, `low`, `high` (bootstrap over problems), `problems`, `samples`, `temperature`, `level`.
+        Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its bootstrap interval), `problems` and `samples` (their
+        numbers), `temperature`, `level`. Raises ValueError for a k outside 1..K.
         """
         table = pass_table(self.correct, ks, level=level, resamples=resamples, seed=seed)
         table.insert(0, "model", self.label)
@@ -102,45 +116,44 @@ class Evaluation:
         temperature = self.manifest.config.generate.temperature
         return table.assign(problems=len(self.problems), samples=self.n_samples, temperature=temperature, level=level)
 
-    def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
-        """Avg@K, the share of right answers, with the ends of its interval (NaN for a single problem)."""
-        row = pass_table(self.correct, [1], level=level, resamples=resamples, seed=seed).iloc[0]
-        return float(row["mean"]), float(row["low"]), float(row["high"])
+    def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+        """Avg@K, the mean over problems of the share of correct answers, with its interval (NaN for a single problem)."""
+        return estimate_mean(avg_at_k(self.correct), level=level, resamples=resamples, seed=seed)
 
     def same_problems(self, other: Evaluation) -> bool:
-        """Whether both answered the same problems, in the same order."""
+        """Whether both evaluations are of the same problems (ids and ground truths), in the same order."""
         mine, theirs = ([(problem.id, problem.ground_truth) for problem in each.problems] for each in (self, other))
         return mine == theirs
 
-    def gain_over(
-        self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-    ) -> tuple[float, float, float]:
-        """Avg@K less that of an earlier evaluation, with its interval; paired: the bootstrap draws problems, each with both its answers.
+    def gain_over(self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+        """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval.
 
-        Raises SelectionError where the two are not of the same problems.
+        The interval is paired: each bootstrap draw takes a problem with the answers of both evaluations. The two numbers of samples
+        may differ.
+
+        Raises SelectionError if the two evaluations are of different problems.
         """
         if not self.same_problems(earlier):
             raise SelectionError(
-                f"{self.label} and {earlier.label} answered different problems of {self.task}: no gain to tell, problem by problem"
+                f"the gain over an earlier evaluation needs the same problems in both: {self.label} and {earlier.label} answered different "
+                f"problems of {self.task}; evaluate both with the same --tasks, --data and --limit"
             )
-        gains = self.correct.mean(1) - earlier.correct.mean(1)
-        point, draws = bootstrap_means(gains, np.ones(len(gains)), resamples, seed)
-        low, high = interval(draws, level)
-        return float(point), float(low), float(high)
+        return estimate_mean(avg_at_k(self.correct) - avg_at_k(earlier.correct), level=level, resamples=resamples, seed=seed)
 
     def per_problem(self) -> pd.DataFrame:
-        """One row per problem: `id`, `ground_truth`, `n`, `right`, `avg`, `finished` (share), `tokens` (mean)."""
+        """One row per problem: `id`, `ground_truth`, `n` answers, `right` (how many are correct), `avg` (Avg@K), `finished` (the share
+        that ended by themselves) and `tokens` (their mean length)."""
         rows = [
             {
                 "id": problem.id,
                 "ground_truth": problem.ground_truth,
                 "n": len(problem.answers),
                 "right": sum(problem.correct),
-                "avg": float(np.mean(problem.correct)),
+                "avg": float(avg),
                 "finished": float(np.mean([answer.finished for answer in problem.answers])),
                 "tokens": float(np.mean([answer.tokens for answer in problem.answers])),
             }
-            for problem in self.problems
+            for problem, avg in zip(self.problems, avg_at_k(self.correct), strict=True)
         ]
         return pd.DataFrame(rows)
 
@@ -158,7 +171,7 @@ class Evaluation:
     def summary(
         self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
     ) -> dict[str, Any]:
-        """The numbers as plain JSON values; an interval that does not exist is None."""
+        """Avg@K, Pass@k and the means of lengths as plain JSON values; the end of an interval that does not exist is None."""
         passes = self.pass_at(ks, level=level, resamples=resamples, seed=seed)
         per_problem = self.per_problem()
         return {
@@ -167,38 +180,33 @@ class Evaluation:
             **{key: getattr(self.manifest.config, key) for key in ("layer", "site", "norm", "engine", "reward")},
             "problems": len(self.problems),
             "samples": self.n_samples,
-            f"avg@{self.n_samples}": estimate(*self.avg(level=level, resamples=resamples, seed=seed)),
-            "pass": {str(row.k): estimate(row.mean_, row.low, row.high) for row in passes.rename(columns={"mean": "mean_"}).itertuples()},
+            f"avg@{self.n_samples}": self.avg(level=level, resamples=resamples, seed=seed).to_json(),
+            "pass": {str(k): Estimate(*ends).to_json() for k, *ends in passes[["k", *Estimate._fields]].itertuples(index=False)},
             "level": level,
             "finished": float(per_problem["finished"].mean()),
             "tokens": float(per_problem["tokens"].mean()),
             "folder": None if self.path is None else str(self.path),
         }
 
-    def rescored(self, reward: Reward) -> Evaluation:
-        """The same answers under another reward; what is on disk stays as it is."""
+    def rescored(self, reward: RewardFunction) -> Evaluation:
+        """An evaluation in memory with the same answers, scored by another reward. The folder on disk is not changed."""
         problems = []
         for problem in self.problems:
             scores = score_texts(reward, [answer.text for answer in problem.answers], [problem.ground_truth] * len(problem.answers))
             answers = tuple(replace(answer, score=score) for answer, score in zip(problem.answers, scores, strict=True))
             problems.append(replace(problem, answers=answers))
-        config = replace(self.manifest.config, reward=name_of(reward))
+        config = replace(self.manifest.config, reward=reward_name(reward))
         return Evaluation(tuple(problems), replace(self.manifest, config=config))
 
 
-def estimate(mean: float, low: float, high: float) -> dict[str, float | None]:
-    """A mean and its interval as plain JSON values; ends that do not exist are None."""
-    return {"mean": float(mean)} | {key: None if np.isnan(end) else float(end) for key, end in (("low", low), ("high", high))}
-
-
-def name_of(reward: Reward) -> str:
-    """What a manifest calls a reward."""
+def reward_name(reward: RewardFunction) -> str:
+    """The name of a reward in a manifest: `module:function` for a `Reward`, the function's name otherwise."""
     return str(getattr(reward, "target", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
-def score_texts(reward: Reward, texts: Sequence[str], truths: Sequence[str]) -> list[float]:
-    """Scores of texts. Raises LayerLensError where the reward does not give a number for each."""
+def score_texts(reward: RewardFunction, texts: Sequence[str], truths: Sequence[str]) -> list[float]:
+    """The reward's score of each text against its ground truth. Raises LayerLensError unless the reward gives one number per text."""
     scores = list(reward(completions=list(texts), ground_truth=list(truths)))
     if len(scores) != len(texts) or any(score is None or np.isnan(score) for score in scores):
-        raise LayerLensError(f"the reward {name_of(reward)} must give a number for each of {len(texts)} answers, got {scores[:8]}")
+        raise LayerLensError(f"the reward {reward_name(reward)} must give a number for each of {len(texts)} answers, got {scores[:8]}")
     return [float(score) for score in scores if score is not None]

@@ -1,8 +1,10 @@
-"""Avg@K and Pass@k from right and wrong samples."""
+"""Means over problems with their bootstrap intervals: Avg@K, Pass@k and what else is scored once per problem."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,18 +16,33 @@ from layerlens.metrics.pass_at_k import pass_at_k
 Array = np.ndarray
 
 
-def avg_at_k(correct: Bool[Array, "problems samples"], k: int | None = None) -> Float[Array, " problems"]:
-    """Share of right answers among each problem's first `k` (all by default). Raises ValueError unless 1 <= k <= samples."""
-    samples = correct.shape[1]
-    k = samples if k is None else k
-    if not 1 <= k <= samples:
-        raise ValueError(f"expected 1 <= k <= {samples}, got k={k}")
-    return correct[:, :k].mean(axis=1, dtype=np.float64)  # type: ignore[no-any-return]
+class Estimate(NamedTuple):
+    """A mean over problems and the two ends of its bootstrap interval, in the unit of the scores; the ends are NaN for a single problem."""
+
+    mean: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """The three numbers by name, for JSON; an end that does not exist is None."""
+        return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
+
+
+def estimate_mean(scores: Float[Array, " problems"], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The mean of one score per problem, with its percentile interval over `resamples` bootstrap draws of the problems.
+
+    One problem says nothing about the spread between problems: its interval is NaN. Raises ValueError if there are no scores.
+    """
+    if not len(scores):
+        raise ValueError("expected the scores of at least one problem, got none")
+    mean, resampled = bootstrap_means(scores, np.ones_like(scores), resamples, seed)
+    low, high = interval(resampled, level)
+    return Estimate(float(mean), float(low), float(high))
 
 
 def powers_of_two(n: int) -> list[int]:
     """1, 2, 4, ... up to n."""
-    return [1 << power for power in range(n.bit_length()) if 1 << power <= n]
+    return [1 << power for power in range(n.bit_length())]
 
 
 def pass_table(
@@ -36,14 +53,16 @@ def pass_table(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Pass@k averaged over problems, one row per k: `k`, `mean`, and the bootstrap interval over problems `low`, `high`.
+    """Pass@k averaged over problems, one row per k: `k`, `mean`, and the ends `low` and `high` of the bootstrap interval over problems.
 
-    One problem says nothing about its spread: its interval is NaN. `ks` are 1, 2, 4, ... by default. Pass@1 is Avg@K.
+    `ks` are 1, 2, 4, ... up to the number of samples by default. The interval of a single problem is NaN.
+
+    Raises ValueError for a k outside 1..samples.
     """
     n = correct.shape[1]
     ks = powers_of_two(n) if ks is None else list(ks)
-    right = correct.sum(axis=1)
-    values = np.stack([np.asarray(pass_at_k(n, right, k)) for k in ks], axis=1)
-    mean, drawn = bootstrap_means(values, np.ones_like(values), resamples, seed)
-    low, high = interval(drawn, level)
+    counts = correct.sum(axis=1)
+    values = np.stack([np.asarray(pass_at_k(n, counts, k)) for k in ks], axis=1)
+    mean, resampled = bootstrap_means(values, np.ones_like(values), resamples, seed)
+    low, high = interval(resampled, level)
     return pd.DataFrame({"k": ks, "mean": mean, "low": low, "high": high})

@@ -1,4 +1,4 @@
-"""Problem sets by name: the public mathematics sets from a folder of the user's, the bundled arithmetic, or any prompt file."""
+"""Tasks, the sets of problems of `layerlens eval --tasks`: public mathematics sets, generated arithmetic, prompt files, hub datasets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from layerlens.errors import PromptError
 from layerlens.prompts.arithmetic import problems
-from layerlens.prompts.readers import READERS
+from layerlens.prompts.records import FILE_READERS
 from layerlens.storage.bundled import bundled_prompts
 
 DATA_VARIABLE = "LAYERLENS_DATA"
-"""The environment variable that names the folder of the public sets, where no option does."""
+"""The environment variable that names the folder of the public sets if no option does."""
 
 SAMPLES = 16
-"""K where a set has no other, as in the paper."""
+"""Answers per problem, K, unless the task says otherwise: Avg@16 as in the BuPO paper (arXiv 2512.19673)."""
 
 TASKS: dict[str, tuple[str, int]] = {
     "math500": ("math500.parquet", SAMPLES),
@@ -26,18 +26,18 @@ TASKS: dict[str, tuple[str, int]] = {
     "aime24": ("aime_2024.parquet", 32),
     "aime25": ("aime_2025.parquet", 32),
 }
-"""Public sets: the file, in verl's layout, and the samples per problem that published results use."""
+"""The public sets by name: each one's parquet file, in verl's layout, and the answers per problem (K) of the BuPO paper's results."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A set of problems.
+    """A set of problems to evaluate a model on.
 
     Attributes:
-        name: in tables, figures and folders.
-        source: what `read_prompts` reads.
-        samples: K unless the user says.
-        reward: the name of the reward that fits.
+        name: in tables, figures and folder names.
+        source: where the problems are, as `read_prompts` takes it.
+        samples: answers per problem, K, unless the user gives another number.
+        reward: the name of the reward that checks the answers unless the user names another.
     """
 
     name: str
@@ -47,33 +47,37 @@ class Task:
 
 
 def find_task(spec: str, data: str | Path | None = None) -> Task:
-    """The problems that `spec` names.
+    """The task that `spec` names.
 
-    `math500`, `amc23`, `aime24`, `aime25` (files in `data`, or in the folder that LAYERLENS_DATA names); `arithmetic` (the
-    bundled problems) or `arithmetic:N` and `arithmetic:N:SEED` (N newly drawn held-out ones); a prompt file; or a hub dataset
-    as owner/name.
+    Args:
+        spec: one of
+            - `math500`, `amc23`, `aime24`, `aime25`: a public set, whose file is in the folder `data`;
+            - `arithmetic`: the bundled problems; `arithmetic:N` or `arithmetic:N:SEED`: N distinct held-out problems, newly drawn;
+            - the path of a prompt file with ground truths;
+            - a hub dataset as owner/name.
+        data: the folder of the public sets; by default the folder that the environment variable LAYERLENS_DATA names.
 
-    Raises PromptError where there is nothing of that name, saying what was expected.
+    Raises PromptError if there is no such task, or the file of a public set is missing.
     """
     if spec in TASKS:
-        return _public(spec, data)
-    drawn = re.fullmatch(r"arithmetic(?::([0-9]{1,6})(?::([0-9]{1,9}))?)?", spec)
-    if drawn is not None:
-        return _arithmetic(spec, *drawn.groups())
+        return _public_set(spec, data)
+    arithmetic = re.fullmatch(r"arithmetic(?::([0-9]{1,6})(?::([0-9]{1,9}))?)?", spec)
+    if arithmetic is not None:
+        return _arithmetic(spec, *arithmetic.groups())
     path = Path(spec).expanduser()
     if path.is_file():
         return Task(path.stem, path)
-    if path.suffix in READERS:
-        raise PromptError(f"{spec}: no such prompt file")
+    if path.suffix in FILE_READERS:
+        raise PromptError(f"{spec}: no such prompt file; give the path of one, or a task by name ({', '.join(TASKS)}, arithmetic)")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return Task(spec.replace("/", "--"), spec)
     raise PromptError(
-        f"unknown task {spec!r}: choose from {', '.join(TASKS)}, arithmetic, arithmetic:N, a prompt file ({', '.join(READERS)}) or a "
+        f"unknown task {spec!r}: choose from {', '.join(TASKS)}, arithmetic, arithmetic:N, a prompt file ({', '.join(FILE_READERS)}) or a "
         "hub dataset as owner/name"
     )
 
 
-def _public(name: str, data: str | Path | None) -> Task:
+def _public_set(name: str, data: str | Path | None) -> Task:
     folder = data or os.environ.get(DATA_VARIABLE)
     file, samples = TASKS[name]
     if not folder:

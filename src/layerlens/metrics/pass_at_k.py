@@ -1,4 +1,4 @@
-"""Pass@k."""
+"""Avg@K and Pass@k: how good a model's sampled answers to a problem are, from which of them are correct (docs/definitions.md)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,48 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 Array = np.ndarray
 
 
-def pass_at_k(n: int, c: int | Sequence[int] | Integer[Array, "*problems"], k: int) -> float | Float[Array, "*problems"]:
-    """Unbiased chance that at least one of `k` samples is right, given `c` right ones among `n`: 1 - C(n-c, k) / C(n, k).
+def avg_at_k(correct: Bool[Array, "problems samples"], k: int | None = None) -> Float[Array, " problems"]:
+    """Avg@K of each problem, the share of correct answers among its first `k` (by default all): c / k, from 0 to 1, float64.
 
-    Computed in whole numbers, so exact to rounding for any n. A number for a number, an array for an array of counts.
+    Its mean over problems is the accuracy that the BuPO paper reports (arXiv 2512.19673: Avg@16 for AMC23 and MATH500, Avg@32
+    for AIME). Avg@K equals Pass@1 of the same answers.
+
+    Raises ValueError unless 1 <= k <= samples.
+    """
+    samples = correct.shape[1]
+    k = samples if k is None else k
+    if not 1 <= k <= samples:
+        raise ValueError(f"expected 1 <= k <= {samples}, the number of samples, got k={k}")
+    return correct[:, :k].mean(axis=1, dtype=np.float64)  # type: ignore[no-any-return]
+
+
+def pass_at_k(n: int, c: int | Sequence[int] | Integer[Array, "*problems"], k: int) -> float | Float[Array, "*problems"]:
+    """Pass@k, the chance that at least one of `k` answers is correct, estimated without bias from `n` answers of which `c` are correct:
+
+        Pass@k = 1 - C(n - c, k) / C(n, k)
+
+    the share of all k-element subsets of the n answers that hold a correct one (Chen et al. 2021, "Evaluating Large Language Models
+    Trained on Code", arXiv 2107.03374, equation 1). The binomial coefficients are whole numbers, so the result is exact to rounding
+    for any n. It is 1 only if n - c < k; the helper that comes with the BuPO paper returns 1 for every c >= k, which is wrong
+    (n=16, c=4, k=4 gives 0.728).
+
+    Returns a float for a single count `c`, an array of the same shape for an array of counts.
 
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     counts = np.asarray(c)
-    kinds, where = np.unique(counts, return_inverse=True)
-    chances = np.array([_chance(n, int(kind), k) for kind in kinds], dtype=np.float64)
-    spread: Float[Array, "*problems"] = chances[where].reshape(counts.shape)
-    return float(spread) if counts.ndim == 0 else spread
+    distinct, index = np.unique(counts, return_inverse=True)
+    estimates = np.array([_pass_at_k(n, int(count), k) for count in distinct], dtype=np.float64)
+    per_problem: Float[Array, "*problems"] = estimates[index].reshape(counts.shape)
+    return float(per_problem) if counts.ndim == 0 else per_problem
 
 
-def _chance(n: int, c: int, k: int) -> float:
-    """Unbiased chance that at least one of `k` samples is right, given `c` right ones among `n`: 1 - C(n-c, k)/C(n, k)."""
+def _pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)

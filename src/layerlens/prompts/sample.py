@@ -14,10 +14,16 @@ from layerlens.errors import PromptError
 
 @dataclass(frozen=True)
 class Sample:
-    """A text to analyse.
+    """A text to analyse: a prompt and a response, as token ids.
 
-    `token_ids[response_start:]` is the response; `response_start == len(token_ids)` is a prompt that still waits for one,
-    and 0 (the default) makes the whole text count as response.
+    Attributes:
+        token_ids: the whole text, prompt and response.
+        response_start: the index of the first response token. `len(token_ids)` means a prompt without a response yet; 0, the default,
+            counts the whole text as response.
+        id: what figures, tables and errors call the sample; by default its number in the list it is analysed with.
+        ground_truth: the right answer, for samples that are checked.
+
+    Raises PromptError for an empty text, a token id that is not a whole number, or a `response_start` outside the text.
     """
 
     token_ids: Sequence[int]
@@ -39,22 +45,22 @@ class Sample:
 
     @property
     def has_response(self) -> bool:
-        """Whether there is a response, rather than a prompt that still waits for one."""
+        """Whether there is at least one response token."""
         return self.response_start < len(self.token_ids)
 
     @property
     def name(self) -> str:
-        """What errors and figures call the sample: its id."""
+        """The id, or "(unnamed)" for a sample without one."""
         return "(unnamed)" if self.id is None else self.id
 
     @property
     def in_response(self) -> Bool[np.ndarray, " tokens"]:
-        """For each position, whether the token that its policy predicts, the next one, is there and belongs to the response."""
+        """For each position, whether the token that its policy predicts, the next one, exists and belongs to the response."""
         predicted = np.arange(1, len(self.token_ids) + 1)
         in_response: Bool[np.ndarray, " tokens"] = (predicted >= self.response_start) & (predicted < len(self.token_ids))
         return in_response
 
 
 def named(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples, each with an id: its own, else its number from 0."""
+    """The samples, each with an id: its own if it has one, otherwise its number from 0."""
     return [sample if sample.id is not None else replace(sample, id=str(number)) for number, sample in enumerate(samples)]

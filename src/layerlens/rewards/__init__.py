@@ -1,4 +1,4 @@
-"""Rewards in TRL's signature, and the checks of an answer that they are made of. TRL itself is not needed."""
+"""Rewards in TRL's signature, usable without TRL, and the checks of an answer that they are made of."""
 
 from layerlens.rewards.boxed import last_boxed, verify
 from layerlens.rewards.isolation import RewardError

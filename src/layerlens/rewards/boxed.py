@@ -1,4 +1,4 @@
-r"""Is the answer right: the last `\boxed{...}` of a text against the exact answer."""
+r"""The last `\boxed{...}` of a text, and whether it holds the exact answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 _BOX = r"\boxed{"
 _INTEGER = re.compile(r"([+-]?)([0-9]+)", re.ASCII)
-_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
+_WITH_THOUSANDS_COMMAS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}`, braces balanced; None where there is none or it never closes."""
+    r"""The content of the last `\boxed{...}` of a text, braces balanced; None if there is no box or the last one never closes."""
     start = text.rfind(_BOX)
     if start < 0:
         return None
@@ -23,18 +23,18 @@ def last_boxed(text: str) -> str | None:
 
 
 def verify(text: str, ground_truth: str | int) -> bool:
-    r"""True where the last `\boxed{...}` of `text` holds exactly `ground_truth`; never raises on any string.
+    r"""Whether the last `\boxed{...}` of `text` holds exactly `ground_truth`; never raises, whatever the text.
 
-    Integers are compared as integers: surrounding spaces or dollar signs, a leading `+` or zeros, and
-    well-placed thousands commas do not matter. Anything else must be the same text.
+    Two integers are compared as integers: surrounding spaces or dollar signs, a leading `+`, leading zeros and well-placed
+    thousands commas make no difference. Any other answer must be the same text as the ground truth.
     """
-    found = last_boxed(text)
-    return found is not None and _normal(found) == _normal(str(ground_truth))
+    answer = last_boxed(text)
+    return answer is not None and _normal_form(answer) == _normal_form(str(ground_truth))
 
 
-def _normal(answer: str) -> str:
+def _normal_form(answer: str) -> str:
     answer = answer.strip().strip("$").strip()
-    if _THOUSANDS.fullmatch(answer):
+    if _WITH_THOUSANDS_COMMAS.fullmatch(answer):
         answer = answer.replace(",", "")
     match = _INTEGER.fullmatch(answer)
     if match is None:

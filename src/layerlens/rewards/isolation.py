@@ -1,4 +1,4 @@
-"""Checks that may hang, run in processes of their own: one is killed and started again, so threads, signals and CUDA do not matter."""
+"""Checks that may hang run in processes of their own, which can be killed and replaced: from any thread, without signals, beside CUDA."""
 
 from __future__ import annotations
 
@@ -19,38 +19,51 @@ from typing import Any
 from layerlens.errors import LayerLensError
 
 START_SECONDS = 300.0
-"""Seconds that a checking process may take to import what it needs."""
+"""Seconds that a checking process may take to start, imports included."""
+
+GRACE_SECONDS = 5.0
+"""Seconds beyond its time limit after which a hung check ends by itself, in case the parent that should kill it is gone."""
 
 
 class RewardError(LayerLensError):
-    """No such reward, or one that can not be used at all."""
+    """There is no such reward, or it cannot be used at all."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a check gave no score."""
+    """Why a check gave no score: the error in one line, and whether the check hung rather than raised."""
 
     error: str
     hung: bool = False
 
 
-class Pool:
-    """Checking processes, each used by one thread at a time; an empty slot becomes a process when it is needed."""
+class ProcessPool:
+    """Checking processes of one function, each used by one thread at a time and started when it is first needed.
+
+    Args:
+        target: the function, as `"module:function"`.
+        timeout: seconds that one check may take; then its process is killed and another one takes its place.
+        size: the most processes at once.
+    """
 
     def __init__(self, target: str, timeout: float, size: int):
-        self.target, self.timeout, self.owner = target, timeout, os.getpid()
-        self.slots: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-        self.alive: set[_Process] = set()
+        self.target, self.timeout, self.owner_pid = target, timeout, os.getpid()
+        self.idle: queue.LifoQueue[_CheckingProcess | None] = queue.LifoQueue()  # None stands for a process not started yet
+        self.running: set[_CheckingProcess] = set()
         for _ in range(size):
-            self.slots.put(None)
-        self.finalizer = weakref.finalize(self, _end, self.alive, self.owner)
+            self.idle.put(None)
+        self.finalizer = weakref.finalize(self, _end_all, self.running, self.owner_pid)
 
     def check(self, request: dict[str, Any]) -> tuple[float, Failure | None]:
-        process = self.slots.get()
+        """The score that the function gives for the keyword arguments in `request`, or 0 and the failure.
+
+        Waits while all processes are busy. Raises RewardError if a process cannot be started.
+        """
+        process = self.idle.get()
         try:
             if process is None:
-                process = _Process(self.target, self.timeout)
-                self.alive.add(process)
+                process = _CheckingProcess(self.target, self.timeout)
+                self.running.add(process)
             answered = False
             try:
                 answer = process.ask(request)
@@ -62,41 +75,41 @@ class Pool:
                 return 0.0, Failure("the checking process died")
             finally:
                 if not answered:  # its late answer must not be taken for the next one's
-                    self.alive.discard(process)
+                    self.running.discard(process)
                     process.end()
                     process = None
         finally:
-            self.slots.put(process)
+            self.idle.put(process)
 
 
-class _Process:
-    """A Python that has imported one function and scores what it is sent. It dies with its parent, even in a hung check."""
+class _CheckingProcess:
+    """A Python process that has imported one function and scores each request it is sent. It ends with its parent, even in a hung check."""
 
     def __init__(self, target: str, timeout: float):
         self.timeout = timeout
-        self.pipe, theirs = Pipe()
+        self.pipe, far_end = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        code = f"from layerlens.rewards.isolation import serve; serve({theirs.fileno()}, {target!r}, {timeout!r})"
+        code = f"from layerlens.rewards.isolation import serve; serve({far_end.fileno()}, {target!r}, {timeout!r})"
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[far_end.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
         )
-        theirs.close()
+        far_end.close()
         try:
-            trouble = self.pipe.recv() if self.pipe.poll(START_SECONDS) else f"not ready after {START_SECONDS:g} s"
+            problem = self.pipe.recv() if self.pipe.poll(START_SECONDS) else f"not ready after {START_SECONDS:g} s"
         except (EOFError, OSError):
-            trouble = "its process died"
+            problem = "its process died"
         except BaseException:
             self.end()
             raise
-        if trouble:
+        if problem:
             self.end()
-            raise RewardError(f"the reward {target} can not be used ({trouble})")
+            raise RewardError(f"the reward {target} cannot be used ({problem}); run the function once by itself to see why")
 
     def ask(self, request: dict[str, Any]) -> tuple[float, Failure | None]:
-        """Raises TimeoutError where there is no answer in time, EOFError or OSError where the process is gone."""
+        """The score, or 0 and why the function raised. TimeoutError if no answer comes in time, EOFError or OSError if the process died."""
         self.pipe.send(request)
         if not self.pipe.poll(self.timeout):
             raise TimeoutError
@@ -109,15 +122,15 @@ class _Process:
         self.pipe.close()
 
 
-def _end(alive: set[_Process], owner: int) -> None:
-    while alive and os.getpid() == owner:  # a forked child leaves its parent's processes alone
-        alive.pop().end()
+def _end_all(running: set[_CheckingProcess], owner_pid: int) -> None:
+    while running and os.getpid() == owner_pid:  # a forked child leaves its parent's processes alone
+        running.pop().end()
 
 
-def serve(handle: int, target: str, timeout: float) -> None:
-    """What a checking process does: say that it is ready, then score request after request until its parent is gone."""
+def serve(pipe_fd: int, target: str, timeout: float) -> None:
+    """What a checking process runs: it imports the function, sends "" or why it cannot, and scores requests until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe, parent = Connection(handle), os.getppid()
+    pipe, parent = Connection(pipe_fd), os.getppid()
     try:
         function = find_function(target)
         getattr(function, "prepare", lambda: None)()
@@ -132,22 +145,22 @@ def serve(handle: int, target: str, timeout: float) -> None:
             request = pipe.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # for when the parent is killed while this check hangs
+        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_SECONDS)
         try:
-            answer = (_number(function(**request)), None)
+            answer = (_single_score(function(**request)), None)
         except BaseException as error:
             answer = (0.0, f"{type(error).__name__}: {error}"[:500])  # type: ignore[assignment]
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send(answer)
 
 
-def _number(scores: Any) -> float:
+def _single_score(scores: Any) -> float:
     [score] = scores
     return math.nan if score is None else float(score)
 
 
 def find_function(spec: str) -> Callable[..., Any]:
-    """The function that `"module:function"` names; what importing a module raises, this raises."""
+    """The function that `"module:function"` names. Raises whatever importing the module raises, and TypeError if it names no function."""
     module, _, path = spec.partition(":")
     found: Any = import_module(module)
     for name in path.split("."):

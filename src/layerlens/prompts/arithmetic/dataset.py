@@ -1,7 +1,7 @@
 """Problems with worked solutions, in splits that cannot overlap.
 
-The normal form of a problem decides its split, so a held-out problem, or a re-ordered or re-worded twin of one, can
-never be drawn for training, whatever the seed.
+The split of a problem follows from its normal form. So a held-out problem, or one that differs from it only in order or wording, is never
+drawn for training, whatever the seed.
 """
 
 from __future__ import annotations
@@ -13,35 +13,44 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from layerlens.errors import LayerLensError
-from layerlens.prompts.arithmetic.kinds import DIFFICULTIES, DRAW, Draft
+from layerlens.prompts.arithmetic.kinds import DIFFICULTIES, GENERATORS, Draft
 
-KINDS = tuple(DRAW)
+KINDS = tuple(GENERATORS)
 SPLITS = ("train", "validation", "test")
 _HELD_OUT = {0: "validation", 1: "test"}  # twentieths of all normal forms; the other eighteen are for training
-_ATTEMPTS = 20_000
+_MAX_DRAWS = 20_000
 
 Message: TypeAlias = dict[str, str]
 
 
 class ProblemError(LayerLensError, ValueError):
-    """A request for problems that cannot be met."""
+    """A request for problems that the generator cannot meet."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem: `prompt` are chat messages, `solution` is worked text that ends in the boxed answer."""
+    """A problem with its solution.
+
+    Attributes:
+        prompt: the question as chat messages.
+        solution: the worked solution, a text that ends in the boxed answer.
+        answer: the right answer, an integer as text.
+        kind: one of `KINDS`.
+        difficulty: 1 (easy) to 4 (hard).
+        normal_form: what the split follows from; the same for problems that differ only in order or wording.
+    """
 
     prompt: tuple[Message, ...]
     solution: str
     answer: str
     kind: str
     difficulty: int
-    key: str
+    normal_form: str
 
 
-def split_of(key: str) -> str:
-    """The split that a problem's normal form belongs to: 90% train, 5% validation, 5% test."""
-    twentieth = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 20
+def split_of(normal_form: str) -> str:
+    """The split of all problems with this normal form: 90% train, 5% validation, 5% test."""
+    twentieth = int.from_bytes(hashlib.sha256(normal_form.encode()).digest()[:8], "big") % 20
     return _HELD_OUT.get(twentieth, "train")
 
 
@@ -53,9 +62,17 @@ def problems(
     difficulties: Sequence[int] | None = None,
     distinct: bool = False,
 ) -> list[Problem]:
-    """`n` problems of a split, the same for the same arguments, spread evenly over kinds and difficulties.
+    """Draws problems, spread evenly over kinds and difficulties. Equal arguments give equal problems.
 
-    `distinct=True` never gives two problems with one normal form, and raises ProblemError where there are too few.
+    Args:
+        split: train, validation or test.
+        n: the number of problems; the first problems do not depend on it.
+        seed: of the draw.
+        kinds: names from `KINDS`; by default all.
+        difficulties: from 1 (easy) to 4 (hard); by default all.
+        distinct: whether no two problems may have the same normal form.
+
+    Raises ProblemError for an unknown split, kind or difficulty, or if there are fewer than `n` distinct problems.
     """
     kinds, difficulties = tuple(kinds or KINDS), tuple(difficulties or DIFFICULTIES)
     for given, known in ((split, SPLITS), *((k, KINDS) for k in kinds), *((d, DIFFICULTIES) for d in difficulties)):
@@ -71,15 +88,15 @@ def problems(
             deck = rng.sample(cells, len(cells))
         kind, difficulty = deck.pop()
         draft = _draw(split, kind, difficulty, rng, seen if distinct else set())
-        seen.add(draft.key)
+        seen.add(draft.normal_form)
         message = {"role": "user", "content": draft.prompt}
-        found.append(Problem((message,), draft.solution, str(draft.answer), kind, difficulty, draft.key))
+        found.append(Problem((message,), draft.solution, str(draft.answer), kind, difficulty, draft.normal_form))
     return found
 
 
 def _draw(split: str, kind: str, difficulty: int, rng: random.Random, seen: set[str]) -> Draft:
-    for _ in range(_ATTEMPTS):
-        draft = DRAW[kind](difficulty, rng)
-        if draft.key not in seen and split_of(draft.key) == split:
+    for _ in range(_MAX_DRAWS):
+        draft = GENERATORS[kind](difficulty, rng)
+        if draft.normal_form not in seen and split_of(draft.normal_form) == split:
             return draft
     raise ProblemError(f"no further {split} problem of kind {kind}, difficulty {difficulty}; ask for fewer, or for distinct=False")

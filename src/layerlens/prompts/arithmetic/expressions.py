@@ -12,7 +12,7 @@ _PRECEDENCE = {"+": 1, "-": 1, "×": 2, "÷": 2, "mod": 3}
 
 @dataclass(frozen=True)
 class Operation:
-    """One of `+ - × ÷ mod` applied to two expressions; `÷` must divide exactly."""
+    """`left sign right`, with a sign among `+ - × ÷ mod`; `÷` must divide without remainder."""
 
     sign: str
     left: Expression
@@ -24,7 +24,7 @@ Expression: TypeAlias = int | Operation
 
 @dataclass(frozen=True)
 class Step:
-    """One line of working: `left sign right = result`, all integers."""
+    """One step of a worked solution, `left sign right = result`, all integers."""
 
     sign: str
     left: int
@@ -33,7 +33,7 @@ class Step:
 
 
 def apply(sign: str, left: int, right: int) -> int:
-    """The integer `left sign right`; ValueError where a division leaves a remainder."""
+    """The integer `left sign right`. Raises ValueError if a division leaves a remainder or the sign is unknown."""
     match sign:
         case "+":
             return left + right
@@ -51,18 +51,18 @@ def apply(sign: str, left: int, right: int) -> int:
 
 
 def value(expression: Expression) -> int:
-    """The expression worked out."""
+    """The value of the expression."""
     if isinstance(expression, int):
         return expression
     return apply(expression.sign, value(expression.left), value(expression.right))
 
 
-def show(expression: Expression) -> str:
-    """The expression as text, with brackets only where they are needed."""
+def to_text(expression: Expression) -> str:
+    """The expression as text, with no brackets but those it needs."""
     if isinstance(expression, int):
         return str(expression)
     own = _PRECEDENCE[expression.sign]
-    left, right = show(expression.left), show(expression.right)
+    left, right = to_text(expression.left), to_text(expression.right)
     if isinstance(expression.left, Operation) and _PRECEDENCE[expression.left.sign] < own:
         left = f"({left})"
     if isinstance(expression.right, Operation) and _PRECEDENCE[expression.right.sign] <= own:
@@ -70,31 +70,31 @@ def show(expression: Expression) -> str:
     return f"{left} {expression.sign} {right}"
 
 
-def canonical(expression: Expression) -> str:
-    """A normal form that is the same for re-ordered twins.
+def normal_form(expression: Expression) -> str:
+    """A text that is the same for expressions that differ only in the order or nesting of terms or factors.
 
-    PartialSums and differences become a sorted list of signed terms, products a sorted list of factors,
-    however they were nested: `3 + 4 - 1`, `4 - 1 + 3` and `4 + (3 - 1)` are one problem.
+    Sums and differences become a sorted list of signed terms, products a sorted list of factors, however they were nested: `3 + 4 - 1`,
+    `4 - 1 + 3` and `4 + (3 - 1)` have one normal form.
     """
     if isinstance(expression, int):
         return str(expression)
     if expression.sign in "+-":
-        terms = sorted(sign + canonical(term) for sign, term in signed_terms(expression))
+        terms = sorted(sign + normal_form(term) for sign, term in signed_terms(expression))
         return f"sum({','.join(terms)})"
     if expression.sign == "×":
-        return f"product({','.join(sorted(canonical(f) for f in _factors(expression)))})"
+        return f"product({','.join(sorted(normal_form(f) for f in _factors(expression)))})"
     name = {"÷": "quotient", "mod": "remainder"}[expression.sign]
-    return f"{name}({canonical(expression.left)},{canonical(expression.right)})"
+    return f"{name}({normal_form(expression.left)},{normal_form(expression.right)})"
 
 
 def steps(expression: Expression, rng: random.Random) -> list[Step]:
-    """The binary steps that work the expression out, in one of the valid orders drawn with `rng`.
+    """The steps that compute the expression, each on two integers, in one of the valid orders, drawn with `rng`.
 
-    A chain of sums and differences is sometimes taken left to right, sometimes with what is added first.
+    A chain of sums and differences is sometimes computed from left to right, sometimes with its additions first.
     """
-    found: list[Step] = []
-    _reduce(expression, rng, found)
-    return found
+    done: list[Step] = []
+    _reduce(expression, rng, done)
+    return done
 
 
 def signed_terms(expression: Expression, sign: str = "+") -> Iterator[tuple[str, Expression]]:
@@ -115,28 +115,29 @@ def _factors(expression: Expression) -> Iterator[Expression]:
         yield expression
 
 
-def _reduce(expression: Expression, rng: random.Random, found: list[Step]) -> int:
+def _reduce(expression: Expression, rng: random.Random, done: list[Step]) -> int:
+    """Computes the expression and appends its steps to `done`."""
     if isinstance(expression, int):
         return expression
     if _is_chain(expression) and rng.random() < 0.35:
-        expression = _gains_first(expression)
+        expression = _additions_first(expression)
     if isinstance(expression, int):
         return expression
     if isinstance(expression.right, Operation) and rng.random() < 0.3:
-        right = _reduce(expression.right, rng, found)
-        left = _reduce(expression.left, rng, found)
+        right = _reduce(expression.right, rng, done)
+        left = _reduce(expression.left, rng, done)
     else:
-        left = _reduce(expression.left, rng, found)
-        right = _reduce(expression.right, rng, found)
-    found.append(Step(expression.sign, left, right, apply(expression.sign, left, right)))
-    return found[-1].result
+        left = _reduce(expression.left, rng, done)
+        right = _reduce(expression.right, rng, done)
+    done.append(Step(expression.sign, left, right, apply(expression.sign, left, right)))
+    return done[-1].result
 
 
 def _is_chain(expression: Operation) -> bool:
     return expression.sign in "+-" and all(isinstance(term, int) for _, term in signed_terms(expression))
 
 
-def _gains_first(expression: Operation) -> Expression:
+def _additions_first(expression: Operation) -> Expression:
     terms = sorted(signed_terms(expression), key=lambda pair: pair[0])  # "+" sorts before "-", order kept
     total: Expression = terms[0][1]
     for sign, term in terms[1:]:

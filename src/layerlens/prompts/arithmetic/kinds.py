@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from layerlens.prompts.arithmetic import phrases
-from layerlens.prompts.arithmetic.expressions import Expression, Operation, Step, canonical, show, steps, value
+from layerlens.prompts.arithmetic.expressions import Expression, Operation, Step, normal_form, steps, to_text, value
 from layerlens.prompts.arithmetic.working import sentence, solution, working
 
 DIFFICULTIES = (1, 2, 3, 4)
@@ -16,19 +16,19 @@ DIFFICULTIES = (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Draft:
-    """A problem before it has a split: `key` is its normal form, the same for re-ordered or re-worded twins."""
+    """A problem before it has a split. `normal_form` is the same for problems that differ only in order or wording."""
 
-    key: str
+    normal_form: str
     answer: int
     prompt: str
     solution: str
 
 
 def chain(difficulty: int, rng: random.Random) -> Draft:
-    """PartialSums and differences of two to four numbers, never below zero on the way."""
+    """Sums and differences of two to four numbers, never below zero on the way."""
     length, low, high = {1: (2, 1, 20), 2: (2, 5, 60), 3: (3, 5, 60), 4: (4, 5, 99)}[difficulty]
     expression = _chain(length, low, high, rng)
-    return _evaluate(expression, phrases.ASK_VALUE, rng)
+    return _draft(expression, phrases.ASK_VALUE, rng)
 
 
 def product(difficulty: int, rng: random.Random) -> Draft:
@@ -38,7 +38,7 @@ def product(difficulty: int, rng: random.Random) -> Draft:
     factors = [rng.randint(low, high), rng.randint(other_low, other_high)]
     rng.shuffle(factors)
     left, right = factors
-    return _evaluate(Operation("×", left, right), phrases.ASK_PRODUCT, rng, a=left, b=right)
+    return _draft(Operation("×", left, right), phrases.ASK_PRODUCT, rng, a=left, b=right)
 
 
 def brackets(difficulty: int, rng: random.Random) -> Draft:
@@ -59,19 +59,19 @@ def brackets(difficulty: int, rng: random.Random) -> Draft:
         return brackets(difficulty, rng)
     if rng.random() < 0.5:
         expression = _swapped(expression)
-    return _evaluate(expression, phrases.ASK_VALUE, rng)
+    return _draft(expression, phrases.ASK_VALUE, rng)
 
 
 def remainder(difficulty: int, rng: random.Random) -> Draft:
-    """What a division leaves over."""
+    """The remainder of a division."""
     high, divisor_high = {1: (60, 9), 2: (99, 9), 3: (150, 12), 4: (250, 15)}[difficulty]
     divisor = rng.randint(3, divisor_high)
     number = rng.randint(divisor + 1, high)
-    return _evaluate(Operation("mod", number, divisor), phrases.ASK_REMAINDER, rng, a=number, b=divisor)
+    return _draft(Operation("mod", number, divisor), phrases.ASK_REMAINDER, rng, a=number, b=divisor)
 
 
 def story(difficulty: int, rng: random.Random) -> Draft:
-    """A count of things through one to four events, told in words."""
+    """A number of things that one to four events change, told in words."""
     events, high = {1: (1, 15), 2: (2, 25), 3: (3, 40), 4: (4, 60)}[difficulty]
     words = {"item": rng.choice(phrases.ITEMS), "holder": rng.choice(phrases.HOLDERS)}
     words["name"], words["friend"] = rng.sample(phrases.NAMES, 2)
@@ -91,7 +91,7 @@ def story(difficulty: int, rng: random.Random) -> Draft:
     text.append(rng.choice(phrases.STORY_QUESTIONS).format(**words))
     openers = [opener.format(**words) for opener in phrases.STORY_OPENERS]
     worked = solution(working(steps(total, rng), rng), value(total), rng, openers)
-    return Draft(canonical(total), value(total), " ".join(text) + rng.choice(phrases.SUFFIXES), worked)
+    return Draft(normal_form(total), value(total), " ".join(text) + rng.choice(phrases.SUFFIXES), worked)
 
 
 def sequence(difficulty: int, rng: random.Random) -> Draft:
@@ -125,8 +125,8 @@ def sequence(difficulty: int, rng: random.Random) -> Draft:
         moved = Step("+" if shift > 0 else "-", grown.result, abs(shift), answer)
         worked = working([grown, *([moved] if shift else [])], rng)
     prompt = rng.choice(phrases.ASK_NEXT).format(t=", ".join(map(str, shown))) + rng.choice(phrases.SUFFIXES)
-    key = f"next({first},×{factor},{shift:+d},{growth:+d})"
-    return Draft(key, answer, prompt, solution([*map(sentence, lines), *worked], answer, rng))
+    worked_solution = solution([*map(sentence, lines), *worked], answer, rng)
+    return Draft(f"next({first},×{factor},{shift:+d},{growth:+d})", answer, prompt, worked_solution)
 
 
 def compare(difficulty: int, rng: random.Random) -> Draft:
@@ -150,10 +150,9 @@ def compare(difficulty: int, rng: random.Random) -> Draft:
     found = [step for side in sides for step in steps(side, rng)]
     high, low = max(left, right), min(left, right)
     verdict = rng.choice(["{h} is larger than {l}", "{l} is smaller than {h}", "{h} > {l}", "{l} < {h}", "{h} beats {l}"])
-    lines = [*working(found, rng, more=True), sentence(verdict.format(h=high, l=low))]
-    key = f"compare({','.join(sorted(map(canonical, sides)))})"
-    prompt = ask.format(x=show(sides[0]), y=show(sides[1])) + rng.choice(phrases.SUFFIXES)
-    return Draft(key, answer, prompt, solution(lines, answer, rng))
+    lines = [*working(found, rng, continues=True), sentence(verdict.format(h=high, l=low))]
+    prompt = ask.format(x=to_text(sides[0]), y=to_text(sides[1])) + rng.choice(phrases.SUFFIXES)
+    return Draft(f"compare({','.join(sorted(map(normal_form, sides)))})", answer, prompt, solution(lines, answer, rng))
 
 
 def equation(difficulty: int, rng: random.Random) -> Draft:
@@ -177,12 +176,11 @@ def equation(difficulty: int, rng: random.Random) -> Draft:
     )
     found = [undo] if factor == 1 else [undo, Step("÷", factor * unknown, factor, unknown)]
     lines = [sentence(rng.choice(moves).format(s=shift, v=letter)), *working(found, rng)]
-    key = f"solve({factor},{'-' if minus else '+'}{shift},{total})"
     prompt = rng.choice(phrases.ASK_SOLVE).format(q=text, v=letter) + rng.choice(phrases.SUFFIXES)
-    return Draft(key, unknown, prompt, solution(lines, unknown, rng))
+    return Draft(f"solve({factor},{'-' if minus else '+'}{shift},{total})", unknown, prompt, solution(lines, unknown, rng))
 
 
-DRAW: dict[str, Callable[[int, random.Random], Draft]] = {
+GENERATORS: dict[str, Callable[[int, random.Random], Draft]] = {
     "chain": chain,
     "product": product,
     "brackets": brackets,
@@ -192,16 +190,18 @@ DRAW: dict[str, Callable[[int, random.Random], Draft]] = {
     "compare": compare,
     "equation": equation,
 }
-"""The kinds by name."""
+"""For each kind of problem, the function that draws one at a difficulty."""
 
 
-def _evaluate(expression: Expression, asks: tuple[str, ...], rng: random.Random, **numbers: int) -> Draft:
+def _draft(expression: Expression, asks: tuple[str, ...], rng: random.Random, **numbers: int) -> Draft:
+    """The problem to work out an expression, in one of the wordings `asks`, filled in with the expression and `numbers`."""
     answer = value(expression)
-    prompt = rng.choice(asks).format(e=show(expression), **numbers) + rng.choice(phrases.SUFFIXES)
-    return Draft(canonical(expression), answer, prompt, solution(working(steps(expression, rng), rng), answer, rng))
+    prompt = rng.choice(asks).format(e=to_text(expression), **numbers) + rng.choice(phrases.SUFFIXES)
+    return Draft(normal_form(expression), answer, prompt, solution(working(steps(expression, rng), rng), answer, rng))
 
 
 def _chain(length: int, low: int, high: int, rng: random.Random) -> Expression:
+    """A sum or difference of `length` numbers from `low` to `high`, never below zero on the way."""
     total: Expression = rng.randint(low, high)
     for _ in range(length - 1):
         number = rng.randint(low, high)

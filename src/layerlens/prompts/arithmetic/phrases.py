@@ -1,6 +1,8 @@
-"""The words of the task: wordings to draw from. Tables only.
+"""The wordings of problems and solutions to draw from. Tables only.
 
-Braces name what is filled in; a wording never holds a number of its own, so that numbers come from the problem alone.
+A wording holds no number of its own, so that every number comes from the problem. Names in braces are filled in: `a`, `b` and `c` the two
+operands and the result of a step, `q` and `p` its quotient and product, `e` an expression, `x` and `y` two expressions to compare, `t` the
+terms of a sequence, `q` and `v` an equation and its unknown, `n` the answer; the others are words of a story.
 """
 
 from __future__ import annotations
@@ -145,7 +147,7 @@ STEPS = {
         "{b} fits {q} times, which makes {p}, and the rest is {a} - {p} = {c}",
     ),
 }
-SPLIT = (
+DECOMPOSED_STEPS = (
     "{e} is {parts}, so {total}",
     "for {e} take {parts}: {total}",
     "{e} splits into {parts}, which makes {total}",

@@ -1,4 +1,4 @@
-"""Worked solutions: steps written out as sentences, each in one of several wordings."""
+"""Worked solutions as text: one sentence per step, each in one of several wordings."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from layerlens.prompts.arithmetic import phrases
 from layerlens.prompts.arithmetic.expressions import Step
 
-CAREFUL = 0.6
-"""Chance that a step on large numbers is split into smaller ones rather than stated at once."""
+DECOMPOSE_PROBABILITY = 0.6
+"""Probability that a step on large numbers is written as smaller steps rather than at once."""
 
 
 def solution(sentences: Sequence[str], answer: int, rng: random.Random, openers: Sequence[str] = phrases.OPENERS) -> str:
-    """A full worked solution: an opening line, the sentences, and the answer in its box."""
+    """The text of a worked solution: an opening line, the sentences, and the answer in its box."""
     closing = rng.choice(phrases.CLOSERS).format(n=answer)
     return " ".join(part for part in (rng.choice(openers), *sentences, closing) if part)
 
 
-def working(steps: Sequence[Step], rng: random.Random, more: bool = False) -> list[str]:
-    """One sentence a step, with a linking word in front; `more` where other sentences follow the last one."""
+def working(steps: Sequence[Step], rng: random.Random, continues: bool = False) -> list[str]:
+    """One sentence per step, with a linking word in front. `continues` says that other sentences follow the last step."""
     sentences = []
     for number, step in enumerate(steps):
-        last = number == len(steps) - 1 and not more
+        last = number == len(steps) - 1 and not continues
         links = phrases.LINKS_FIRST if number == 0 else phrases.LINKS_LAST if last else phrases.LINKS_LATER
-        sentences.append(sentence(rng.choice(links) + clause(step, rng)))
+        sentences.append(sentence(rng.choice(links) + _clause(step, rng)))
     return sentences
 
 
@@ -33,19 +33,19 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def clause(step: Step, rng: random.Random) -> str:
-    """The step in words: stated at once, or split by decimal places where that makes it easier."""
-    parts = _split(step)
-    if parts and rng.random() < CAREFUL:
+def _clause(step: Step, rng: random.Random) -> str:
+    """The step in words: at once, or as smaller steps with tens apart from ones."""
+    parts = _decompose(step)
+    if parts and rng.random() < DECOMPOSE_PROBABILITY:
         *before, total = (f"{p.left} {p.sign} {p.right} = {p.result}" for p in parts)
         whole = f"{step.left} {step.sign} {step.right}"
-        return rng.choice(phrases.SPLIT).format(e=whole, parts=" and ".join(before), total=total)
+        return rng.choice(phrases.DECOMPOSED_STEPS).format(e=whole, parts=" and ".join(before), total=total)
     quotient = step.left // step.right if step.sign == "mod" else 0
     return rng.choice(phrases.STEPS[step.sign]).format(a=step.left, b=step.right, c=step.result, q=quotient, p=quotient * step.right)
 
 
-def _split(step: Step) -> list[Step]:
-    """Smaller steps that make up this one (tens apart from ones); none where it is small already."""
+def _decompose(step: Step) -> list[Step]:
+    """Smaller steps with the same result, tens apart from ones; none if the step is small already."""
     if step.sign in "+-" and step.right >= 10 and step.right % 10 and step.left >= 10:
         ones = step.right % 10
         middle = step.left + step.right - ones if step.sign == "+" else step.left - step.right + ones

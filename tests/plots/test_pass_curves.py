@@ -6,7 +6,7 @@ import pytest
 
 from layerlens.errors import SelectionError
 from layerlens.evaluate import pass_table
-from layerlens.plots.passes import pass_curves
+from layerlens.plots import pass_curves
 from tests.support.plots import caption_of, draw, numbers
 
 

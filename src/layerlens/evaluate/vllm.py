@@ -1,0 +1,115 @@
+"""The vLLM engine: the only file that imports vLLM, and only when such an engine is opened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from layerlens.errors import LayerLensError, ModelLoadError, PromptError
+from layerlens.models import Generation, response_seed
+from layerlens.prompts.sample import Sample
+from layerlens.storage.bundled import bundled_model
+
+
+class VLLMEngine:
+    """The final policy of a model that vLLM runs on the GPUs of this machine.
+
+    Its answers follow the same distribution as those of `LensEngine`, but are other draws: vLLM has random streams of its own.
+
+    Args:
+        name: a hub name, a folder, or a bundled model.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; "auto" is the dtype in which they are stored.
+        trust_remote_code: whether code that comes with the model may run.
+        tensor_parallel: number of GPUs to spread the model over.
+
+    Raises:
+        LayerLensError: vLLM is not installed.
+        ModelLoadError: vLLM cannot load the model.
+    """
+
+    batch_size = 1024
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        tensor_parallel: int = 1,
+    ):
+        try:
+            import vllm  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise LayerLensError(
+                f"the engine vllm is not installed here ({error}); install it with `pip install vllm`, or ask for the engine transformers"
+            ) from error
+        self._sampling_params: Any = vllm.SamplingParams
+        source = bundled_model(str(name)) or name
+        self.name, self.revision, self.dtype = str(name) if not Path(name).is_dir() else Path(name).resolve().name, revision, dtype
+        self._fingerprint = _files_fingerprint(Path(source))
+        try:
+            self._llm: Any = vllm.LLM(
+                model=str(source),
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                tensor_parallel_size=tensor_parallel,
+            )
+        except Exception as error:  # vLLM reports a missing model, an unknown architecture and a full GPU in many ways
+            raise ModelLoadError(f"{name}: vLLM cannot load it ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+        self.tokenizer: Any = self._llm.get_tokenizer()
+
+    @property
+    def context(self) -> int:
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        settings: Mapping[str, Any] = self._llm.llm_engine.model_config.try_get_generation_config() or {}
+        ends = settings.get("eos_token_id") or self.tokenizer.eos_token_id
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "revision": self.revision, "fingerprint": self._fingerprint, "dtype": self.dtype}
+
+    def policy(self) -> dict[str, Any]:
+        return {"engine": "vllm", "layer": None, "site": None, "norm": None}
+
+    def check(self, samples: Sequence[Sample], generation: Generation) -> None:
+        for index, sample in enumerate(samples):
+            if len(sample.token_ids) + generation.max_new_tokens > self.context:
+                raise PromptError(
+                    f"prompt {sample.id or index}: {len(sample.token_ids)} tokens and {generation.max_new_tokens} new tokens exceed the "
+                    f"context of {self.name} ({self.context}); shorten it or ask for fewer new tokens"
+                )
+
+    def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+        prompts = [{"prompt_token_ids": list(sample.token_ids)} for sample in samples]
+        settings = [
+            self._sampling_params(
+                max_tokens=generation.max_new_tokens,
+                temperature=generation.temperature,
+                top_p=generation.top_p,
+                seed=response_seed(generation.seed, number),
+                stop_token_ids=list(self.end_tokens),
+                detokenize=False,
+            )
+            for number in numbers
+        ]
+        return [list(request.outputs[0].token_ids) for request in self._llm.generate(prompts, settings, use_tqdm=False)]
+
+
+def _files_fingerprint(folder: Path) -> str:
+    """A digest of the names, sizes and times of a local model's files; "" for a model from the hub.
+
+    It stands in for the digest of the weights that `LensModel.fingerprint` takes: these weights lie in vLLM's own processes.
+    """
+    if not folder.is_dir():
+        return ""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".bin"))
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
