@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import layerlens as ll
+from layerlens.decode import choose, readout, timing
 from layerlens.decode import interface as streamed
-from layerlens.decode import readout
 from layerlens.decode import request as decode_request
 from layerlens.decode.cpu import native, ranges
 from layerlens.decode.interface import _refuse_bad_input
@@ -176,6 +176,18 @@ def test_products_of_bfloat16_pairs_are_exact() -> None:
     assert torch.equal(dot.top_values, plain_.top_values)
 
 
+def test_readout_multiplies_no_pairs_if_an_anchor_is_not_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed vectors of all policies have one layout: a float32 anchor read as bfloat16 pairs gave a plausible, wrong divergence."""
+    monkeypatch.setattr(choose, "WORTH_TIMING", 1)
+    monkeypatch.setattr(timing, "_time", lambda backends, _: list(backends)[-1])  # native-dot, if it is possible
+    monkeypatch.setattr(timing, "_stored", lambda _: None)
+    monkeypatch.setattr(timing, "_fastest", {})
+    h, w, f = (torch.randn(n, 16).bfloat16() for n in (6, 300, 6))
+    kl = readout(h, w, want=("kl",), final=f.float(), backend=HERE[-1]).kl
+    p, q = plain(h.double() @ w.double().T), plain(f.double() @ w.double().T)
+    torch.testing.assert_close(kl.double(), (p.exp() * (p - q)).sum(-1), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("backend", HERE)
 def test_threads_change_nothing(backend: str) -> None:
     h, w, f = torch.randn(4, 30, 32), torch.randn(9001, 32), torch.randn(30, 32)
@@ -194,7 +206,7 @@ def test_threads_change_nothing(backend: str) -> None:
 
 COMPILED = """
 import torch
-from layerlens.decode import readout
+from layerlens.decode import choose, readout, timing
 h, w, f = torch.randn(3, 11, 16), torch.randn(2003, 16), torch.randn(11, 16)
 wanted = {"want": ("entropy", "kl", "kl_from"), "final": f, "reference": f}
 got, want = (readout(h, w, **wanted, backend=backend) for backend in ("compile", "torch"))

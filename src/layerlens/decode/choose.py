@@ -71,8 +71,8 @@ REQUIREMENTS: dict[str, str] = {
     "compile-onednn": "it needs a CPU and a torch that was built with oneDNN; choose 'compile-mm'",
     "native": "it needs a C++ compiler (c++, g++ or clang++), contiguous float32 or bfloat16 weights on a CPU and no soft-cap; "
     "choose 'torch'",
-    "native-dot": "it needs what 'native' needs, a processor that multiplies bfloat16 pairs (AVX512_BF16), bfloat16 weights and vectors, "
-    "and an even d_model; choose 'native' or 'torch'",
+    "native-dot": "it needs what 'native' needs, a processor that multiplies bfloat16 pairs (AVX512_BF16), weights, vectors and anchors in "
+    "bfloat16, and an even d_model; choose 'native' or 'torch'",
 }
 REQUIREMENTS["native-float32"] = REQUIREMENTS["native"]
 """What a backend needs and the next step, by each name that can be impossible on a CPU."""

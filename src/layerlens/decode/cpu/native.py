@@ -83,9 +83,10 @@ def can_run(request: ReadoutRequest) -> bool:
 
 
 def can_dot(request: ReadoutRequest) -> bool:
-    """Whether bfloat16 pairs can be multiplied as they are: exact products, summed in float32."""
-    both = request.unembedding.weight.dtype == request.hidden.dtype == torch.bfloat16 and request.hidden.shape[1] % 2 == 0
-    found = library() if both and can_run(request) else None
+    """Whether bfloat16 pairs can be multiplied as they are: exact products, summed in float32. Anchors must be bfloat16 as well."""
+    dtypes = {tensor.dtype for tensor in (request.unembedding.weight, request.hidden, *request.anchors.values())}
+    pairs = dtypes == {torch.bfloat16} and request.hidden.shape[1] % 2 == 0
+    found = library() if pairs and can_run(request) else None
     return found is not None and bool(found.layerlens_has_dot())
 
 
