@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py --tokens 4096 --threads 1
 
-Prints one JSON object: the memory of the process once the weights are there, the peak while analysing (the kernel's own
+Prints one JSON object: the memory of the process once the weights are loaded, the peak during the analysis (the kernel's own
 high-water mark, Linux only), their difference, and the time.
 """
 

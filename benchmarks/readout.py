@@ -1,8 +1,8 @@
 """The readout on a CPU against its targets: a script that anyone can run again, results in readout.json.
 
-    OMP_NUM_THREADS=1 python benchmarks/readout.py [--repeats 5] [--only ratios memory extras stacking threads]
+    OMP_NUM_THREADS=1 python -m benchmarks.readout [--repeats 5] [--only ratios memory extras stacking threads]
 
-Everything that is compared takes turns in one process; of each the best round counts, for `threads` the median.
+All methods that are compared take turns in one process; the best round of each counts, for `threads` the median round.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.other_libraries import other_libraries
 
 from layerlens.decode import readout
-from layerlens.decode.bench import Shape, peak_memory, ways
+from layerlens.decode.bench import PRODUCT, Shape, methods, peak_memory
 from layerlens.decode.choose import backends_for, processor_name
 from layerlens.decode.cpu import native
 from layerlens.decode.request import ReadoutRequest
@@ -30,20 +31,23 @@ from layerlens.decode.unembedding import Unembedding
 
 OUT = Path(__file__).with_suffix(".json")
 
+USUAL = "whole logits (softmax and log_softmax)"
+"""The method against which gains are reported: the formula of the paper's reference implementation."""
 
-def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, calls: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after one round to warm up: of so many calls one after the other, the shortest.
 
-    A virtual machine may have to be given memory anew that a way has not used for a while: what fills gigabytes is then slow
-    in its first call, and is not to be judged by it.
+def in_turns(timed: dict[str, Callable[[], Any]], repeats: int, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds of each function in each round, after one round to warm up: the shortest of `calls` consecutive calls.
+
+    A virtual machine may take back memory that a function has not used for a while. A function that fills gigabytes is then slow in
+    its first call, which should not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(repeats + 1):
-        for name, way in ways.items():
+        for name, function in timed.items():
             times = []
             for _ in range(calls):
                 start = time.perf_counter()
-                way()
+                function()
                 times.append(time.perf_counter() - start)
             if turn:
                 seconds[name].append(min(times))
@@ -51,44 +55,46 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, calls: int = 1) -
 
 
 def ratios(shape: Shape, repeats: int) -> dict[str, Any]:
-    """Our ways against the bare product, the C++ pass against its own product, all against the usual formula."""
+    """The readout and other libraries against the bare product and the paper's formula; the C++ pass against its own product."""
     hidden, weight = shape.tensors()
-    contenders = {name: lambda way=way: way(hidden, weight) for name, way in ways(shape, compiled=True).items()}
+    compared = {**methods(shape, compiled=True), **other_libraries()}
+    timed = {name: lambda method=method: method(hidden, weight) for name, method in compared.items()}
     request = ReadoutRequest(Unembedding(weight), hidden)
-    for name, dot in (("native", False), ("native-dot", True)):
+    for name, dot in (("native-float32", False), ("native-dot", True)):
         if native.can_dot(request) if dot else native.can_run(request):
-            contenders[f"C++ pass ({name})"] = lambda dot=dot: native.native(request, dot)
-            contenders[f"C++ product alone ({name})"] = lambda dot=dot: native.native(request, dot, product_alone=True)
-    best = {name: min(seconds) for name, seconds in in_turns(contenders, repeats, calls=2).items()}
-    product = min(seconds for name, seconds in best.items() if name.startswith("product"))
-    usual = best["softmax and log_softmax"]
+            timed[f"C++ pass ({name})"] = lambda dot=dot: native.native_backend(request, dot)
+            timed[f"C++ product alone ({name})"] = lambda dot=dot: native.native_backend(request, dot, product_alone=True)
+    best = {name: min(seconds) for name, seconds in in_turns(timed, repeats, calls=2).items()}
+    product = min(seconds for name, seconds in best.items() if name.startswith(PRODUCT))
+    usual = best[USUAL]
     return {
         "shape": asdict(shape),
         "seconds": best,
         "ratio to the fastest bare product": {name: seconds / product for name, seconds in best.items()},
-        "times faster than softmax and log_softmax": {name: usual / seconds for name, seconds in best.items()},
+        f"times faster than {USUAL}": {name: usual / seconds for name, seconds in best.items()},
         "C++ pass to its own product": {
             name: best[f"C++ pass ({name})"] / best[f"C++ product alone ({name})"]
-            for name in ("native", "native-dot")
+            for name in ("native-float32", "native-dot")
             if f"C++ pass ({name})" in best
         },
     }
 
 
 def memory() -> list[dict[str, Any]]:
-    """MiB on top of vectors and weights, each in a fresh process."""
+    """MiB on top of vectors and weights, each method in a fresh process."""
     rows = []
     for count in (512, 4096):
         for vocabulary in (32_000, 151_936):
             shape = Shape(rows=count, vocabulary=vocabulary)
-            mib = {name: peak_memory(shape, name) for name in ways(shape) if "layerlens" in name or "softmax" in name}
+            compared = {**methods(shape), USUAL: other_libraries()[USUAL]}
+            mib = {name: peak_memory(shape, method) for name, method in compared.items() if not name.startswith(PRODUCT)}
             rows.append({"rows": count, "vocabulary": vocabulary, "mib": mib})
             print(rows[-1], flush=True)
     return rows
 
 
 def extras(repeats: int) -> dict[str, Any]:
-    """64 states of 8 tokens: entropy alone, with top-10, KL to the final policy and log-probability, and with agreement too."""
+    """What more than entropy costs, for 64 states of 8 tokens: top 10, KL to the final policy and log-probability; agreement as well."""
     shape = Shape()
     hidden, weight = shape.tensors()
     stack, final = hidden.view(64, 8, -1), hidden[-8:].flip(0)
@@ -100,26 +106,26 @@ def extras(repeats: int) -> dict[str, Any]:
         "with agreement too": {"want": ("entropy", "logp", "kl", "agrees"), **more},
     }
     names = backends_for(ReadoutRequest(Unembedding(weight), hidden))
-    contenders = {
-        f"{name}: {what}": lambda name=name, how=how: readout(stack, weight, backend=name, **how)
+    timed = {
+        f"{name}: {what}": lambda name=name, arguments=arguments: readout(stack, weight, backend=name, **arguments)
         for name in names
-        for what, how in asked.items()
+        for what, arguments in asked.items()
     }
-    best = {name: min(seconds) for name, seconds in in_turns(contenders, repeats).items()}
+    best = {name: min(seconds) for name, seconds in in_turns(timed, repeats).items()}
     ratio = {f"{name}: {what}": best[f"{name}: {what}"] / best[f"{name}: entropy"] for name in names for what in list(asked)[1:]}
     return {"seconds": best, "ratio": ratio}
 
 
 def stacking(repeats: int) -> dict[str, Any]:
-    """64 states of 8 tokens through the vocabulary together, and one after the other."""
+    """64 states of 8 tokens that go through the vocabulary together, and one after the other."""
     shape = Shape()
     hidden, weight = shape.tensors()
     stack = hidden.view(64, 8, -1)
-    contenders = {
+    timed = {
         "together": lambda: readout(stack, weight),
         "one after the other": lambda: [readout(state, weight) for state in stack],
     }
-    best = {name: min(seconds) for name, seconds in in_turns(contenders, repeats).items()}
+    best = {name: min(seconds) for name, seconds in in_turns(timed, repeats).items()}
     return {"seconds": best, "ratio": best["together"] / best["one after the other"]}
 
 
@@ -168,7 +174,7 @@ def main() -> None:
     found["rounds"] = {**found.get("rounds", {}), **{section: args.repeats for section in wanted if section != "memory"}}
     base = Shape()
     if "ratios" in wanted:
-        shapes = {"float32": base, "float32, d = 2560": replace(base, d=2560), "bfloat16": replace(base, dtype="bfloat16")}
+        shapes = {"float32": base, "float32, d_model = 2560": replace(base, d_model=2560), "bfloat16": replace(base, dtype="bfloat16")}
         found["ratios"] = {}
         for name, shape in shapes.items():
             found["ratios"][name] = ratios(shape, args.repeats)

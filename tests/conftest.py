@@ -19,7 +19,12 @@ os.environ.update(
 # what is compiled and timed for this machine is kept between test runs, apart from the user's own
 os.environ.setdefault("LAYERLENS_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "layerlens"))
 
+import torch
 from jaxtyping import install_import_hook
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported: without a card its kernels are interpreted on the CPU, as a card would run them
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOMS = Path(__file__).parents[1] / "src" / "layerlens"
 # all but the settings: their parent class, TRL's, does not keep to its own annotations
@@ -30,7 +35,6 @@ install_import_hook(
 )
 
 import pytest
-import torch
 from hypothesis import settings
 
 from layerlens.models import LensModel

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from layerlens.decode import choose, readout, timing
 from layerlens.decode.choose import processor_name, resolve_backend
-from layerlens.decode.cpu import native
+from layerlens.decode.cpu import native, native_library, products
+from layerlens.decode.gpu import launch
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import SelectionError
+from tests.support.float64_policies import FAMILIES
 
 CPU = torch.device("cpu")
-POSSIBLE = [name for name in choose.CPU if not name.startswith("native") or native.library() is not None]
+POSSIBLE = [name for name in choose.CPU_BACKENDS if not name.startswith("native") or "native" in FAMILIES]
 
 
 @pytest.fixture
@@ -40,8 +42,8 @@ def forbid_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The concrete backends that compute requests from now on, in order."""
     ran: list[str] = []
-    for name, compute in choose.CPU.items():
-        monkeypatch.setitem(choose.CPU, name, lambda request, name=name, compute=compute: ran.append(name) or compute(request))
+    for name, compute in choose.CPU_BACKENDS.items():
+        monkeypatch.setitem(choose.CPU_BACKENDS, name, lambda request, name=name, compute=compute: ran.append(name) or compute(request))
     return ran
 
 
@@ -52,7 +54,7 @@ def test_readout_finds_the_fastest_backend_once_and_stores_it(timed: Path, monke
     (stored,) = timed.glob("fastest-*.json")
     forbid_timing(monkeypatch)
     readout(h, w)
-    assert json.loads(stored.read_text())["backend"] in choose.CPU
+    assert json.loads(stored.read_text())["backend"] in choose.CPU_BACKENDS
 
 
 def test_a_damaged_file_in_the_cache_is_written_anew(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +70,9 @@ def test_a_damaged_file_in_the_cache_is_written_anew(timed: Path, monkeypatch: p
 
 def test_without_a_compiler_readout_runs_in_torch(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(timed))
-    monkeypatch.setattr(native, "library", cache(native.library.__wrapped__))
+    library = cache(native_library.library.__wrapped__)
+    monkeypatch.setattr(native, "library", library)
+    monkeypatch.setattr(native_library, "library", library)
     ran = record(monkeypatch)
     readout(torch.randn(2, 4), torch.randn(9, 4))
     assert all(name.startswith("torch") for name in ran)
@@ -103,11 +107,10 @@ def test_a_concrete_backend_computes_every_request(name: str, large: bool, timed
 
 
 NUMBERS = st.fixed_dictionaries({"kl": st.booleans(), "kl_from": st.booleans(), "agrees": st.booleans(), "top_k": st.integers(0, 20)})
-FAMILIES = ["auto", "torch", *(["native"] if native.library() is not None else [])]
 
 
 @given(
-    backend=st.sampled_from(FAMILIES), numbers=NUMBERS, rows=st.integers(1, 5000), vocabulary=st.integers(1, 300),
+    backend=st.sampled_from(["auto", *FAMILIES]), numbers=NUMBERS, rows=st.integers(1, 5000), vocabulary=st.integers(1, 300),
     d_model=st.integers(1, 24), dtype=st.sampled_from([torch.float32, torch.bfloat16]), worth=st.sampled_from([1, 10**5, 10**8]),
 )  # fmt: skip
 def test_resolve_backend_names_one_concrete_backend_and_stays_with_it(
@@ -117,7 +120,7 @@ def test_resolve_backend_names_one_concrete_backend_and_stays_with_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose, "WORTH_TIMING", worth)
         name = resolve_backend(unembedding, dtype, backend=backend, rows=rows, **numbers)
-        assert name in choose.CPU
+        assert name in choose.CPU_BACKENDS
         assert name.split("-")[0] == backend or (backend == "auto" and not name.startswith("compile"))
         forbid_timing(patch)
         assert resolve_backend(unembedding, dtype, backend=name, rows=rows, **numbers) == name
@@ -148,7 +151,7 @@ def test_resolve_backend_leaves_the_random_numbers_of_the_program_alone() -> Non
     [
         ("cuda", "unknown readout backend 'cuda': choose from auto, torch"),
         ("native", r"'native' cannot be had .* no soft-cap; choose 'torch'"),
-        ("native-dot", "'native-dot' cannot be had .* choose 'native' or 'torch'"),
+        ("native-dot", "'native-dot' cannot be had .* choose 'native-float32' or 'torch'"),
         ("torch-onednn", "'torch-onednn' cannot be had .* choose 'torch-mm'"),
         ("compile-onednn", "'compile-onednn' cannot be had .* choose 'compile-mm'"),
         ("workspace", "'workspace' cannot be had .* on cpu: it needs a GPU; choose 'auto'"),
@@ -156,7 +159,8 @@ def test_resolve_backend_leaves_the_random_numbers_of_the_program_alone() -> Non
     ],
 )
 def test_an_unknown_or_impossible_backend_is_refused_with_the_next_step(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose.products, "has_onednn", lambda: False)
+    monkeypatch.setattr(products, "has_onednn", lambda: False)
+    monkeypatch.setattr(launch, "kernels_run", lambda device: False)
     unembedding = Unembedding(torch.randn(9, 4), softcap=30.0)
     with pytest.raises(SelectionError, match=told):
         resolve_backend(unembedding, torch.float32, backend=name)

@@ -1,4 +1,4 @@
-"""Hidden vectors to the numbers of internal policies: the streamed readout that analysis and training share."""
+"""The streamed readout, which analysis and training share: hidden vectors to the numbers of their internal policies."""
 
 from layerlens.decode.interface import Readout, readout
 

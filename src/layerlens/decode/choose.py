@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from layerlens.decode.cpu import native, products
 from layerlens.decode.cpu.compiled import CompiledReducer
-from layerlens.decode.cpu.torch_pass import stream
-from layerlens.decode.gpu import product as gpu_product
-from layerlens.decode.gpu.passes import fused, gpu_backend, kernels_run, workspace
+from layerlens.decode.cpu.torch_backend import torch_backend
+from layerlens.decode.gpu.fused import fused_backend
+from layerlens.decode.gpu.launch import kernels_run
+from layerlens.decode.gpu.selection import gpu_backend
+from layerlens.decode.gpu.workspace import workspace_backend
 from layerlens.decode.moments import PartialSums
 from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.timing import fastest_backend
@@ -41,29 +41,29 @@ BackendName = Literal[
 """All that `readout(backend=)` accepts: "auto"; the families "torch", "compile" and "native", each of which stands for its
 fastest variant; and the concrete backends."""
 
-SETTING = "LAYERLENS_READOUT"
+ENVIRONMENT_VARIABLE = "LAYERLENS_READOUT"
 """Environment variable that stands in for "auto"."""
 
 WORTH_TIMING = 10**8
 """Multiplications (rows · d · V) of a request from which on "auto" and the families time their variants. Smaller requests always run in
 "torch-mm", or in the first possible variant of the family."""
 
-TIMED_STACK = 8
-"""Vectors per anchor row in the request that `resolve_backend` times."""
+TIMED_STATES = 8
+"""Stacked states in the request that `resolve_backend` times; with anchors, each state is compared with each anchor."""
 
 Backend = Callable[[ReadoutRequest], PartialSums]
 
-CPU: dict[str, Backend] = {
-    "torch-mm": partial(stream, product=products.mm),
-    "torch-onednn": partial(stream, product=products.onednn),
-    "compile-mm": partial(stream, product=products.mm, reducer=CompiledReducer),
-    "compile-onednn": partial(stream, product=products.onednn, reducer=CompiledReducer),
-    "native-float32": native.native,
-    "native-dot": partial(native.native, dot=True),
+CPU_BACKENDS: dict[str, Backend] = {
+    "torch-mm": partial(torch_backend, product=products.mm),
+    "torch-onednn": partial(torch_backend, product=products.onednn),
+    "compile-mm": partial(torch_backend, product=products.mm, reducer=CompiledReducer),
+    "compile-onednn": partial(torch_backend, product=products.onednn, reducer=CompiledReducer),
+    "native-float32": native.native_backend,
+    "native-dot": partial(native.native_backend, dot=True),
 }
 """The concrete backends of a CPU, named family-product. The torch ones run on every device."""
 
-GPU: dict[str, Backend] = {"workspace": workspace, "triton": fused}
+GPU_BACKENDS: dict[str, Backend] = {"workspace": workspace_backend, "triton": fused_backend}
 """The concrete backends of a GPU."""
 
 REQUIREMENTS: dict[str, str] = {
@@ -71,8 +71,8 @@ REQUIREMENTS: dict[str, str] = {
     "compile-onednn": "it needs a CPU and a torch that was built with oneDNN; choose 'compile-mm'",
     "native": "it needs a C++ compiler (c++, g++ or clang++), contiguous float32 or bfloat16 weights on a CPU and no soft-cap; "
     "choose 'torch'",
-    "native-dot": "it needs what 'native' needs, a processor that multiplies bfloat16 pairs (AVX512_BF16), bfloat16 weights and vectors, "
-    "and an even d_model; choose 'native' or 'torch'",
+    "native-dot": "it needs what 'native' needs, a processor that multiplies bfloat16 pairs (AVX512_BF16), weights, vectors and anchors in "
+    "bfloat16, and an even d_model; choose 'native-float32' or 'torch'",
 }
 REQUIREMENTS["native-float32"] = REQUIREMENTS["native"]
 """What a backend needs and the next step, by each name that can be impossible on a CPU."""
@@ -101,21 +101,22 @@ def resolve_backend(
         dtype: dtype of the hidden vectors.
         backend: "auto", a family or a concrete backend. The environment variable LAYERLENS_READOUT stands in for "auto".
         kl, kl_from, agrees, top_k: what the analysis asks `readout` for, besides entropy and log-probabilities.
-        rows: hidden vectors that the analysis hands to `readout` in one call; at most what goes through the vocabulary at once counts.
+        rows: hidden vectors that the analysis hands to `readout` in one call. At most as many are timed as go through the vocabulary
+            together.
 
     Raises:
         SelectionError: the backend is unknown, or impossible for this model, device or choice of numbers.
     """
     vocabulary, d_model = unembedding.weight.shape
-    rows = max(1, min(rows, rows_at_once(unembedding, 1)))
-    anchor_rows = max(1, rows // TIMED_STACK)
     device = unembedding.weight.device
-    vectors = torch.randn(anchor_rows * (rows // anchor_rows), d_model, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    anchors = {"final": kl or agrees, "reference": kl_from}
+    anchors = [name for name, wanted in (("final", kl or agrees), ("reference", kl_from)) if wanted]
+    states = max(1, min(rows, TIMED_STATES))
+    state_rows = max(1, min(rows // states, rows_at_once(unembedding, states + len(anchors))))
+    vectors = torch.randn(states * state_rows, d_model, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     request = ReadoutRequest(
         unembedding,
         vectors,
-        {name: vectors[:anchor_rows] for name, wanted in anchors.items() if wanted},
+        dict.fromkeys(anchors, vectors[:state_rows]),
         kl=kl,
         kl_from=kl_from,
         agrees=agrees,
@@ -129,7 +130,7 @@ def choose_backend(request: ReadoutRequest, backend: str = "auto") -> Backend:
 
     Raises SelectionError if the backend is unknown, or cannot compute this request on this machine.
     """
-    return {**CPU, **GPU}[_resolve(request, backend)]
+    return {**CPU_BACKENDS, **GPU_BACKENDS}[_resolve(request, backend)]
 
 
 def backends_for(request: ReadoutRequest) -> list[BackendName]:
@@ -138,11 +139,6 @@ def backends_for(request: ReadoutRequest) -> list[BackendName]:
         return ["workspace", "triton"] if kernels_run(request.hidden.device) else ["workspace"]
     families: list[BackendName] = ["torch", "compile", "native"]
     return [family for family in families if any(_possible(name, request) for name in _variants(family))]
-
-
-def float32_product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
-    """The float32 product of vectors and a chunk of the weights, in memory of its own."""
-    return gpu_product.product(vectors, weight) if weight.device.type == "cuda" else vectors.float() @ weight.float().t()
 
 
 @cache
@@ -159,23 +155,26 @@ def processor_name(device: torch.device) -> str:
 
 
 def _resolve(request: ReadoutRequest, backend: str) -> str:
-    name = backend if backend != "auto" else os.environ.get(SETTING, "auto")
+    name = backend if backend != "auto" else os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     if name not in get_args(BackendName):
         raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(BackendName))}")
     device = request.hidden.device.type
-    if name in GPU or (name == "auto" and device == "cuda"):
+    if name in GPU_BACKENDS or (name == "auto" and device == "cuda"):
         return gpu_backend(request, name)
     large = request.hidden.shape[0] * request.hidden.shape[1] * request.vocabulary >= WORTH_TIMING
-    variants = _variants(name) if name != "auto" else [*_variants("torch"), *_variants("native")] if large else _variants("torch")
+    families = ["torch", "native"] if name == "auto" and large else ["torch"] if name == "auto" else [name]
+    variants = [variant for family in families for variant in _variants(family)]
     possible = [variant for variant in variants if _possible(variant, request)]
     if not possible:
         raise SelectionError(f"the readout backend {name!r} cannot be had for this model on {device}: {REQUIREMENTS[name]}")
-    return fastest_backend({variant: CPU[variant] for variant in possible}, request) if large and len(possible) > 1 else possible[0]
+    if large and len(possible) > 1:
+        return fastest_backend({variant: CPU_BACKENDS[variant] for variant in possible}, request)
+    return possible[0]
 
 
 def _variants(name: str) -> list[str]:
     """The concrete backends of a CPU that a name stands for: itself, or the members of a family."""
-    return [name] if name in CPU else [variant for variant in CPU if variant.partition("-")[0] == name]
+    return [name] if name in CPU_BACKENDS else [variant for variant in CPU_BACKENDS if variant.partition("-")[0] == name]
 
 
 def _possible(name: str, request: ReadoutRequest) -> bool:

@@ -1,8 +1,19 @@
-"""What a pass over the vocabulary, or over a part of it, leaves of each policy, and how parts become one.
+"""Online-softmax accumulators of policies over a part of the vocabulary, and how those of several parts are combined.
 
-Each row keeps the largest logit m of its part and the shifted sums S = Σ e^(x-m) and A = Σ e^(x-m) (x-m), so that
-entropy = log S - A/S without cancellation. A divergence KL(p ‖ q) keeps D = Σ e^(p-m) (p-q) of the two policies' logits as well.
-Within a chunk of the vocabulary sums are float32; across chunks they are joined here, in float64 and in a fixed order.
+Of the logits x of a row in one part of the vocabulary, the accumulators are the maximum m = max x and the shifted sums
+S = Σ e^(x-m) and A = Σ e^(x-m) (x-m). Parts are combined by rescaling each to the common maximum M, with t = m - M:
+
+    S = Σ_parts e^t S_part,    A = Σ_parts e^t (A_part + t S_part)
+
+m and S are those of the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867); A extends it by the first moment. Then
+
+    log Z = log Σ e^x = m + log S
+    H = -Σ π log π = log S - A / S                                        entropy (Shannon 1948), without cancellation
+    KL(p ‖ q) = Σ π_p (log π_p - log π_q) = D / S_p - log Z_p + log Z_q   relative entropy (Kullback & Leibler 1951)
+
+all in nats. D = Σ e^(p-m_p) (p-q), of the logits p and q of two policies, is a further accumulator; parts of it are combined as
+Σ_parts e^t D_part with the t of p. Within a chunk of the vocabulary the accumulators are float32; across chunks they are
+combined here, in float64 and in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,7 +28,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """The sums of a set of policies; `argmax` (a token id) where agreement was asked for."""
+    """The accumulators m, S and A of a set of policies; `argmax` is each policy's most likely token, if it was asked for."""
 
     m: Float[Tensor, "*parts rows"]
     S: Float[Tensor, "*parts rows"]
@@ -26,64 +37,74 @@ class Moments:
 
     @property
     def log_partition(self) -> Float[Tensor, " rows"]:
-        """log Σ e^x, float64."""
+        """log Z = log Σ e^x, float64."""
         return self.m.double() + self.S.log()
 
     @property
     def entropy(self) -> Float[Tensor, " rows"]:
+        """H = log S - A / S in nats, at least 0."""
         return (self.S.log() - self.A / self.S).clamp_min(0)
 
 
 @dataclass(frozen=True)
 class PartialSums:
-    """All that is left of a part of the vocabulary; fields as `ReadoutRequest` asks for them."""
+    """All accumulators of a part of the vocabulary, or of the whole; those that the `ReadoutRequest` does not ask for are None."""
 
     own: Moments
     anchors: dict[str, Moments] = field(default_factory=dict)
-    target: Float[Tensor, "*parts rows"] | None = None
-    """The logit of the target token, -inf where the part does not hold it."""
+    target_logit: Float[Tensor, "*parts rows"] | None = None
+    """The logit of each row's target token, -inf if the part does not hold the token."""
     kl: Float[Tensor, "*parts rows"] | None = None
+    """D of KL(π ‖ π_final)."""
     kl_from: Float[Tensor, "*parts rows"] | None = None
-    top_values: Float[Tensor, "rows k"] | None = None
+    """D of KL(π_reference ‖ π)."""
+    top_logits: Float[Tensor, "rows k"] | None = None
+    """The k largest logits of each row, largest first, and in `top_ids` their tokens. Only of the whole vocabulary."""
     top_ids: Int[Tensor, "rows k"] | None = None
 
 
-def merge(parts: Sequence[PartialSums]) -> PartialSums:
-    """Parts of the vocabulary, in its order, as one, without token ids. Sums are float64 afterwards."""
+def combine(parts: Sequence[PartialSums]) -> PartialSums:
+    """The accumulators of consecutive parts of the vocabulary, combined; float64 afterwards. Token ids are left out."""
     anchors = {name: _stack_moments([part.anchors[name] for part in parts]) for name in parts[0].anchors}
-    rest = (_stack([getattr(part, name) for part in parts]) for name in ("target", "kl", "kl_from"))
-    return join(PartialSums(_stack_moments([part.own for part in parts]), anchors, *rest))
+    rest = (_stack([getattr(part, name) for part in parts]) for name in ("target_logit", "kl", "kl_from"))
+    return combine_stacked(PartialSums(_stack_moments([part.own for part in parts]), anchors, *rest))
 
 
-def join(parts: PartialSums) -> PartialSums:
-    """The same for parts that already lie one after the other in every field, [parts, rows]."""
-    own, own_shift = _join_moments(parts.own)
+def combine_stacked(parts: PartialSums) -> PartialSums:
+    """Like `combine`, for parts that already lie in one tensor per field, [parts, rows]."""
+    own, own_shift = _rescale_and_sum(parts.own)
     anchors, shifts = {}, {}
     for name, moments in parts.anchors.items():
-        anchors[name], shifts[name] = _join_moments(moments)
+        anchors[name], shifts[name] = _rescale_and_sum(moments)
     return PartialSums(
         own,
         anchors,
-        None if parts.target is None else parts.target.amax(0),
+        None if parts.target_logit is None else parts.target_logit.amax(0),
         None if parts.kl is None else (own_shift.exp() * parts.kl).sum(0),
-        None if parts.kl_from is None else (_spread(shifts["reference"], parts.kl_from).exp() * parts.kl_from).sum(0),
+        None if parts.kl_from is None else (_repeat_over_stack(shifts["reference"], parts.kl_from).exp() * parts.kl_from).sum(0),
     )
 
 
-def divergence(cross: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[Tensor, " rows"]:
-    """KL(p ‖ q) of D; the side that has fewer rows is compared with every state of the other's stack."""
-    p_S, p_log, q_log = (_spread(values, cross) for values in (p.S, p.log_partition, q.log_partition))
-    return (cross / p_S - p_log + q_log).clamp_min(0)
+def kl_divergence(D: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[Tensor, " rows"]:
+    """KL(p ‖ q) = D / S_p - log Z_p + log Z_q in nats, at least 0.
+
+    If `p` or `q` has fewer rows than `D`, it is an anchor, and is compared with every state of the stack.
+    """
+    p_S, p_log, q_log = (_repeat_over_stack(values, D) for values in (p.S, p.log_partition, q.log_partition))
+    return (D / p_S - p_log + q_log).clamp_min(0)
 
 
-def cross_sum(p: Moments, q: Moments, cross: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:
-    """D of the same part's sums and Σ e^(p-m_p) (q-m_q), float64."""
-    p_m, p_S, p_A, q_m = (_spread(values.double(), cross) for values in (p.m, p.S, p.A, q.m))
-    return p_A + p_S * (p_m - q_m) - cross.double()
+def divergence_sum(p: Moments, q: Moments, shifted: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:
+    """D = Σ e^(p-m_p) (p-q), float64, from `shifted` = Σ e^(p-m_p) (q-m_q) over the same part of the vocabulary.
+
+    Maxima are subtracted first, so that an offset between the logits of two policies does not enter a float32 sum.
+    """
+    p_m, p_S, p_A, q_m = (_repeat_over_stack(values.double(), shifted) for values in (p.m, p.S, p.A, q.m))
+    return p_A + p_S * (p_m - q_m) - shifted.double()
 
 
-def _join_moments(parts: Moments) -> tuple[Moments, Float[Tensor, "parts rows"]]:
-    """The parts as one, and how far each had to be shifted for that."""
+def _rescale_and_sum(parts: Moments) -> tuple[Moments, Float[Tensor, "parts rows"]]:
+    """The combined accumulators, and the shift t = m - M of each part."""
     top = parts.m.amax(0)
     shift = (parts.m - top).double()
     scale = shift.exp()
@@ -98,6 +119,6 @@ def _stack(values: Sequence[Tensor | None]) -> Float[Tensor, "parts rows"] | Non
     return torch.stack([value for value in values if value is not None]) if values[0] is not None else None
 
 
-def _spread(single: Float[Tensor, "*parts rows"], like: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:
-    """One state's values for every state of a stack."""
+def _repeat_over_stack(single: Float[Tensor, "*parts rows"], like: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:
+    """One state's values repeated for every state of a stack, to the last dimension of `like`."""
     return single.repeat(*[1] * (single.dim() - 1), like.shape[-1] // single.shape[-1])

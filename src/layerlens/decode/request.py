@@ -1,4 +1,4 @@
-"""What one pass over the vocabulary has to find out."""
+"""What one pass over the vocabulary has to compute, and how many rows go through the vocabulary together."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ MOST_ROWS = 4096
 
 @dataclass(frozen=True)
 class ReadoutRequest:
-    """What one pass over the vocabulary has to find out. All tensors are on the device of the unembedding.
+    """What one pass over the vocabulary has to compute. All tensors are on the device of the unembedding.
 
-    Rows are stack · rows of hidden vectors, the rows of one state side by side; anchors ("final", "reference") are the policies
-    that every state of the stack is compared with, row by row.
+    `hidden` holds a stack of states one after the other, n = states · rows. `anchors` holds the policies that every state of the
+    stack is compared with, row by row: "final", "reference" or both. `targets` holds a token id per row of `hidden`; a negative id
+    stands for no token.
     """
 
     unembedding: Unembedding
@@ -32,39 +33,42 @@ class ReadoutRequest:
     anchors: dict[str, Float[Tensor, "rows d"]] = field(default_factory=dict)
     targets: Int[Tensor, " n"] | None = None
     kl: bool = False
-    """KL(π ‖ anchor "final")."""
+    """Whether KL(π ‖ π_final) is asked for."""
     kl_from: bool = False
-    """KL(anchor "reference" ‖ π)."""
+    """Whether KL(π_reference ‖ π) is asked for."""
     agrees: bool = False
-    """The most likely token of every policy, anchors included."""
+    """Whether the most likely token of every policy, anchors included, is asked for."""
     top_k: int = 0
+    """How many of the most likely tokens of every row of `hidden` are asked for."""
 
     @property
     def vocabulary(self) -> int:
+        """Number of tokens V."""
         return self.unembedding.weight.shape[0]
 
     @property
-    def states(self) -> Float[Tensor, "n_all d"]:
-        """All vectors one below the other: the request's own, then the anchors as further states; `cuts` says which are whose."""
+    def all_vectors(self) -> Float[Tensor, "n_all d"]:
+        """The rows of `hidden`, then those of each anchor; `row_slices` says which rows belong to which."""
         return torch.cat([self.hidden, *self.anchors.values()]) if self.anchors else self.hidden.contiguous()
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Rows of each set of policies: "own", then the anchors by name."""
+    def row_counts(self) -> dict[str, int]:
+        """Number of rows of "own" (`hidden`) and of each anchor, in the order of `all_vectors`."""
         return {"own": len(self.hidden), **{name: len(rows) for name, rows in self.anchors.items()}}
 
     @property
-    def n_states(self) -> int:
-        return sum(self.lengths.values())
+    def total_rows(self) -> int:
+        """Number of rows of `all_vectors`."""
+        return sum(self.row_counts.values())
 
     @property
-    def cuts(self) -> dict[str, slice]:
-        """Whose rows of `states` are where."""
-        lengths = self.lengths
-        return {name: slice(end - length, end) for (name, length), end in zip(lengths.items(), accumulate(lengths.values()), strict=True)}
+    def row_slices(self) -> dict[str, slice]:
+        """The rows of `all_vectors` that belong to "own" and to each anchor."""
+        counts = self.row_counts
+        return {name: slice(end - count, end) for (name, count), end in zip(counts.items(), accumulate(counts.values()), strict=True)}
 
 
 def rows_at_once(unembedding: Unembedding, states: int) -> int:
-    """Rows of each of `states` stacked states, anchors included, that go through the vocabulary together."""
+    """Rows of each of `states` stacked states, anchors counted among them, that go through the vocabulary together."""
     elements = VECTOR_ELEMENTS.get(unembedding.weight.device.type, VECTOR_ELEMENTS["cpu"])
     return max(1, min(MOST_ROWS, elements // unembedding.weight.shape[1]) // max(1, states))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from layerlens.decode.cpu.native import processor_identity
+from layerlens.decode.cpu.native_library import processor_identity
 from layerlens.decode.cpu.ranges import chunk_size
 from layerlens.decode.moments import PartialSums
 from layerlens.decode.request import ReadoutRequest

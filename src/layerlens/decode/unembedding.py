@@ -1,4 +1,4 @@
-"""How a model turns a vector into logits, and what is asked of them."""
+"""How a model turns hidden vectors into logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Unembedding:
-    """How a model turns a vector into logits: cap(scale · weight · h + bias) / temperature."""
+    """The map from a hidden vector h to logits: softcap · tanh((scale · weight · h + bias) / softcap) / temperature.
+
+    Without `softcap` the logits are (scale · weight · h + bias) / temperature.
+    """
 
     weight: Float[Tensor, "vocabulary d"]
     bias: Float[Tensor, " vocabulary"] | None = None
@@ -20,16 +23,16 @@ class Unembedding:
     temperature: float = 1.0
 
     @property
-    def plain(self) -> bool:
-        """Whether logits are the product alone."""
+    def is_bare_product(self) -> bool:
+        """Whether the logits are weight · h and nothing else."""
         return self.bias is None and self.softcap is None and self.scale == self.temperature == 1.0
 
     def logits(self, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocabulary"]:
-        """All logits, float32: for a few rows, to sample from."""
-        return self.finish_(hidden.to(self.weight.device, torch.float32) @ self.weight.float().T, 0, self.weight.shape[0])
+        """The logits of all tokens, float32. They are held whole, so this is for a few rows, for example to sample from."""
+        return self.product_to_logits_(hidden.to(self.weight.device, torch.float32) @ self.weight.float().T, 0, self.weight.shape[0])
 
-    def finish_(self, product: Float[Tensor, "*rows chunk"], start: int, stop: int) -> Float[Tensor, "*rows chunk"]:
-        """Makes logits, in place, of the float32 product with the weights of tokens start...stop-1."""
+    def product_to_logits_(self, product: Float[Tensor, "*rows chunk"], start: int, stop: int) -> Float[Tensor, "*rows chunk"]:
+        """Turns the float32 product of vectors and the weights of tokens start…stop-1 into the logits of these tokens, in place."""
         if self.scale != 1.0:
             product *= self.scale
         if self.bias is not None:

@@ -1,1 +1,1 @@
-"""The readout on a CPU: torch, torch.compile, or C++."""
+"""The backends of a CPU: torch, torch.compile, and native (C++)."""

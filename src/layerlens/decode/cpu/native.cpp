@@ -1,9 +1,10 @@
-// One fused pass over a range of the vocabulary: matrix product and, while its result is in the cache, every sum of sums.py.
+// One fused pass over a range of the vocabulary: the matrix product and, while its result is in the cache, every accumulator of
+// moments.py (m, S, A and D; online softmax, Milakov & Gimelshein 2018).
 //
-// Rows of hidden vectors are lanes: anchors first, each set of policies from a new vector on, they are packed once as panels of
-// [depth][PANEL], the unembedding is read as it lies, and a tile of logits comes out as [token][row], so that no sum ever crosses lanes. Plain C++17 with the vector extension of GCC and Clang;
-// the one intrinsic is the product of bfloat16 pairs, exact products summed in float32. Within a chunk sums are float32,
-// across chunks double.
+// Rows of hidden vectors are lanes of SIMD vectors. They are packed once as panels of [depth][PANEL], anchors first, each set of
+// policies from a new SIMD vector on. The unembedding is read in place. A tile of logits comes out as [token][row], so no
+// sum crosses lanes. Plain C++17 with the vector extension of GCC and Clang; the one intrinsic is the product of bfloat16 pairs
+// (exact products, summed in float32). Within a chunk the accumulators are float32, across chunks double.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -22,7 +23,7 @@ constexpr int LANES = 8, TOKENS = 4;  // 12 + 3 + 1 in 16
 constexpr int LANES = 4, TOKENS = 8;
 #endif
 constexpr int VECTORS = 3, PANEL = VECTORS * LANES;
-constexpr long CHUNK = 128;  // tokens whose logits are reduced at a time
+constexpr long CHUNK = 128;  // tokens whose logits are reduced together
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
@@ -33,13 +34,13 @@ static inline vec load(const void* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-static inline vec all(float x) { return x - vec{}; }
-static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+static inline vec broadcast(float x) { return x - vec{}; }
+static inline vec maximum(vec a, vec b) { return a > b ? a : b; }
 
-// e^y for y <= 0; 0 below -87, and NaN stays NaN
+// e^y for y <= 0, as 0 below -87; NaN stays NaN
 static inline vec exp_of(vec y) {
-  const veci tiny = y < all(-87.0f);
-  y = tiny ? all(-87.0f) : y;
+  const veci tiny = y < broadcast(-87.0f);
+  y = tiny ? broadcast(-87.0f) : y;
   vec shifted = y * 1.44269504f + 12582912.0f;  // rounds to an integer, in the low bits
   vec n = shifted - 12582912.0f;
   vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -52,46 +53,46 @@ static inline vec exp_of(vec y) {
   return (vec)(((veci)p + ((veci)shifted << 23)) & ~tiny);
 }
 
-// a set of policies: its vectors and what is known of each so far
-struct Policies {
-  long n, first;  // rows, and the vector that holds the first of them
+// one set of policies ("own" or an anchor), the accumulators of each row, and its largest logits so far
+struct PolicySet {
+  long rows, first_vector;  // number of rows, and the SIMD vector whose first lane holds the first row
   float* m;
   double* S;
   double* A;
-  long k;  // largest logits to keep, 0 for none
-  float* values;  // [n, k], descending
-  int64_t* ids;
+  long k;  // number of largest logits to keep, 0 for none
+  float* top_logits;  // [rows, k], descending
+  int64_t* top_ids;
 };
 
-static long vectors_of(const Policies& who) { return (who.n + LANES - 1) / LANES; }
+static long vectors_of(const PolicySet& set) { return (set.rows + LANES - 1) / LANES; }
 
-struct Pass {
+struct RangePass {
   const uint32_t* packed;
-  const void* weight;  // [vocab, d]
-  const float* bias;  // [vocab] or null
-  long d, start, stop;
-  int32_t weight_bf16, dot_bf16, product_alone;  // alone: for timing
-  float scale, per_temperature;
-  Policies own, final, reference;  // of anchors that are not asked for, n is 0
-  const int64_t* targets;  // [own.n] or null
-  float* target;
-  double* kl;  // [own.n] or null
-  double* kl_from;
+  const void* weight;  // [vocabulary, d_model]
+  const float* bias;  // [vocabulary] or null
+  long d_model, start, stop;  // the tokens start...stop-1
+  int32_t weight_bf16, dot_bf16, product_alone;  // product_alone, for timing: no reduction
+  float scale, inverse_temperature;
+  PolicySet own, final, reference;  // an anchor that is not asked for has no rows
+  const int64_t* targets;  // [own.rows] or null
+  float* target_logit;
+  double* kl;  // D of KL(own || final), [own.rows] or null
+  double* kl_from;  // D of KL(reference || own)
 };
 
-// depth in units of 32 bits: a float, or a pair of bfloat16
-static long units(const Pass& p) { return p.dot_bf16 ? p.d / 2 : p.d; }
+// length of a row in units of 32 bits: a float, or a pair of bfloat16
+static long units(const RangePass& p) { return p.dot_bf16 ? p.d_model / 2 : p.d_model; }
 
-// writes rows where they belong in the panels, from the vector `first` on
-extern "C" void layerlens_pack(const void* hidden, long n, long d, int bf16, int dot, long first, uint32_t* packed) {
-  const long depth = dot ? d / 2 : d;
+// copies n rows into the panels, from SIMD vector `first` on
+extern "C" void layerlens_pack(const void* hidden, long n, long d_model, int bf16, int dot, long first, uint32_t* packed) {
+  const long depth = dot ? d_model / 2 : d_model;
   for (long v = 0; v * LANES < n; v++) {
     const long rows = n - v * LANES < LANES ? n - v * LANES : LANES;
     uint32_t* out = packed + (first + v) / VECTORS * depth * PANEL + (first + v) % VECTORS * LANES;
-    for (long k0 = 0; k0 < depth; k0 += 16)  // a line of the cache from each row, then the next
+    for (long k0 = 0; k0 < depth; k0 += 16)  // one cache line of each row, then the next
       for (long i = 0; i < rows; i++)
         for (long k = k0; k < k0 + 16 && k < depth; k++) {
-          long at = (v * LANES + i) * (bf16 && !dot ? d : depth) + k;
+          long at = (v * LANES + i) * (bf16 && !dot ? d_model : depth) + k;
           out[k * PANEL + i] = bf16 && !dot ? uint32_t(((const uint16_t*)hidden)[at]) << 16 : ((const uint32_t*)hidden)[at];
         }
   }
@@ -100,7 +101,8 @@ extern "C" void layerlens_pack(const void* hidden, long n, long d, int bf16, int
 extern "C" int layerlens_lanes() { return LANES; }
 extern "C" int layerlens_panel() { return PANEL; }
 
-template <bool DOT, int T, int N>  // T tokens, N vectors of rows
+// the product of T tokens and N SIMD vectors of rows: [token][PANEL]
+template <bool DOT, int T, int N>
 static inline void tile(const uint32_t* weight, long stride, const uint32_t* rows, long depth, float* out) {
   vec sums[T][N] = {};
   for (long k = 0; k < depth; k++) {
@@ -134,126 +136,131 @@ static void tiles(const uint32_t* weight, long stride, long tokens, const uint32
   for (; t < tokens; t++) tile<DOT, 1, N>(weight + t * stride, stride, rows, depth, out + t * PANEL);
 }
 
-// logits of the first `vectors` of a panel: [tokens][PANEL]
+// the product of `tokens` tokens and the first `vectors` SIMD vectors of a panel: [tokens][PANEL]
 template <bool DOT>
 static void product(const uint32_t* weight, long stride, long tokens, const uint32_t* rows, long vectors, long depth, float* out) {
-  auto how = vectors > 2 ? tiles<DOT, 3> : vectors > 1 ? tiles<DOT, 2> : tiles<DOT, 1>;
-  how(weight, stride, tokens, rows, depth, out);
+  auto tiles_of = vectors > 2 ? tiles<DOT, 3> : vectors > 1 ? tiles<DOT, 2> : tiles<DOT, 1>;
+  tiles_of(weight, stride, tokens, rows, depth, out);
 }
 
-static void finish(const Pass& p, long start, long tokens, float* x) {
-  if (!p.bias && p.scale == 1 && p.per_temperature == 1) return;
+// the product to logits, in place
+static void product_to_logits(const RangePass& p, long start, long tokens, float* x) {
+  if (!p.bias && p.scale == 1 && p.inverse_temperature == 1) return;
   for (long t = 0; t < tokens; t++) {
     float b = p.bias ? p.bias[start + t] : 0;
-    for (int i = 0; i < PANEL; i++) x[t * PANEL + i] = (x[t * PANEL + i] * p.scale + b) * p.per_temperature;
+    for (int i = 0; i < PANEL; i++) x[t * PANEL + i] = (x[t * PANEL + i] * p.scale + b) * p.inverse_temperature;
   }
 }
 
-// the k largest of one row so far: what a chunk adds to them
-static void keep_largest(const Policies& who, long row, const float* column, long tokens, long start) {
-  float* values = who.values + row * who.k;
-  int64_t* ids = who.ids + row * who.k;
+// inserts the logits of a chunk into the k largest of one row so far; of equal logits the earlier token stays first
+static void update_top_k(const PolicySet& set, long row, const float* column, long tokens, long start) {
+  float* logits = set.top_logits + row * set.k;
+  int64_t* ids = set.top_ids + row * set.k;
   for (long t = 0; t < tokens; t++) {
     float x = column[t * PANEL];
-    if (!(x > values[who.k - 1])) continue;
-    long at = who.k - 1;
-    for (; at > 0 && x > values[at - 1]; at--) values[at] = values[at - 1], ids[at] = ids[at - 1];
-    values[at] = x, ids[at] = start + t;
+    if (!(x > logits[set.k - 1])) continue;
+    long at = set.k - 1;
+    for (; at > 0 && x > logits[at - 1]; at--) logits[at] = logits[at - 1], ids[at] = ids[at - 1];
+    logits[at] = x, ids[at] = start + t;
   }
 }
 
-// an anchor's logits in a chunk less each row's largest, and e^ of them: [token][padded rows]
-struct Anchor {
-  std::vector<float> y, e;
-  std::vector<double> m, S;  // of the chunk: what two policies' logits differ by as a whole must not enter sums of float32
-  std::vector<double> ratio, weight;  // what the chunk has done to the sums of each row: see reduce
-  long width = 0;
+// what comparing with an anchor's policies takes, of one chunk
+struct AnchorChunk {
+  std::vector<float> y, e;  // logits minus each row's maximum, and e^ of them: [token][stride]
+  std::vector<double> m, S;  // of the chunk alone: an offset between two policies' logits must not enter a float32 sum
+  std::vector<double> old_scale, new_scale;  // the factors that reduce has applied to each row's earlier sums and to the chunk's
+  long stride = 0;
 };
 
-// the rows again after the last one, so that any LANES of a stack's rows lie side by side
-static void repeat(Anchor& anchor, long n, long tokens) {
+// repeats the first rows after the last one, so that any LANES consecutive rows of a stack can be loaded as one SIMD vector
+static void repeat_first_rows(AnchorChunk& anchor, long rows, long tokens) {
   for (std::vector<float>* values : {&anchor.y, &anchor.e})
-    for (long t = 0; n && t < tokens; t++)
-      for (long i = 0; i < LANES; i++) (*values)[t * anchor.width + n + i] = (*values)[t * anchor.width + i];
+    for (long t = 0; rows && t < tokens; t++)
+      for (long i = 0; i < LANES; i++) (*values)[t * anchor.stride + rows + i] = (*values)[t * anchor.stride + i];
 }
 
-// takes one vector's chunk of logits, [tokens][PANEL], into the sums of its rows, the `first` of a set and those after it
-static void reduce(const Pass& p, const Policies& who, long first, const float* x, long tokens, long start, const Anchor* final,
-                   const Anchor* reference, Anchor* keep) {
-  const bool own = &who == &p.own;
-  const long rows = who.n - first < LANES ? who.n - first : LANES;
+// combines the chunk's logits x [tokens][PANEL] of one SIMD vector, rows first...first+LANES-1 of a set, with the accumulators of
+// these rows; `store` takes what is needed of an anchor
+static void reduce(const RangePass& p, const PolicySet& set, long first, const float* x, long tokens, long start,
+                   const AnchorChunk* final, const AnchorChunk* reference, AnchorChunk* store) {
+  const bool own = &set == &p.own;
+  const long rows = set.rows - first < LANES ? set.rows - first : LANES;
   auto at = [&](long t) { return load(x + t * PANEL); };
-  const float* y_final = final ? final->y.data() + first % p.final.n : nullptr;
-  const float* y_from = reference ? reference->y.data() + first % p.reference.n : nullptr;
-  const float* e_from = reference ? reference->e.data() + first % p.reference.n : nullptr;
-  vec m = all(-INF), S = {}, A = {}, D = {}, D_from = {};
-  for (long t = 0; t < tokens; t++) m = larger(at(t), m);
+  const float* y_final = final ? final->y.data() + first % p.final.rows : nullptr;
+  const float* y_from = reference ? reference->y.data() + first % p.reference.rows : nullptr;
+  const float* e_from = reference ? reference->e.data() + first % p.reference.rows : nullptr;
+  vec m = broadcast(-INF), S = {}, A = {}, D = {}, D_from = {};
+  for (long t = 0; t < tokens; t++) m = maximum(at(t), m);
   for (long t = 0; t < tokens; t++) {
     vec y = at(t) - m, e = exp_of(y);
     S += e;
     A += e * y;
-    if (final) D += e * (y - load(y_final + t * final->width));
-    if (reference) D_from += load(e_from + t * reference->width) * (load(y_from + t * reference->width) - y);
-    if (keep) {
-      std::memcpy(keep->y.data() + t * keep->width + first, &y, sizeof y);
-      std::memcpy(keep->e.data() + t * keep->width + first, &e, sizeof e);
+    if (final) D += e * (y - load(y_final + t * final->stride));
+    if (reference) D_from += load(e_from + t * reference->stride) * (load(y_from + t * reference->stride) - y);
+    if (store) {
+      std::memcpy(store->y.data() + t * store->stride + first, &y, sizeof y);
+      std::memcpy(store->e.data() + t * store->stride + first, &e, sizeof e);
     }
   }
   for (int i = 0; i < rows; i++) {
     long row = first + i;
-    float top = who.m[row] > m[i] ? who.m[row] : m[i];
-    double shift = who.S[row] > 0 ? double(who.m[row]) - top : 0, added = double(m[i]) - top;  // of what was there, and of what comes
-    double ratio = std::exp(shift), weight = std::exp(added);
+    float top = set.m[row] > m[i] ? set.m[row] : m[i];
+    double old_shift = set.S[row] > 0 ? double(set.m[row]) - top : 0, new_shift = double(m[i]) - top;
+    double old_scale = std::exp(old_shift), new_scale = std::exp(new_shift);
     if (own && p.targets && p.targets[row] >= start && p.targets[row] < start + tokens)
-      p.target[row] = x[(p.targets[row] - start) * PANEL + i];
-    if (who.k && m[i] > who.values[row * who.k + who.k - 1]) keep_largest(who, row, x + i, tokens, start);
-    if (final) p.kl[row] = ratio * p.kl[row] + weight * (D[i] + S[i] * (m[i] - final->m[(first + i) % p.final.n]));
+      p.target_logit[row] = x[(p.targets[row] - start) * PANEL + i];
+    if (set.k && m[i] > set.top_logits[row * set.k + set.k - 1]) update_top_k(set, row, x + i, tokens, start);
+    if (final) p.kl[row] = old_scale * p.kl[row] + new_scale * (D[i] + S[i] * (m[i] - final->m[(first + i) % p.final.rows]));
     if (reference) {
-      long j = (first + i) % p.reference.n;
-      p.kl_from[row] = reference->ratio[j] * p.kl_from[row] + reference->weight[j] * (D_from[i] + reference->S[j] * (reference->m[j] - m[i]));
+      long j = (first + i) % p.reference.rows;
+      p.kl_from[row] = reference->old_scale[j] * p.kl_from[row] +
+                       reference->new_scale[j] * (D_from[i] + reference->S[j] * (reference->m[j] - m[i]));
     }
-    who.A[row] = ratio * (who.A[row] + who.S[row] * shift) + weight * (A[i] + S[i] * added);
-    who.S[row] = ratio * who.S[row] + weight * S[i];
-    who.m[row] = top;
-    if (keep) keep->ratio[row] = ratio, keep->weight[row] = weight, keep->m[row] = m[i], keep->S[row] = S[i];
+    set.A[row] = old_scale * (set.A[row] + set.S[row] * old_shift) + new_scale * (A[i] + S[i] * new_shift);
+    set.S[row] = old_scale * set.S[row] + new_scale * S[i];
+    set.m[row] = top;
+    if (store) store->old_scale[row] = old_scale, store->new_scale[row] = new_scale, store->m[row] = m[i], store->S[row] = S[i];
   }
 }
 
-extern "C" void layerlens_pass(const Pass* pass) {
-  const Pass& p = *pass;
+extern "C" void layerlens_pass(const RangePass* pass) {
+  const RangePass& p = *pass;
   const long depth = units(p);
   const bool upcast = p.weight_bf16 && !p.dot_bf16;
-  const Policies* groups[3] = {&p.final, &p.reference, &p.own};
-  Anchor anchors[2];
+  const PolicySet* sets[3] = {&p.final, &p.reference, &p.own};
+  AnchorChunk anchors[2];
   for (int g = 0; g < 2; g++) {
-    Anchor& anchor = anchors[g];
-    anchor.width = vectors_of(*groups[g]) * LANES + LANES;
-    anchor.y.resize(CHUNK * anchor.width), anchor.e.resize(CHUNK * anchor.width);
-    for (auto* values : {&anchor.m, &anchor.S, &anchor.ratio, &anchor.weight}) values->resize(anchor.width);
+    AnchorChunk& anchor = anchors[g];
+    anchor.stride = vectors_of(*sets[g]) * LANES + LANES;
+    anchor.y.resize(CHUNK * anchor.stride), anchor.e.resize(CHUNK * anchor.stride);
+    for (auto* values : {&anchor.m, &anchor.S, &anchor.old_scale, &anchor.new_scale}) values->resize(anchor.stride);
   }
-  const long stride = upcast ? depth + 16 : depth;  // rows a page apart would share one set of the cache
+  const long stride = upcast ? depth + 16 : depth;  // rows one page apart would all fall into one set of the cache
   std::vector<uint32_t> floats(upcast ? CHUNK * stride : 0);
   std::vector<float> x(CHUNK * PANEL);
-  const long end = p.own.first + vectors_of(p.own);
+  const long end = p.own.first_vector + vectors_of(p.own);
   for (long start = p.start; start < p.stop; start += CHUNK) {
     long tokens = p.stop - start < CHUNK ? p.stop - start : CHUNK;
     const uint32_t* weight = (const uint32_t*)p.weight + start * depth;
     if (upcast) {
       for (long t = 0; t < tokens; t++)
-        for (long k = 0; k < depth; k++) floats[t * stride + k] = uint32_t(((const uint16_t*)p.weight)[(start + t) * p.d + k]) << 16;
+        for (long k = 0; k < depth; k++) floats[t * stride + k] = uint32_t(((const uint16_t*)p.weight)[(start + t) * p.d_model + k]) << 16;
       weight = floats.data();
     }
     for (long panel = 0; panel * VECTORS < end; panel++) {
       const long vectors = end - panel * VECTORS < VECTORS ? end - panel * VECTORS : VECTORS;
       (p.dot_bf16 ? product<true> : product<false>)(weight, stride, tokens, p.packed + panel * depth * PANEL, vectors, depth, x.data());
       if (p.product_alone) continue;
-      finish(p, start, tokens, x.data());
+      product_to_logits(p, start, tokens, x.data());
       for (long v = panel * VECTORS; v < panel * VECTORS + vectors; v++) {
-        const int g = v >= p.own.first ? 2 : p.reference.n && v >= p.reference.first ? 1 : 0;
-        const Policies& who = *groups[g];
-        reduce(p, who, (v - who.first) * LANES, x.data() + v % VECTORS * LANES, tokens, start, g == 2 && p.kl ? &anchors[0] : nullptr,
-               g == 2 && p.kl_from ? &anchors[1] : nullptr, g < 2 ? &anchors[g] : nullptr);
-        if (g < 2 && v + 1 == who.first + vectors_of(who)) repeat(anchors[g], who.n, tokens);
+        const int g = v >= p.own.first_vector ? 2 : p.reference.rows && v >= p.reference.first_vector ? 1 : 0;
+        const PolicySet& set = *sets[g];
+        const AnchorChunk* final = g == 2 && p.kl ? &anchors[0] : nullptr;
+        const AnchorChunk* reference = g == 2 && p.kl_from ? &anchors[1] : nullptr;
+        reduce(p, set, (v - set.first_vector) * LANES, x.data() + v % VECTORS * LANES, tokens, start, final, reference,
+               g < 2 ? &anchors[g] : nullptr);
+        if (g < 2 && v + 1 == set.first_vector + vectors_of(set)) repeat_first_rows(anchors[g], set.rows, tokens);
       }
     }
   }

@@ -1,1 +1,1 @@
-"""The readout on a GPU: a workspace of logits, or a Triton kernel that never writes them."""
+"""The backends of a GPU: "workspace", which writes logits to a buffer of bounded size, and "triton", which never writes them."""
