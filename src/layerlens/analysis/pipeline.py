@@ -66,7 +66,8 @@ def analyze(
         out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
             folder that holds another configuration is refused. None keeps the run in memory alone.
         backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes what is fastest on this
-            machine, or what the folder was begun with. A run is computed by one backend throughout, and the manifest names it.
+            machine, or what the folder was begun with. The
+            manifest names it; a pair such as "native-float32+torch-mm" names the backends of large and of small requests.
         batch_tokens: padded tokens in one forward pass; the number changes memory and speed, and results by no more than rounding.
         progress: whether to show a progress bar; by default only on a terminal.
 

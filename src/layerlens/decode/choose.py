@@ -39,7 +39,8 @@ BackendName = Literal[
     "triton",
 ]
 """All that `readout(backend=)` accepts: "auto"; the families "torch", "compile" and "native", each of which stands for its
-fastest variant; and the concrete backends."""
+fastest variant; and the concrete backends. Two concrete backends of a CPU joined by "+", as in "native-float32+torch-mm", are the
+one for large requests and the one for small requests (WORTH_TIMING)."""
 
 ENVIRONMENT_VARIABLE = "LAYERLENS_READOUT"
 """Environment variable that stands in for "auto"."""
@@ -94,7 +95,7 @@ def resolve_backend(
 
     "auto" and the families ("torch", "compile", "native") are resolved by timing on random vectors. The answer is kept in the
     cache that `readout` uses (docs/speed.md), so that every later call and process gets the same one. A concrete name is checked
-    and returned.
+    and returned. On a CPU "auto" leaves small requests to "torch-mm", so its answer may be a pair, "native-float32+torch-mm".
 
     Args:
         unembedding: the unembedding of the model, on the device where the readout is to run.
@@ -122,7 +123,11 @@ def resolve_backend(
         agrees=agrees,
         top_k=min(top_k, vocabulary),
     )
-    return _resolve(request, backend)
+    name = _resolve(request, backend)
+    automatic = backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") == "auto"
+    if "+" in backend:
+        return backend
+    return f"{name}+torch-mm" if automatic and name in CPU_BACKENDS and name != "torch-mm" else name
 
 
 def choose_backend(request: ReadoutRequest, backend: str = "auto") -> Backend:
@@ -156,12 +161,15 @@ def processor_name(device: torch.device) -> str:
 
 def _resolve(request: ReadoutRequest, backend: str) -> str:
     name = backend if backend != "auto" else os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    large = request.hidden.shape[0] * request.hidden.shape[1] * request.vocabulary >= WORTH_TIMING
+    for_large, plus, for_small = name.partition("+")
+    if plus and {for_large, for_small} <= CPU_BACKENDS.keys():
+        name = for_large if large else for_small
     if name not in get_args(BackendName):
         raise SelectionError(f"unknown readout backend {name!r}: choose from {', '.join(get_args(BackendName))}")
     device = request.hidden.device.type
     if name in GPU_BACKENDS or (name == "auto" and device == "cuda"):
         return gpu_backend(request, name)
-    large = request.hidden.shape[0] * request.hidden.shape[1] * request.vocabulary >= WORTH_TIMING
     families = ["torch", "native"] if name == "auto" and large else ["torch"] if name == "auto" else [name]
     variants = [variant for family in families for variant in _variants(family)]
     possible = [variant for variant in variants if _possible(variant, request)]
