@@ -13,7 +13,7 @@ from layerlens.plots import dynamics
 from layerlens.results.training_log import open_training
 from tests.support.training_folders import write_training
 
-OLD = Path(__file__).parent / "old_training_folder"
+OLD = Path(__file__).parents[1] / "formats" / "training-1"
 """Written before schedule.json said which steps it counts: layer 1 for 1 rollout, layer 3 for 2 of 4, then the final policy."""
 
 

@@ -94,7 +94,7 @@ def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
 
 # ---- names that fields once had
 
-OLD_FILE = str(Path(__file__).parent / "old_config.yaml")
+OLD_FILE = str(Path(__file__).parents[1] / "formats" / "training-1.yaml")
 """The shipped tiny-qwen3-cpu as it was when internal_rollouts was internal_steps and monitor_every was monitor_steps."""
 
 

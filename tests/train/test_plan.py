@@ -31,7 +31,7 @@ def test_a_resumed_run_keeps_its_schedule_file_and_refuses_another_schedule(tmp_
 
 
 def test_a_schedule_file_of_the_old_format_is_compared_in_the_keys_of_now(tmp_path: Path) -> None:
-    old = Path(__file__).parents[1] / "results" / "old_training_folder" / "schedule.json"
+    old = Path(__file__).parents[1] / "formats" / "training-1" / "schedule.json"
     trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", num_iterations=2)
     record = schedule_record(trainer.args, trainer.schedule, None)
     require_same_schedule(old, record)

@@ -58,7 +58,7 @@ class BuPOFields:
         None, "Rollouts of the internal phase, the paper's s_inter; 0: no internal phase, plain GRPO; -1: the whole run."
     )
     internal_schedule: list[Any] | str | None = _field(
-        None, "Several internal phases, bottom-up, as layer:rollouts: 4:10,8:20, in a file also [[4, 10], [8, 20]]."
+        None, "Several internal phases, bottom-up, as layer:rollouts: 4:10,8:20; in a file also as a list of [layer, rollouts]."
     )
     internal_norm: str = _field("none", "What stands between the layer and the unembedding: none (the paper), or final (the final norm).")
     internal_rule: str = _field("boundary", "With auto: the rule that chooses, boundary, entropy_drop or agreement.")
@@ -81,7 +81,7 @@ class BuPOFields:
     )
     monitor_layer: int | None = _field(
         None,
-        "Layer whose similarity and KL to the layers above are monitored; default: the first internal layer, else the last layer.",
+        "The watched layer, whose similarity and KL to the layers above it are measured; default: the first internal layer, else the last.",
     )
     monitor_problems: int = _field(16, "Training problems that every snapshot is taken on.")
     monitor_repeats: int = _field(4, "Fresh answers to each of these problems, for response length and stability of the answers.")

@@ -57,7 +57,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         ρ_it = π_l(o_it | q, o_i<t) / π_l,old(o_it | q, o_i<t)
 
     The answers o_1...o_G to a problem q are sampled from the FINAL policy, and Â_i is the advantage of answer o_i, normalised in
-    its group. So ρ does not correct for the sampler: it limits how far the internal policy moves in an optimizer step. GRPO is
+    its group. So ρ does not correct for the sampler: it limits how far the internal policy moves in one rollout step. GRPO is
     J_IPA with the final policy in ρ. The paper's equation, as above, takes the mean over each answer first (`loss_type="grpo"`);
     its scripts take one mean over all tokens (`loss_type="dapo"`, TRL's default), and for negative advantages they bound ρ by 10
     (`delta=10`).
