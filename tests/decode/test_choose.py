@@ -120,7 +120,9 @@ def test_resolve_backend_names_one_concrete_backend_and_stays_with_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose, "WORTH_TIMING", worth)
         name = resolve_backend(unembedding, dtype, backend=backend, rows=rows, **numbers)
-        assert name in choose.CPU_BACKENDS
+        large, _, small = name.partition("+")
+        assert large in choose.CPU_BACKENDS
+        assert small == ("torch-mm" if backend == "auto" and large != "torch-mm" else "")
         assert name.split("-")[0] == backend or (backend == "auto" and not name.startswith("compile"))
         forbid_timing(patch)
         assert resolve_backend(unembedding, dtype, backend=name, rows=rows, **numbers) == name
@@ -136,7 +138,7 @@ def test_resolve_backend_shares_the_stored_answer_with_readout(monkeypatch: pyte
     forbid_timing(monkeypatch)
     ran = record(monkeypatch)
     auto, named = readout(h, w, **asked), readout(h, w, **asked, backend=name)
-    assert ran == [name, name]
+    assert ran == [name.partition("+")[0]] * 2
     assert torch.equal(auto.kl, named.kl)
 
 
@@ -181,3 +183,24 @@ def test_processor_name_is_the_makers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
     assert processor_name(torch.device("cuda", 1)) == "Card 1"
     processor_name.cache_clear()
+
+
+@pytest.mark.skipif("native" not in FAMILIES, reason="needs a C++ compiler")
+def test_pair_of_backends_computes_large_and_small_requests_as_auto_does(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h, w = torch.randn(64, 32), torch.randn(600, 32)
+    monkeypatch.setattr(choose, "WORTH_TIMING", 64 * 32 * 600)
+    monkeypatch.setattr(choose, "fastest_backend", lambda *_: "native-float32")
+    resolved = resolve_backend(Unembedding(w), torch.float32, rows=64)
+    assert resolved == "native-float32+torch-mm"
+    assert resolve_backend(Unembedding(w), torch.float32, backend=resolved, rows=64) == resolved
+    ran = record(monkeypatch)
+    for rows in (64, 63):
+        readout(h[:rows], w, backend=resolved)
+        readout(h[:rows], w)
+    assert ran == ["native-float32", "native-float32", "torch-mm", "torch-mm"]
+
+
+@pytest.mark.parametrize("name", ["native-float32+", "+torch-mm", "torch-mm+workspace", "torch+torch-mm", "torch-mm+torch-mm+torch-mm"])
+def test_pair_of_anything_but_two_concrete_cpu_backends_is_refused(name: str) -> None:
+    with pytest.raises(SelectionError, match="unknown readout backend"):
+        readout(torch.randn(2, 4), torch.randn(9, 4), backend=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,14 @@ def test_frame_is_tidy(qwen: ll.LensModel) -> None:
     at = np.flatnonzero((run.data["sample"].values == 1) & (run.data["position"].values == 3))[0]
     assert row["entropy"] == run.data["entropy"].sel(layer=2, site="ffn_out").values[at]
     assert set(frame.columns) >= {"token_text", "in_response", "entropy", "logp_next", "kl_to_final", "agrees"}
+
+
+@pytest.mark.parametrize("rows", ["response", "all"])
+def test_dropping_first_response_rows_leaves_all_other_rows(rows: Any) -> None:
+    run = make_run([1.0, -1.0], samples=3, tokens=12)
+    kept, dropped = run.row_mask(rows), run.row_mask(rows) & ~run.row_mask(rows, drop_first=2)
+    expected = np.zeros_like(kept)
+    for number in range(3):
+        response = np.flatnonzero((run.data["sample"].values == number) & run.data["in_response"].values.astype(bool))
+        expected[response[:2]] = True
+    np.testing.assert_array_equal(dropped, expected)

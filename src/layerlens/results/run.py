@@ -234,7 +234,7 @@ class Run:
         starts = self._first_rows()
         sizes = np.diff([*starts, len(response)])
         first = np.repeat(np.maximum(self.data["response_start"].values - 1, 0), sizes)
-        return np.where(response, self.data["position"].values - first, np.iinfo(np.int64).max)
+        return np.where(response, self.data["position"].values.astype(np.int64) - first, np.iinfo(np.int64).max)
 
     def _first_rows(self) -> np.ndarray:
         """The index along `token` of each sample's first row."""
