@@ -45,11 +45,12 @@ def test_functions_stay_functions_whatever_is_imported() -> None:
         "models.generation",
         "models.lens",
         "models.policy",
+        "results.difference",
         "results.run",
         "metrics.pass_at_k",
     ):
         importlib.import_module(f"layerlens.{module}")
-    for name in ("analyze", "compare", "load", "open_run", "read_prompts", "select_layer"):
+    for name in ("analyze", "compare", "difference", "load", "open_run", "read_prompts", "select_layer"):
         assert inspect.isfunction(getattr(ll, name)), name
     for name in ("Generation", "InternalPolicy", "LayerChoice", "LensModel", "Run", "Sample"):
         assert inspect.isclass(getattr(ll, name)), name

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layerlens.models.lens import load
     from layerlens.prompts.readers import read_prompts
     from layerlens.prompts.sample import Sample
+    from layerlens.results.difference import difference
     from layerlens.results.run import Run, open_run
     from layerlens.results.training_log import TrainingLog, open_training
     from layerlens.selection.comparison import compare
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "analyze": "layerlens.analysis.pipeline",
     "compare": "layerlens.selection.comparison",
+    "difference": "layerlens.results.difference",
     "InternalPolicy": "layerlens.models",
     "LayerLensError": "layerlens.errors",
     "Generation": "layerlens.models",
@@ -41,7 +43,7 @@ _WHERE = {
 
 __all__ = [
     "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
-    "analyze", "compare", "load", "open_run", "open_training", "plots", "read_prompts", "select_layer",
+    "analyze", "compare", "difference", "load", "open_run", "open_training", "plots", "read_prompts", "select_layer",
 ]  # fmt: skip
 
 

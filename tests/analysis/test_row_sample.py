@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import layerlens as ll
 from layerlens.analysis.row_sample import draw_rows
-from layerlens.plots.caption import describe
+from layerlens.plots.kit.caption import describe_runs
 from layerlens.results import Run
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids
@@ -111,8 +111,8 @@ def test_drawn_rows_have_the_values_that_all_rows_have(qwen: ll.LensModel, rows:
     others = 4 if rows == "all" else 0  # three that predict the prompt, and the last, which predicts nothing
     assert drawn.data.sizes["token"] == sum(min(6, n - 4) + others for n in LENGTHS)
     assert drawn.tokens_per_sample == drawn.data.attrs["tokens_per_sample"] == drawn.manifest.config.tokens_per_sample == 6
-    assert "tokens decoded per sample: up to 6" in describe(drawn, drawn.mean("entropy").attrs)
-    assert "tokens decoded per sample: up to 6 / all" in describe([drawn, whole], drawn.mean("entropy").attrs)
+    assert "tokens decoded per sample: up to 6" in describe_runs(drawn, drawn.mean("entropy").attrs)
+    assert "tokens decoded per sample: up to 6 / all" in describe_runs([drawn, whole], drawn.mean("entropy").attrs)
     again = ll.analyze(qwen, texts(), tokens_per_sample=6, **options)
     np.testing.assert_array_equal(again.data["position"], drawn.data["position"], "the draw does not know the batch")
 
@@ -120,7 +120,7 @@ def test_drawn_rows_have_the_values_that_all_rows_have(qwen: ll.LensModel, rows:
 def test_a_draw_of_all_rows_is_the_whole_run(qwen: ll.LensModel) -> None:
     whole, drawn = ll.analyze(qwen, texts(), rows="response"), ll.analyze(qwen, texts(), rows="response", tokens_per_sample=100)
     assert drawn.tokens_per_sample is None
-    assert "decoded" not in describe(drawn, drawn.mean("entropy").attrs)
+    assert "decoded" not in describe_runs(drawn, drawn.mean("entropy").attrs)
     assert "weight" not in whole.data.coords, "nothing is weighted if nothing is drawn"
     assert (whole.manifest.config.tokens_per_sample, whole.manifest.config.precision) == (None, None)
     for over in ("sample", "token"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from layerlens import plots
 from layerlens.errors import RunError, SelectionError
-from layerlens.plots import dynamics
 from layerlens.results.training_log import open_training
 from tests.support.training_folders import write_training
 
@@ -57,7 +57,7 @@ def test_a_step_on_earlier_completions_is_a_step_too(tmp_path):
     log = open_training(out)
     assert log.log["step"].tolist() == list(range(1, 41))
     assert log.log["step"][log.log["reward"].notna()].tolist() == list(range(1, 41, 4))
-    (ax,) = dynamics.training_dynamics(log, ["reward"])
+    (ax,) = plots.training_dynamics(log, ["reward"])
     [line] = [line for line in ax.lines if len(line.get_xdata()) > 2]  # ten entries are too few to smooth
     assert line.get_xdata().tolist() == list(range(1, 41, 4))
 
@@ -67,14 +67,14 @@ def test_a_training_without_log_or_without_monitor(tmp_path):
     assert logged.monitor.empty
     assert (logged.model, logged.norm) == ("a", None)
     with pytest.raises(SelectionError, match="the training a has no monitor: train with monitor_every"):
-        dynamics.drift(logged)
+        plots.drift(logged)
     with pytest.raises(SelectionError, match="no 'policy_entropy'; it has no monitor"):
-        dynamics.training_dynamics(logged)
+        plots.training_dynamics(logged)
     (write_training(tmp_path / "b") / "trainer_state.json").unlink()
     watched = open_training(tmp_path / "b")
     assert (watched.log.empty, watched.internal) == (True, [(1, 10, 4)])
     with pytest.raises(SelectionError, match="no 'reward'; it has no log yet"):
-        dynamics.training_dynamics(watched)
+        plots.training_dynamics(watched)
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from layerlens.plots.caption import CAPTION
+from layerlens.plots.kit.caption import CAPTION
+from layerlens.plots.kit.steps import PHASE_END
 from layerlens.results import Run
 from tests.support.synthetic_runs import make_run
 
@@ -67,3 +69,19 @@ def numbers(axis: Any) -> list[str]:
 def cells(ax: Axes) -> np.ndarray:
     """What a heat map holds, layer × column."""
     return np.ma.filled(ax.collections[0].get_array().astype(float), np.nan)  # type: ignore[union-attr]
+
+
+def line(ax: Axes, label: str) -> Line2D:
+    """The one line with this label."""
+    (found,) = [item for item in ax.lines if item.get_label() == label]
+    return found
+
+
+def curves(ax: Axes) -> dict[str, np.ndarray]:
+    """The points of each line that holds data over optimizer steps, without those as logged, by label."""
+    return {str(item.get_label()): np.column_stack(item.get_data()) for item in ax.lines if not str(item.get_label()).startswith("_")}
+
+
+def phase_ends(ax: Axes) -> list[float]:
+    """Where the ends of internal phases are marked."""
+    return [float(item.get_xdata()[0]) for item in ax.lines if item.get_gid() == PHASE_END]  # type: ignore[index]

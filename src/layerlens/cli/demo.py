@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerlens.cli.figures import Look, draw_figures
+from layerlens.cli.figures import FigureOptions, draw_figures
 from layerlens.cli.options import AsJson, print_json
 from layerlens.cli.tables import records, show_choice, show_comparison
 from layerlens.storage.bundled import MODELS, bundled_prompts
@@ -45,8 +45,8 @@ def demo(
         run = ll.analyze(lens, prompts, generate=ll.Generation(max_new_tokens=256, seed=SEED), out=out / "runs" / name)
         runs.append(run)
         normed.append(ll.analyze(lens, _answered(prompts, run), norm="final", out=out / "runs" / f"{name}-final"))
-    figures, _ = draw_figures(runs, out / "figures", "all", Look())
-    figures += draw_figures(normed, out / "figures" / "norm-final", "all", Look())[0]
+    figures, _ = draw_figures(runs, out / "figures", "all", FigureOptions())
+    figures += draw_figures(normed, out / "figures" / "norm-final", "all", FigureOptions())[0]
     table = ll.compare(runs)
     write_text(out / "comparison.csv", table.to_csv(index=False))
     choices = {run.model: ll.select_layer(run) for run in runs}

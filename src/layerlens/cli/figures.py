@@ -1,4 +1,4 @@
-"""Which figures a run, or several, can have, and writing them to a folder."""
+"""Which figures runs and training runs can have, and writing them to a folder."""
 
 from __future__ import annotations
 
@@ -9,31 +9,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import RunError, SelectionError
+from layerlens.types import Rows, Weighting
 
 if TYPE_CHECKING:
     from layerlens.results import Run, TrainingLog
 
 FORMATS = ("png", "svg", "pdf")
-LOGGED = ("reward", "entropy", "completions/mean_length")
-"""What the figure of a training shows that had no monitor."""
-WATCHED = ("reward", "policy_entropy", "response_length", "perplexity")
+WITHOUT_MONITOR = ("reward", "entropy", "completions/mean_length")
+"""Metrics of the figure of a training without a monitor."""
+WITH_MONITOR = ("reward", "policy_entropy", "response_length", "perplexity")
 ABOVE = ("similarity/above", "kl/above")
-"""What it shows of one that had, and what beside where the watched layer has layers above."""
-Job = tuple[str, Callable[[], Any]]
-"""A figure's file name without its ending, and what draws it."""
+"""Metrics that are added if the watched layer has layers above it."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What all figures of one call share."""
+class FigureJob:
+    """A figure to write: its file name without ending, and what draws it."""
+
+    stem: str
+    draw: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What all figures of one call share.
+
+    Attributes:
+        sample: number or id of the sample in the token heat map; None takes the first.
+        site: of the token heat map and of the curves by layer.
+        rows, over: of the means, as in `Run.mean`.
+    """
 
     sample: int | str | None = None
     site: str = "resid_post"
-    rows: str = "response"
-    over: str = "sample"
+    rows: Rows = "response"
+    over: Weighting = "sample"
 
     @property
     def means(self) -> dict[str, Any]:
+        """The options of `Run.mean`."""
         return {"rows": self.rows, "over": self.over}
 
 
@@ -43,69 +57,78 @@ def _plots() -> Any:
     return layerlens.plots
 
 
-def _token_heatmap(run: Run, look: Look) -> Any:
-    sample = run.data["sample_index"].values[0] if look.sample is None else look.sample
-    return _plots().entropy_heatmap(run, sample=sample if isinstance(sample, str) else int(sample), site=look.site)
+def _token_heatmap(run: Run, options: FigureOptions) -> Any:
+    sample = run.data["sample_index"].values[0] if options.sample is None else options.sample
+    return _plots().entropy_heatmap(run, sample=sample if isinstance(sample, str) else int(sample), site=options.site)
 
 
-def _change(module: str) -> Callable[[Run, Look], Any]:
-    def draw(run: Run, look: Look) -> Any:
+def _change(module: str) -> Callable[[Run, FigureOptions], Any]:
+    def draw(run: Run, options: FigureOptions) -> Any:
         from layerlens.selection.layer import select_layer
 
-        choice = select_layer(run, rows=look.rows, over=look.over) if module == "ffn" and len(run.layers) == run.n_layers else None  # type: ignore[arg-type]
+        choice = select_layer(run, rows=options.rows, over=options.over) if module == "ffn" and len(run.layers) == run.n_layers else None
         marks = {} if choice is None else {"phases": choice.phases, "layer": choice.layer}
-        return _plots().entropy_change(run, module, **marks, **look.means)
+        return _plots().entropy_change(run, module, **marks, **options.means)
 
     return draw
 
 
-def _metric(metric: str) -> Callable[[Run, Look], Any]:
-    return lambda run, look: _plots().metric_by_layer(run, metric, look.site, **look.means)
+def _metric(metric: str) -> Callable[[Run, FigureOptions], Any]:
+    return lambda run, options: _plots().metric_by_layer(run, metric, options.site, **options.means)
 
 
-ONE_RUN: dict[str, Callable[[Run, Look], Any]] = {
+ONE_RUN: dict[str, Callable[[Run, FigureOptions], Any]] = {
     "tokens": _token_heatmap,
-    "sites": lambda run, look: _plots().entropy_heatmap(run, **look.means),
-    "flow": lambda run, look: _plots().entropy_flow(run, **look.means),
+    "sites": lambda run, options: _plots().entropy_heatmap(run, **options.means),
+    "flow": lambda run, options: _plots().entropy_flow(run, **options.means),
     "ffn-change": _change("ffn"),
     "attn-change": _change("attn"),
     "layer-change": _change("layer"),
-    "similarity": lambda run, look: _plots().similarity(run, "cosine", **look.means),
-    "cka": lambda run, look: _plots().similarity(run, "cka", **look.means),
-    "stream-cosine": lambda run, look: _plots().stream_cosine(run, **look.means),
+    "similarity": lambda run, options: _plots().similarity(run, "cosine", **options.means),
+    "cka": lambda run, options: _plots().similarity(run, "cka", **options.means),
+    "stream-cosine": lambda run, options: _plots().stream_cosine(run, **options.means),
     "agreement": _metric("agrees"),
     "kl": _metric("kl_to_final"),
     "perplexity": _metric("perplexity"),
 }
 """Figures of one run, by the name that the command line uses."""
 
-ALL_RUNS: dict[str, Callable[[Sequence[Run], Look], Any]] = {
-    "families": lambda runs, look: _plots().family_grid(runs, **look.means),
-    "comparison": lambda runs, look: _plots().compare_families(runs, **look.means),
+ALL_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {
+    "families": lambda runs, options: _plots().family_grid(runs, **options.means),
+    "comparison": lambda runs, options: _plots().compare_families(runs, **options.means),
 }
 """Figures of several runs together."""
 
 
-def _difference(runs: Sequence[Run], look: Look) -> Any:
+def _difference(runs: Sequence[Run], options: FigureOptions) -> Any:
     if len(runs) != 2:
         raise SelectionError(f"a difference is of two runs, before and after; got {len(runs)}")
-    if look.sample is None:
-        return _plots().difference_heatmap(*runs, **look.means)
-    return _plots().difference_heatmap(*runs, sample=look.sample, site=look.site)
+    if options.sample is None:
+        return _plots().difference_heatmap(*runs, **options.means)
+    return _plots().difference_heatmap(*runs, sample=options.sample, site=options.site)
 
 
-TWO_RUNS: dict[str, Callable[[Sequence[Run], Look], Any]] = {"difference": _difference}
-"""Figures of a model before and after, drawn where they are asked for by name."""
+TWO_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {"difference": _difference}
+"""Figures of a model before and after, drawn if they are asked for by name."""
 
 
 def draw_figures(
-    runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], look: Look, form: str = "png"
+    runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], options: FigureOptions, form: str = "png"
 ) -> tuple[list[Path], list[str]]:
     """Writes figures as `<model>-<kind>.<form>`, and those of all runs as `<kind>.<form>`.
 
-    Returns their paths, and why each figure that was not asked for by name could not be drawn.
+    Args:
+        runs: one or several.
+        folder: where to write; it is made if it is missing.
+        kinds: names of figures, or "all" for those of ONE_RUN and, of several runs, ALL_RUNS.
+        options: what the figures share.
+        form: one of FORMATS.
 
-    Raises SelectionError on an unknown kind or format, or where a figure asked for by name can not be drawn.
+    Returns:
+        The paths of the figures, and why each figure of "all" that the runs hold no data for could not be drawn.
+
+    Raises:
+        SelectionError: an unknown kind or format, or a figure that was asked for by name cannot be drawn.
     """
     names = [*ONE_RUN, *ALL_RUNS] if kinds == "all" else list(kinds)
     together = {**ALL_RUNS, **TWO_RUNS}
@@ -113,65 +136,72 @@ def draw_figures(
     if unknown:
         raise SelectionError(f"unknown figure {', '.join(unknown)}: choose from {', '.join([*ONE_RUN, *together])}")
     jobs = [
-        (f"{label}-{name}", ONE_RUN[name], run) for label, run in zip(labels(runs), runs, strict=True) for name in names if name in ONE_RUN
+        FigureJob(f"{label}-{name}", partial(ONE_RUN[name], run, options))
+        for label, run in zip(labels(runs), runs, strict=True)
+        for name in names
+        if name in ONE_RUN
     ]
     if len(runs) > 1 or kinds != "all":
-        jobs += [(name, together[name], runs) for name in names if name in together]  # type: ignore[misc]
-    return _write([(stem, partial(draw, subject, look)) for stem, draw, subject in jobs], folder, form, strict=kinds != "all")
+        jobs += [FigureJob(name, partial(together[name], runs, options)) for name in names if name in together]
+    return _write(jobs, folder, form, strict=kinds != "all")
 
 
 def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:
-    """Writes the figures of training runs: dynamics of all overlaid; of each entropy, modules, refinement, drift, after − before.
+    """Writes the figures of training runs: one of all runs overlaid; of each run entropy, modules, refinement, drift, difference.
 
-    Returns their paths, and why each that a run does not hold the numbers for could not be drawn.
+    Returns:
+        The paths of the figures, and why each figure that a run holds no data for could not be drawn.
     """
     plots = _plots()
-    watched = not any(log.monitor.empty for log in logs)
+    monitored = not any(log.monitor.empty for log in logs)
     above = [name for name in ABOVE if all(name in log.monitor for log in logs)]
-    dynamics = partial(plots.training_dynamics, logs, [*WATCHED, *above] if watched else LOGGED)
-    jobs: list[Job] = [("training", dynamics), ("stability", partial(plots.stability, logs))]
-    for log, name in zip(logs, _apart([log.name for log in logs]), strict=True):
+    metrics = [*WITH_MONITOR, *above] if monitored else WITHOUT_MONITOR
+    jobs = [
+        FigureJob("training", partial(plots.training_dynamics, logs, metrics)),
+        FigureJob("stability", partial(plots.stability, logs)),
+    ]
+    for log, name in zip(logs, _numbered([log.name for log in logs]), strict=True):
         jobs += [
-            (f"{name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
-            (f"{name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
-            (f"{name}-modules", partial(plots.module_entropy, log)),
-            (f"{name}-refinement", partial(plots.refinement, log)),
-            (f"{name}-drift", partial(plots.drift, log)),
-            (f"{name}-difference", partial(_before_and_after, log)),
+            FigureJob(f"{name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
+            FigureJob(f"{name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
+            FigureJob(f"{name}-modules", partial(plots.module_entropy, log)),
+            FigureJob(f"{name}-refinement", partial(plots.refinement, log)),
+            FigureJob(f"{name}-drift", partial(plots.drift, log)),
+            FigureJob(f"{name}-difference", partial(_first_to_last, log)),
         ]
     return _write(jobs, folder, form, strict=False)
 
 
-def _before_and_after(log: TrainingLog) -> Any:
+def _first_to_last(log: TrainingLog) -> Any:
     try:
-        looks = log.snapshot(0), log.snapshot(-1)
-    except RunError as error:  # the looks' own folders are large and may be gone; the other figures do without
+        snapshots = log.snapshot(0), log.snapshot(-1)
+    except RunError as error:  # the folders of the snapshots are large and may be gone; the other figures do without them
         raise SelectionError(str(error)) from error
-    return _plots().difference_heatmap(*looks)
+    return _plots().difference_heatmap(*snapshots)
 
 
-def _write(jobs: Sequence[Job], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:
-    """The paths of what was drawn, and why the rest was not; `strict` raises instead."""
+def _write(jobs: Sequence[FigureJob], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:
+    """The paths of the figures, and why the others could not be drawn; with `strict` that raises instead."""
     if form not in FORMATS:
         raise SelectionError(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     written, skipped = [], []
-    for stem, draw in jobs:
+    for job in jobs:
         try:
-            written.append(_plots().save(draw(), folder / f"{stem}.{form}"))
+            written.append(_plots().save(job.draw(), folder / f"{job.stem}.{form}"))
         except SelectionError as error:
             if strict:
                 raise
-            skipped.append(f"{stem}: {error}")
+            skipped.append(f"{job.stem}: {error}")
     return written, skipped
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A file name for each run: its model's, with the norm or a number where two are alike."""
+    """A file name for each run: its model's, with the norm or a number if two are alike."""
     plain = [run.model.rstrip("/").split("/")[-1] for run in runs]
     named = [f"{name}-{run.norm}" if plain.count(name) > 1 else name for name, run in zip(plain, runs, strict=True)]
-    return _apart(named)
+    return _numbered(named)
 
 
-def _apart(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that come more than once."""
+def _numbered(names: Sequence[str]) -> list[str]:
+    """The names, those that come more than once with a number behind them."""
     return [f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names, 1)]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, Look, draw_figures, draw_training
+from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, FigureOptions, draw_figures, draw_training
 from layerlens.cli.options import AsJson, RowsOption, RunFolders, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
 
@@ -25,14 +25,14 @@ def plot(
         str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
     ] = None,
     site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
-    form: Annotated[str, typer.Option("--format", help=f"Of the files: {', '.join(FORMATS)}.")] = "png",
+    form: Annotated[str, typer.Option("--format", help=f"Format of the files: {', '.join(FORMATS)}.")] = "png",
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
 
-    Given output folders of `layerlens train` instead, draws how training went inside the model, with --out, --format and --json.
+    Of output folders of `layerlens train` it draws how training went inside the model; only --out, --format and --json apply then.
 
     Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """
@@ -42,16 +42,16 @@ def plot(
     trained = [run for run in runs if is_training(run)]
     if trained:
         if len(trained) < len(runs):
-            raise SelectionError("training folders and run folders do not go into one figure; plot them apart")
-        if (kind, sample, Look(site=site, rows=rows, over=over)) != ("all", None, Look()):
-            raise SelectionError("--kind, --sample, --site, --rows and --over are of runs' figures; leave them out for training folders")
+            raise SelectionError("training folders and run folders cannot share a figure; plot them in two calls")
+        if (kind, sample, FigureOptions(site=site, rows=rows, over=over)) != ("all", None, FigureOptions()):
+            raise SelectionError("--kind, --sample, --site, --rows and --over are for runs; leave them out for training folders")
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
-    written, skipped = draw_figures(opened, out, parse_names(kind), Look(which, site, rows, over), form)
+    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over), form)
     _tell(written, skipped, as_json)
 
 

@@ -1,30 +1,39 @@
-"""Figures of Runs. A plot takes a Run and returns the Axes it drew into; it computes nothing that a Run does not hold.
+"""Figures of runs, evaluations and training runs. A plot returns the Axes it drew into; it computes nothing, `metrics` and `results` do.
 
 One drawing: `ax=` draws into axes of yours, else a figure is made, and the Axes come back (`ax.figure` is the figure).
-Several (`family_grid`, `compare_families`, `stream_cosine`): their own figure, and an array of its Axes comes back.
+Several (`family_grid`, `compare_families`, `stream_cosine`, `training_dynamics`, ...): their own figure, and an array of its Axes
+comes back.
 
-Figures made in a script or a test are unknown to pyplot: they open no window, and are gone when the last reference is. In
+Figures made in a script or a test are unknown to pyplot: they open no window, and are freed with their last reference. In
 a notebook, or after `plt.ion()`, pyplot shows and closes them. To get a window from a script, pass axes of `plt.subplots()`.
 `save` writes any of them to PNG, SVG or PDF.
 
-Keyword arguments not listed by a plot go to `Run.mean`: `over`, `rows`, `drop_first`, `level`, `resamples`, `seed`. The line
-under every figure says which model, norm, samples, mean and interval it shows.
+Keyword arguments of a plot of runs that it does not list go to `Run.mean`: `over`, `rows`, `drop_first`, `level`, `resamples`,
+`seed`. The line under every figure says which model, norm, samples, mean and interval it shows.
+
+Each function lies in the file of its name, in `plots.runs` or `plots.training`; what they share is in `plots.kit`.
 """
 
 from __future__ import annotations
 
-from layerlens.plots.canvas import save
-from layerlens.plots.changes import entropy_change
-from layerlens.plots.cosines import stream_cosine
-from layerlens.plots.curves import compare_families, entropy_curves, metric_by_layer
-from layerlens.plots.differences import difference_heatmap
-from layerlens.plots.dynamics import drift, layer_entropy_over_steps, stability, training_dynamics
-from layerlens.plots.flow import entropy_flow
-from layerlens.plots.grid import family_grid
-from layerlens.plots.heatmaps import entropy_heatmap
-from layerlens.plots.matrices import similarity
-from layerlens.plots.passes import pass_curves
-from layerlens.plots.trained import module_entropy, refinement
+from layerlens.plots.kit.save import save
+from layerlens.plots.runs.compare_families import compare_families
+from layerlens.plots.runs.difference_heatmap import difference_heatmap
+from layerlens.plots.runs.entropy_change import entropy_change
+from layerlens.plots.runs.entropy_curves import entropy_curves
+from layerlens.plots.runs.entropy_flow import entropy_flow
+from layerlens.plots.runs.entropy_heatmap import entropy_heatmap
+from layerlens.plots.runs.family_grid import family_grid
+from layerlens.plots.runs.metric_by_layer import metric_by_layer
+from layerlens.plots.runs.pass_curves import pass_curves
+from layerlens.plots.runs.similarity import similarity
+from layerlens.plots.runs.stream_cosine import stream_cosine
+from layerlens.plots.training.drift import drift
+from layerlens.plots.training.layer_entropy_over_steps import layer_entropy_over_steps
+from layerlens.plots.training.module_entropy import module_entropy
+from layerlens.plots.training.refinement import refinement
+from layerlens.plots.training.stability import stability
+from layerlens.plots.training.training_dynamics import training_dynamics
 
 __all__ = [
     "compare_families",
