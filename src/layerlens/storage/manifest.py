@@ -146,15 +146,11 @@ def _versions() -> Mapping[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunManifest:
-    """What an analysis measured, on which model and samples. `device` is the card or processor that decoded."""
+class ManifestBase:
+    """What every manifest says: model, samples, and when and with which versions it was made."""
 
     model: ModelRecord
-    config: AnalysisConfig
     samples: SampleSet
-    batch_tokens: int | None = None
-    device: str | None = None
-    stopping: Stopping | None = None
     format: int = FORMAT
     created: str = field(default_factory=_now)
     versions: Mapping[str, str] = field(default_factory=_versions)
@@ -162,17 +158,21 @@ class RunManifest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationManifest:
+class RunManifest(ManifestBase):
+    """What an analysis measured, on which model and samples. `device` is the card or processor that decoded."""
+
+    config: AnalysisConfig
+    batch_tokens: int | None = None
+    device: str | None = None
+    stopping: Stopping | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationManifest(ManifestBase):
     """Which problems were answered by which policy; `task` names the problem set."""
 
-    model: ModelRecord
     config: EvaluationConfig
-    samples: SampleSet
     task: str
-    format: int = FORMAT
-    created: str = field(default_factory=_now)
-    versions: Mapping[str, str] = field(default_factory=_versions)
-    python: str = field(default_factory=platform.python_version)
 
 
 Manifest = TypeVar("Manifest", RunManifest, EvaluationManifest)
