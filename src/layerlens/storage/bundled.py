@@ -17,7 +17,7 @@ def data_folder() -> Path:
 
 
 def bundled_model(name: str) -> Path | None:
-    """The folder of a bundled model, or None where `name` is not one."""
+    """The folder of a bundled model, or None if `name` is not one."""
     return data_folder() / "models" / name if name in MODELS else None
 
 
@@ -27,5 +27,5 @@ def bundled_prompts() -> Path:
 
 
 def bundled_template(name: str) -> Path | None:
-    """The file of a bundled chat template, or None where `name` is not one."""
+    """The file of a bundled chat template, or None if `name` is not one."""
     return _PACKAGE / "prompts" / "templates" / f"{name}.jinja" if name in TEMPLATES else None
