@@ -97,7 +97,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(folder: Path, tmp_pat
         worker.send_signal(signal.SIGINT)
         out, err = worker.communicate(timeout=60)
     assert worker.returncode == 130, err
-    assert err == "layerlens: interrupted; what is done is kept, and the same command goes on from there\n"
+    assert err == "layerlens: interrupted; what is done is kept, and the same command continues from there\n"
     assert out == ""
     done = len(list(samples.glob("*.nc")))
     assert 0 < done < 30

@@ -65,9 +65,9 @@ def analyze(
         generate: how to sample responses for prompts without one; None analyses prompts as they stand.
         out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
             folder that holds another configuration is refused. None keeps the run in memory alone.
-        backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes what is fastest on this
-            machine, or what the folder was begun with. The
-            manifest names it; a pair such as "native-float32+torch-mm" names the backends of large and of small requests.
+        backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes the backend that
+            `out` was begun with, else the one that is fastest on this machine. The manifest stores its name; a pair such as
+            "native-float32+torch-mm" names the backends of large and of small requests.
         batch_tokens: padded tokens in one forward pass; the number changes memory and speed, and results by no more than rounding.
         progress: whether to show a progress bar; by default only on a terminal.
 
@@ -153,7 +153,7 @@ def _resolved_plan(
 
 
 def _open_store(analysis: Analysis, out: str | Path | None, backend: str) -> tuple[Analysis, RunFolder | RunMemory]:
-    """The analysis with a concrete backend, and where its results go. "auto" is what a folder was begun with, if it was begun."""
+    """The analysis with a concrete backend, and where its results go. "auto" is the backend of a folder that was begun."""
     if out is None:
         analysis = _with_backend(analysis, backend)
         return analysis, RunMemory(analysis.manifest())

@@ -36,5 +36,5 @@ class Plan:
         return names if self.kl_from_layer is None else (*names, "kl_from_layer")
 
     def without(self, metric: str) -> Plan:
-        """The same plan without a metric."""
+        """This plan without one of its metrics."""
         return replace(self, metrics=tuple(name for name in self.metrics if name != metric))

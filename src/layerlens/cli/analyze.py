@@ -34,9 +34,11 @@ def analyze_command(
             "a dataset on the hub (owner/name), or 'arithmetic' for the bundled problems.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. One that was stopped goes on where it was.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. The same command continues a run that was stopped.")],
     *,
-    limit: Annotated[int | None, typer.Option(help="Read only so many prompts, from the start.", min=1, rich_help_panel="Prompts")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Read this many prompts at most, from the start.", min=1, rich_help_panel="Prompts")
+    ] = None,
     reading: Annotated[PromptOptions, "Prompts"],
     generate: Annotated[
         bool,
@@ -73,15 +75,17 @@ def analyze_command(
         Rows, typer.Option(help="Decode all rows, or those that predict a response token.", rich_help_panel="Measurement")
     ] = "all",
     top_k: Annotated[
-        int, typer.Option(help="Also keep so many of the most likely tokens, everywhere.", min=0, rich_help_panel="Measurement")
+        int,
+        typer.Option(help="Also keep this many of the most likely tokens at every layer and site.", min=0, rich_help_panel="Measurement"),
     ] = 0,
     kl_from_layer: Annotated[
-        int | None, typer.Option(help="Also measure KL from this layer's policy to the others.", rich_help_panel="Measurement")
+        int | None, typer.Option(help="Also measure KL from this layer's policy to all others.", rich_help_panel="Measurement")
     ] = None,
     tokens_per_sample: Annotated[
         str | None,
         typer.Option(
-            help="Decode only so many response tokens of each sample, drawn at random; auto: as many as settle the layer, or --precision.",
+            help="Decode at most this many response tokens of each sample, drawn at random; auto: as many as settle the chosen layer, "
+            "or reach --precision.",
             metavar="N|auto",
             rich_help_panel="Measurement",
             show_default=False,

@@ -56,7 +56,7 @@ def main() -> None:
     except OSError as error:
         _leave(f"{error.filename or 'file'}: {error.strerror or error}")
     if code == INTERRUPTED:
-        print("layerlens: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        print("layerlens: interrupted; what is done is kept, and the same command continues from there", file=sys.stderr)
     sys.exit(code)
 
 

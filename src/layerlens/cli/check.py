@@ -18,7 +18,7 @@ def check(
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
 
-    Exits with 2 if it does not: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
+    If the sums do not hold, the exit code is 2: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
 
     Example: layerlens check Qwen/Qwen3-4B
     """

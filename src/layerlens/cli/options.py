@@ -32,7 +32,7 @@ Dtype = Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16, f
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Where it runs: cpu, cuda, cuda:1, ... [default: cuda where there is one, else cpu]",
+        help="Device to run on: cpu, cuda, cuda:1, ... [default: cuda if there is one, else cpu]",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -58,7 +58,10 @@ RuleOption = Annotated[
 ]
 RowsOption = Annotated[Rows, typer.Option(help="Average over the rows that predict a response token, or all.")]
 WeightingOption = Annotated[Weighting, typer.Option(help="Weigh samples alike, or tokens alike.")]
-Tolerance = Annotated[float, typer.Option(help="Share of the early rise under which a mean ΔS counts as zero.", min=0.0, max=1.0)]
+Tolerance = Annotated[
+    float,
+    typer.Option(help="A mean ΔS counts as zero below this share of the largest one in the lower half of the layers.", min=0.0, max=1.0),
+]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ModelOptions:
     trust_remote_code: TrustRemoteCode = False
 
     def keywords(self) -> dict[str, Any]:
-        """What `load` and `open_engine` take, with a device chosen where none is asked for."""
+        """What `load` and `open_engine` take, with a device chosen if none is asked for."""
         return {**asdict(self), "device": pick_device(self.device, self.device_map)}
 
 
@@ -80,9 +83,9 @@ class ModelOptions:
 class SamplingOptions:
     """How responses are sampled, but for their length."""
 
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 takes the most likely token.", min=0.0)] = 1.0
+    temperature: Annotated[float, typer.Option(help="Divides the logits before sampling; 0 takes the most likely token.", min=0.0)] = 1.0
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the probability.")] = 1.0
-    seed: Annotated[int, typer.Option(help="Of the sampling. Each response has a random stream of its own.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the sampling. Each response has a random stream of its own.")] = 0
 
     def generation(self, max_new_tokens: int) -> Generation:
         from layerlens.models import Generation
@@ -100,7 +103,7 @@ class PromptOptions:
         typer.Option(help=f"Field that holds the prompt. [default: the first there is of {', '.join(PROMPT_COLUMNS)}]", show_default=False),
     ] = None
     chat: Annotated[
-        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template where it has one, or the text as it stands.")
+        bool, typer.Option("--chat/--no-chat", help="Use the model's chat template if it has one, or the text as it stands.")
     ] = True
     system: Annotated[str | None, typer.Option(help="A system message to put in front of every prompt.")] = None
     thinking: Annotated[
@@ -142,7 +145,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options_of(group: type, panel: str | None = None) -> list[inspect.Parameter]:
-    """A parameter for each field, its option in the panel where one is named."""
+    """A parameter for each field, its option in the panel if one is named."""
     hints = get_type_hints(group, include_extras=True)
     parameters = []
     for field in fields(group):
@@ -154,7 +157,7 @@ def _options_of(group: type, panel: str | None = None) -> list[inspect.Parameter
 
 
 def pick_device(device: str | None, device_map: str | None) -> str | None:
-    """The device asked for, or the GPU where there is one."""
+    """The device asked for, or the GPU if there is one."""
     if device or device_map:
         return device
     import torch

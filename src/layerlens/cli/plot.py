@@ -12,7 +12,7 @@ from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, FigureOp
 from layerlens.cli.options import AsJson, RowsOption, RunFolders, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
 
-KINDS = f"{', '.join(ONE_RUN)}; of several runs {', '.join(ALL_RUNS)}; of one model before and after {', '.join(TWO_RUNS)}"
+KINDS = f"{', '.join(ONE_RUN)}; for several runs: {', '.join(ALL_RUNS)}; for a model before and after training: {', '.join(TWO_RUNS)}"
 
 
 def plot(
@@ -32,7 +32,8 @@ def plot(
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
 
-    Of output folders of `layerlens train` it draws how training went inside the model; only --out, --format and --json apply then.
+    RUN may also be an output folder of `layerlens train`: the figures then show what training did inside the model, and only --out,
+    --format and --json apply.
 
     Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """

@@ -35,7 +35,7 @@ def train(
 
 train.__doc__ = f"""Train a model with BuPO: first the internal policy of a chosen layer, for some rollouts, then the final policy (GRPO).
 
-A run that was stopped goes on with the same command and --resume true. On several processes: torchrun, or accelerate launch -m
+The same command with --resume true continues a run that was stopped. On several processes: torchrun, or accelerate launch -m
 layerlens train ... Needs layerlens-policy[train].
 
 Examples: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_dir bupo

@@ -48,7 +48,7 @@ def difference_of_means(
 
     The interval holds the middle `level` of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples`. If resample b
     drew the same samples on both sides, it is the interval of paired samples, otherwise that of two independent sets of samples.
-    NaN resamples are left out; where all of them are NaN, so are both ends.
+    NaN resamples are left out; if all resamples are NaN, both ends are NaN.
     """
     low, high = interval(after_draws - before_draws, level)
     return after - before, low, high

@@ -1,17 +1,17 @@
-"""Figures of runs, evaluations and training runs. A plot returns the Axes it drew into; it computes nothing, `metrics` and `results` do.
+"""Figures of runs, evaluations and training runs. A plot returns the Axes it drew into. It computes nothing: its numbers
+come from `metrics` and `results`.
 
-One drawing: `ax=` draws into axes of yours, else a figure is made, and the Axes come back (`ax.figure` is the figure).
-Several (`family_grid`, `compare_families`, `stream_cosine`, `training_dynamics`, ...): their own figure, and an array of its Axes
-comes back.
+A plot of one drawing returns its Axes: those given as `ax=`, else those of a new figure (`ax.figure`). A plot of several drawings
+(`family_grid`, `compare_families`, `stream_cosine`, `training_dynamics`, ...) makes its own figure and returns an array of Axes.
 
 Figures made in a script or a test are unknown to pyplot: they open no window, and are freed with their last reference. In
 a notebook, or after `plt.ion()`, pyplot shows and closes them. To get a window from a script, pass axes of `plt.subplots()`.
-`save` writes any of them to PNG, SVG or PDF.
+`save` writes any figure to PNG, SVG or PDF.
 
 Keyword arguments of a plot of runs that it does not list go to `Run.mean`: `over`, `rows`, `drop_first`, `level`, `resamples`,
 `seed`. The line under every figure says which model, norm, samples, mean and interval it shows.
 
-Each function lies in the file of its name, in `plots.runs` or `plots.training`; what they share is in `plots.kit`.
+Each function lies in the file of its name, in `plots.runs` or `plots.training`; what the functions share is in `plots.kit`.
 """
 
 from __future__ import annotations

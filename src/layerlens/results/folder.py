@@ -47,7 +47,7 @@ class RunFolder(SharedFolder[RunManifest]):
         return self.manifest().config.backend if (self.path / self.manifest_file).is_file() else None
 
     def conclude(self, stopping: Stopping) -> None:
-        """Adds the stopping verdict to run.json; other processes that fill the folder come to the same."""
+        """Adds the stopping verdict to run.json; other processes that fill the folder come to the same verdict."""
         with disk_errors_as_run_errors(self.path), self.lock("manifest"):
             manifest = self.manifest()
             if manifest.stopping != stopping:

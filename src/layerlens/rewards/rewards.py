@@ -94,7 +94,7 @@ class Reward:
 
         `log_metric(name, value)`, which TRL passes, gets the numbers of checks that hung and raised.
 
-        Raises RewardError if ground truths are missing where they are needed, a completion is neither a text nor chat messages, or a
+        Raises RewardError if ground truths are missing that the check needs, a completion is neither a text nor chat messages, or a
         checking process cannot start.
         """
         texts = [completion_text(completion) for completion in completions]

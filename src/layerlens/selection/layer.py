@@ -28,13 +28,14 @@ class LayerChoice:
         layer: the chosen layer, from 1; None if the rule finds none (`reason` says why).
         rule: which rule answered (`select_layer` describes them).
         reason: the answer in a sentence, with its figures.
-        frequency: share of bootstrap resamples over samples that give the same answer; NaN with one sample.
+        frequency: share of bootstrap resamples over samples that choose this very layer (or none, if `layer` is None); NaN with one sample.
         candidates: one row per rule and layer that any resample chose, with `rule`, `layer` (<NA>: none), `frequency` and
             `chosen` (whether the rule gives that layer on all samples); rows of `rule` first, then by falling frequency.
         phases: first and last layer of exploration, integration and convergence, None for an empty phase.
         norm, model, n_layers: norm, model name and number of blocks of the run; samples: how many of its samples have rows that count.
         run: the run's folder; None for a run that was never saved.
         fingerprint: digest of the weights that the run measured (`DecoderParts.fingerprint`), None if the run has none.
+        settings: the arguments of `select_layer` and the constants of its `PhaseRule`, by name.
     """
 
     layer: int | None

@@ -116,7 +116,7 @@ class Stopping:
         tokens_per_sample: response tokens of each sample that were decoded at most.
         rows_decoded, rows: of all samples together: rows that were decoded, and rows that they stand for.
         half_width: of the widest 95% interval among the curves that matter to the goal, nats; None with one sample.
-        half_width_of_all: the same if every row were decoded, estimated; None with one sample.
+        half_width_of_all: an estimate of that half-width if every row were decoded; None with one sample.
         layer, frequency: the chosen layer and its bootstrap frequency, for the goal "layer".
         reason: the verdict in a sentence.
     """

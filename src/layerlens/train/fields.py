@@ -33,7 +33,7 @@ class ScriptArguments:
     reward: str = _field("math", "Reward of an answer: math, boxed, arithmetic, or module:function.")
     dtype: str = _field("auto", "Data type of the weights: auto (as stored), bfloat16, float16 or float32.")
     threads: int | None = _field(None, "CPU threads; small models are fastest with 1.")
-    resume: bool = _field(False, "Go on from the last checkpoint in output_dir.")
+    resume: bool = _field(False, "Continue from the last checkpoint in output_dir.")
     lora_rank: int = _field(0, "Train LoRA adapters of this rank in place of the weights; 0: the weights themselves.")
     lora_alpha: int = _field(32, "Alpha of the LoRA adapters.")
 
@@ -76,15 +76,15 @@ class BuPOFields:
     freeze_layers: int = _field(0, "Freeze blocks 1 to this layer, and the embedding unless it is tied, for the whole run; 0: none.")
     monitor_every: int = _field(
         0,
-        "Optimizer steps between two snapshots of the model; more are taken before the first step, after the last, and when an internal "
-        "phase ends; 0: no monitor.",
+        "Optimizer steps between two snapshots of the model; snapshots are also taken before the first step, after the last, and when an "
+        "internal phase ends; 0: no monitor.",
     )
     monitor_layer: int | None = _field(
         None,
         "The watched layer, whose similarity and KL to the layers above it are measured; default: the first internal layer, else the last.",
     )
     monitor_problems: int = _field(16, "Training problems that every snapshot is taken on.")
-    monitor_repeats: int = _field(4, "Fresh answers to each of these problems, for response length and stability of the answers.")
+    monitor_repeats: int = _field(4, "Fresh answers to each of the monitor's problems, for response length and stability of the answers.")
 
 
 def describe_fields(cls: type) -> Iterator[tuple[str, str]]:

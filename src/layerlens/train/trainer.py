@@ -68,7 +68,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
     Training is counted in rollouts and in optimizer steps:
         rollout: one generation batch, that is all the answers that are sampled at once. A rollout step is all that is done with
             one rollout: sampling, scoring, and every optimizer step on it. The paper's s_inter is a number of rollout steps, and
-            `internal_rollouts` the same number of rollouts.
+            `internal_rollouts` is that number.
         optimizer step: one change of the weights. `max_steps`, `monitor_every` and the logs count optimizer steps. A rollout step
             consists of steps_per_generation · num_iterations / gradient_accumulation_steps of them.
 

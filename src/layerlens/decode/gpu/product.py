@@ -64,7 +64,7 @@ def _sum_products(buffers: list[Float[Tensor, "n chunk"]], terms: list[Float[Ten
 def _multiplies_low_precision(device: torch.device) -> bool:
     """Whether torch computes the float32 product of 16-bit matrices on the device (torch 2.8 or later).
 
-    On a CPU, where only tests multiply here, `_multiply` makes the numbers float32 first.
+    On a CPU, on which only tests call this, `_multiply` makes the numbers float32 first.
     """
     if device.type == "cpu":
         return True

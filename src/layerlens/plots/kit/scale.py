@@ -69,7 +69,7 @@ SCALES: dict[str, Scale] = {
 
 
 def normalize(scale: Scale, values: np.ndarray, limits: Limits = None, *, tail: bool = False) -> Normalize:
-    """What maps values to the colour map, with its ends at `limits`, or by default where the scale has them for these values.
+    """What maps values to the colour map, with its ends at `limits`, or by default at the limits that the scale gives these values.
 
     Raises SelectionError if the limits are not in order.
     """

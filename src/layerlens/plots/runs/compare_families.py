@@ -23,7 +23,7 @@ def compare_families(runs: Sequence[Run], *, scale: str = "nats", **mean: Unpack
     Args:
         runs: the runs to compare, of models of any depth.
         scale: "nats", or "share" for entropies as shares of each curve's own maximum.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Returns:
         An array of the two Axes.

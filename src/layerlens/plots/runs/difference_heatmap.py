@@ -47,11 +47,11 @@ def difference_heatmap(
     Args:
         before, after: runs with the same norm and layers, such as two snapshots of a training monitor.
         metric: `entropy`, `entropy_change`, `logp_next`, `kl_to_final`, `agrees`, ...
-        sample: a sample's number or id that both runs hold, on the same tokens; None for the mean.
-        site: where a sample's hidden vectors are read (by default `resid_post`, or module `ffn`), or of a mean the only column.
+        sample: number or id of a sample of which both runs hold the same tokens; None for the mean.
+        site: for a sample, the site (by default `resid_post`) or module (by default `ffn`); for the mean, the only column to draw.
         limits: ends of the colour scale, to compare figures; symmetric around zero by default.
         ax: axes to draw into; a figure of fitting size by default.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: the runs differ in layers, norm or, for one sample, tokens, or one lacks the metric, site or sample.

@@ -39,10 +39,10 @@ def entropy_change(
         run: what to draw.
         module: `ffn`, `attn`, `layer`, or several of them.
         phases: phases to shade, as in `LayerChoice.phases`: the first and last layer of exploration, integration and
-            convergence, None for an empty one.
+            convergence, None for an empty phase.
         layer: the chosen layer to mark, as in `LayerChoice.layer`.
         ax: axes to draw into; a new figure by default.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: the run lacks a module's sites, or the marked layer or a phase lies outside its layers.

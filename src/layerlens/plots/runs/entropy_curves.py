@@ -31,7 +31,7 @@ def entropy_curves(
         scale: "nats", or "share" for shares of each curve's own maximum, to compare vocabularies of different size.
         relative: depth as l / L; else layers.
         ax: axes to draw into; a new figure by default.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: a run lacks entropy at the site, or the scale is unknown.

@@ -38,7 +38,7 @@ def entropy_flow(run: Run, *, ax: Axes | None = None, **mean: Unpack[MeanOptions
     Args:
         run: what to draw.
         ax: axes to draw into; a new figure by default, wider for more layers.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: the run holds no entropies, or neither a residual site nor both sites of a module.

@@ -52,9 +52,9 @@ def entropy_heatmap(
         tokens: which of the sample's rows to draw, as a list is sliced; all by default. Labels are thinned, and numbered by
             position, if they would overlap.
         limits: ends of the colour scale, to compare figures; the data's by default.
-        annotate: whether the whole run's means stand as numbers in the cells; by default if they fit.
+        annotate: whether the whole run's means stand as numbers in the cells; by default if the numbers fit.
         ax: axes to draw into; a figure of fitting size by default.
-        mean: `over`, `rows`, `drop_first` of the means, as in `Run.mean`.
+        mean: the keyword arguments `over`, `rows` and `drop_first` of `Run.mean`.
 
     Raises:
         SelectionError: the run lacks the metric, site or sample, or the token window is empty.

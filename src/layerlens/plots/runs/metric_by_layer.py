@@ -32,7 +32,7 @@ def metric_by_layer(
         site: where hidden vectors are read; for `entropy_change` and `stream_cosine` a module.
         relative: depth as l / L; by default if the models differ in depth.
         ax: axes to draw into; a new figure by default.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: a run lacks the metric or the site.

@@ -26,8 +26,8 @@ def pass_curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None 
     """Pass@k over k on a logarithmic axis, one line per model with its interval over problems.
 
     Args:
-        tables: tidy tables with COLUMNS, one row per model, task and k; as `Evaluation.pass_at` makes them. A model that comes
-            in several tables is drawn once for each.
+        tables: tidy tables as `Evaluation.pass_at` makes them, one row per model, task and k (columns: COLUMNS of this file). A
+            model that comes in several tables is drawn once for each.
         task: which task to draw; it may be left out if the tables hold only one.
         ax: axes to draw into; a new figure by default.
 

@@ -29,14 +29,14 @@ CONTOURS = {0.5: "dotted", 0.7: "dashed", 0.9: "solid"}
 def similarity(run: Run, kind: str = "cosine", *, ax: Axes | None = None, **mean: Unpack[MeanOptions]) -> Axes:
     """Similarity of resid_post between all layers, L × L, mean over samples.
 
-    Lines are drawn where it crosses 0.5, 0.7 and 0.9. Colours are sequential up to 1; if a similarity lies under -0.05, they
-    diverge from 0.
+    Contours are drawn at 0.5, 0.7 and 0.9. Colours are sequential up to 1; if a similarity lies under -0.05, the colours diverge
+    from 0.
 
     Args:
         run: what to draw.
         kind: "cosine" (token-averaged) or "cka" (debiased, linear).
         ax: axes to draw into; a new figure by default.
-        mean: as in `Run.mean`.
+        mean: keyword arguments of `Run.mean`.
 
     Raises:
         SelectionError: an unknown kind, or the run was analysed without similarity.

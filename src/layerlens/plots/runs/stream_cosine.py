@@ -37,13 +37,13 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
     Args:
         run: what to draw.
         module: `attn`, `ffn` or both; all that the run has by default.
-        mean: as in `Run.mean`; `rows` chooses the tokens of the distribution as well.
+        mean: keyword arguments of `Run.mean`; `rows` chooses the tokens of the distribution as well.
 
     Returns:
         An array of Axes, one per module.
 
     Raises:
-        SelectionError: the run was analysed without stream_cosine, or lacks the module, or has no such rows.
+        SelectionError: the run was analysed without stream_cosine, or lacks the module, or has none of the rows asked for.
     """
     values = run.values("stream_cosine")
     there = [str(name) for name in values["module"].values]

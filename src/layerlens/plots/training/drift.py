@@ -16,7 +16,7 @@ from layerlens.results.training_log import TrainingLog
 
 @styled
 def drift(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
-    """How far the weights of each layer have moved, layer × snapshot: ‖W − W₀‖ / ‖W₀‖. Weights that have not moved are left open.
+    """How far the weights of each layer have moved, layer × snapshot: ‖W − W₀‖ / ‖W₀‖. Cells of weights that have not moved are hatched.
 
     The embedding lies under the layers, and the unembedding, if it has weights of its own, above them.
 

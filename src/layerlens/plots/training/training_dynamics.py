@@ -29,7 +29,8 @@ def training_dynamics(
     Args:
         logs: one, or several to compare.
         metrics: columns of the monitor or of the log.
-        smooth: log entries of the centred mean, taken within a phase; 1 draws the log alone, None chooses by its length.
+        smooth: number of log entries that the centred mean of a line takes, within a training phase; 1 draws the log alone, None
+            chooses by the length of the log.
         columns: columns of the grid; by default 2, or 3 for more than four metrics.
 
     Returns:
