@@ -23,6 +23,7 @@ from layerlens.models import (
 )
 from layerlens.models.lens import load
 from layerlens.prompts.sample import Sample
+from layerlens.storage.manifest import ModelRecord
 from layerlens.types import EngineName, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
@@ -50,8 +51,8 @@ class Engine(Protocol):
         """The tokens that end an answer."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """The manifest's entry `model`: at least `name`, `fingerprint` and `dtype`."""
+    def model_record(self) -> ModelRecord:
+        """The manifest's entry `model`."""
         ...
 
     def policy(self) -> dict[str, Any]:
@@ -115,16 +116,8 @@ class LensEngine:
     def end_tokens(self) -> tuple[int, ...]:
         return self.model.end_tokens
 
-    def describe(self) -> dict[str, Any]:
-        model = self.model
-        return {
-            "name": model.name,
-            "revision": model.revision,
-            "fingerprint": model.fingerprint,
-            "architecture": model.parts.model.config.model_type,
-            "dtype": str(model.parts.dtype).removeprefix("torch."),
-            "n_layers": model.n_layers,
-        }
+    def model_record(self) -> ModelRecord:
+        return self.model.record()
 
     def policy(self) -> dict[str, Any]:
         internal = {"layer": self.layer, "site": self.site, "norm": self.norm}

@@ -16,7 +16,7 @@ from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunctio
 from layerlens.models import Generation, LensModel
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample
-from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelRecord, SampleSet, SamplingSettings
+from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, SampleSet, SamplingSettings
 from layerlens.storage.shared_work import share_work
 from layerlens.types import Norm, Site
 
@@ -109,7 +109,7 @@ class EvaluationRun:
 
     @property
     def model_name(self) -> str:
-        return self.engine.describe()["name"]  # type: ignore[no-any-return]
+        return self.engine.model_record().name
 
     def run(self, wanted: Sequence[tuple[int, int]]) -> list[Answer]:
         """Answers to (problem, sample) pairs, drawn in one batch and checked."""
@@ -133,7 +133,7 @@ class EvaluationRun:
         for prompt in self.prompts:
             digest.update(f"{prompt.token_ids} {prompt.id} {prompt.ground_truth}\n".encode())
         return EvaluationManifest(
-            model=ModelRecord(**self.engine.describe()),
+            model=self.engine.model_record(),
             config=EvaluationConfig(
                 **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=reward_name(self.reward)
             ),
