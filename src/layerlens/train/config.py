@@ -9,8 +9,8 @@ from trl import GRPOConfig
 
 from layerlens.errors import TrainingError
 from layerlens.selection import LayerChoice
+from layerlens.train.choice_file import read_choice
 from layerlens.train.fields import BuPOFields
-from layerlens.train.layer_choice import read_choice
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule

@@ -1,12 +1,10 @@
-"""The layer of the internal phase: read from a file of `layerlens select --json`, chosen by "auto", and held to the model's depth."""
+"""The layer of the internal phase: chosen by "auto", and held to the depth and the weights of the model that is trained."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -14,60 +12,14 @@ from torch import nn
 from transformers import AutoConfig
 
 from layerlens.analysis.pipeline import analyze
-from layerlens.errors import ModelLoadError, SelectionError, TrainingError
+from layerlens.errors import ModelLoadError, TrainingError
 from layerlens.models import Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, layout_for
 from layerlens.prompts.sample import Sample
 from layerlens.selection.layer import LayerChoice, select_layer
+from layerlens.train.config import BuPOConfig
 from layerlens.types import Norm, Rule
 
-if TYPE_CHECKING:
-    from layerlens.train.config import BuPOConfig
-
 log = logging.getLogger("layerlens.train")
-
-WRITE_ONE = "write one with `layerlens select RUN --json`"
-
-
-def read_choice(path: str) -> LayerChoice:
-    """The choice in a file that `layerlens select RUN --json` has written.
-
-    Raises TrainingError if there is no such file, if it is damaged, if it holds the choices of several runs, and if its
-    choice names no layer.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise TrainingError(f"internal_layer is a layer from 1, auto, none, or a file of `layerlens select --json`; {path!r} is no file")
-    try:
-        found = _json_values(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{file} cannot be read as a choice of layer ({error}): {WRITE_ONE}") from error
-    runs = [choice for value in found for choice in _choices(value)]
-    if len(runs) > 1:
-        raise TrainingError(f"{file} holds the choices of {len(runs)} runs, and training needs that of one: {WRITE_ONE}")
-    try:
-        choice = LayerChoice.from_dict(runs[0] if runs and isinstance(runs[0], dict) else {})
-    except SelectionError as error:
-        raise TrainingError(f"{file} is damaged ({error}): {WRITE_ONE}") from error
-    if choice.layer is None:
-        raise TrainingError(f"{file} names no layer to train ({choice.reason}): give a layer, or choose by another --rule")
-    return choice
-
-
-def _json_values(text: str) -> list[Any]:
-    """The JSON values that stand in a text one after the other. Raises ValueError if there is anything else in it."""
-    values, decoder = [], json.JSONDecoder()
-    while text := text.strip():
-        value, end = decoder.raw_decode(text)
-        values.append(value)
-        text = text[end:]
-    return values
-
-
-def _choices(value: Any) -> list[Any]:
-    """The choices in a JSON value: itself, or the members of a list, or of an object that has one for each model."""
-    members = list(value.values()) if isinstance(value, dict) else value
-    several = isinstance(members, list) and all(isinstance(member, dict) for member in members)
-    return members if several else [value]
 
 
 def require_layers(model: nn.Module | str, args: BuPOConfig) -> int:
