@@ -79,7 +79,7 @@ def batch(vocabulary: int) -> dict[str, Tensor]:
 
 def blocks_above(model: Any, ids: Tensor, layer: int) -> Callable[[], None]:
     """Forward and backward of the blocks above a layer, on the states, mask and positions that they get inside the model."""
-    decoder, layout = decoder_of(model)
+    _, decoder, layout = decoder_of(model)
     blocks = getattr(decoder, layout.blocks)[layer:]
     seen: list[Any] = []
     hook = blocks[0].register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,29 @@ def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tens
     return states
 
 
-@torch.no_grad()
 def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -> dict[str, Tensor]:
-    """Every metric of docs/definitions.md, float64; those of the readout have the shape [seq, layer, site]."""
+    """`metrics_of` a Llama-like model."""
     net = copy.deepcopy(model).double()
-    states = plain_states(model, ids)
-    n_layers = max(layer for layer, _ in states)
-    sites = list(dict.fromkeys(site for _, site in states))
 
     def log_policy(h: Tensor, how: str) -> Tensor:
         return net.lm_head(net.model.norm(h) if how == "final" else h).log_softmax(-1)
 
+    return metrics_of(plain_states(model, ids), log_policy, ids, norm, reference)
+
+
+@torch.no_grad()
+def metrics_of(
+    states: dict[tuple[int, str], Tensor], log_policy: Callable[[Tensor, str], Tensor], ids: list[int], norm: str, reference: int
+) -> dict[str, Tensor]:
+    """Every metric of docs/definitions.md, float64; those of the readout have the shape [seq, layer, site].
+
+    Args:
+        states: the states [seq, d] at every layer and every site that the model has.
+        log_policy: from states and a norm to log-probabilities [seq, vocabulary].
+        reference: the layer of `kl_from_layer`.
+    """
+    n_layers = max(layer for layer, _ in states)
+    sites = list(dict.fromkeys(site for _, site in states))
     final = log_policy(states[n_layers, "resid_post"], "final")
     anchor = log_policy(states[reference, "resid_post"], norm)
     out: dict[str, list[Tensor]] = {}
@@ -73,13 +86,18 @@ def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -
                 out.setdefault(name, []).append(value)
     metrics = {name: torch.stack(v, 1).reshape(len(ids), n_layers, len(sites), *v[0].shape[1:]) for name, v in out.items()}
     entropy = metrics["entropy"]
-    change = {m: entropy[:, :, sites.index(b)] - entropy[:, :, sites.index(a)] for m, (a, b) in MODULE_SITES.items()}
-    metrics["entropy_change"] = torch.stack([change[m] for m in MODULE_SITES], -1)
+    modules = [(a, b) for a, b in MODULE_SITES.values() if {a, b} <= {*sites}]
+    metrics["entropy_change"] = torch.stack([entropy[:, :, sites.index(b)] - entropy[:, :, sites.index(a)] for a, b in modules], -1)
     cosine = torch.nn.functional.cosine_similarity
     metrics["stream_cosine"] = torch.stack(
         [
             torch.stack(
-                [cosine(states[layer, f"{m}_out"], states[layer, s], dim=-1) for m, s in (("attn", "resid_pre"), ("ffn", "resid_mid"))], -1
+                [
+                    cosine(states[layer, f"{m}_out"], states[layer, s], dim=-1)
+                    for m, s in (("attn", "resid_pre"), ("ffn", "resid_mid"))
+                    if s in sites
+                ],
+                -1,
             )
             for layer in range(1, n_layers + 1)
         ],

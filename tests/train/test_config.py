@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from trl import GRPOConfig, GRPOTrainer
 
 from layerlens.errors import ModelLayoutError, TrainingError
@@ -110,9 +110,9 @@ def test_slower_layers_that_are_not_there_are_refused(settings: dict[str, Any], 
 
 
 def test_an_architecture_without_a_cut_is_refused(tmp_path: Path) -> None:
-    config = GPT2Config(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2)
-    with pytest.raises(ModelLayoutError, match="gpt2") as refusal:
-        make_trainer(tmp_path, GPT2LMHeadModel(config), internal_layer=1, internal_rollouts=1)
+    config = OpenAIGPTConfig(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(ModelLayoutError, match="openai-gpt") as refusal:
+        make_trainer(tmp_path, OpenAIGPTLMHeadModel(config), internal_layer=1, internal_rollouts=1)
     assert "\n" not in str(refusal.value)
 
 

@@ -18,7 +18,7 @@ from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
 from layerlens.storage.shared_work import share_work
-from layerlens.types import Norm, Rows, resolve_layers, resolve_metrics, resolve_norm, resolve_sites
+from layerlens.types import SITES, Norm, Rows, resolve_layers, resolve_metrics, resolve_norm
 
 
 def analyze(
@@ -46,7 +46,7 @@ def analyze(
     Args:
         model: from `load` or `LensModel.wrap`.
         samples: from `read_prompts`, or made by hand.
-        sites: "all" or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post.
+        sites: "all" (that the architecture has) or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post.
         layers: "all" or any of 1...L.
         metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine (docs/definitions.md).
         norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens).
@@ -77,8 +77,8 @@ def analyze(
 
     Raises:
         PromptError: no samples, or one that does not fit the model's context or vocabulary (before anything runs).
-        SelectionError: an unknown site, layer, metric, norm or backend, a backend that cannot be had here, or "auto" without
-            the metrics and sites that its goal is judged by.
+        SelectionError: an unknown site, layer, metric, norm or backend, a site that the architecture does not have, a backend that
+            cannot be had here, or "auto" without the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
         RunError: `out` cannot be used.
     """
@@ -141,7 +141,7 @@ def _resolved_plan(
     if top_k < 0:
         raise SelectionError(f"top_k must be 0 or more, got {top_k}")
     return Plan(
-        sites=resolve_sites(sites),
+        sites=model.resolve_sites(sites),
         layers=resolve_layers(layers, model.n_layers),
         metrics=resolve_metrics(metrics),
         norm=resolve_norm(norm),
@@ -149,6 +149,7 @@ def _resolved_plan(
         temperature=temperature,
         kl_from_layer=kl_from_layer,
         top_k=top_k,
+        absent_sites=tuple(site for site in SITES if site not in model.sites),
     )
 
 

@@ -23,11 +23,15 @@ class Plan:
     kl_from_layer: int | None = None
     top_k: int = 0
     backend: str = "auto"
+    absent_sites: tuple[Site, ...] = ()
+    """Sites that the model's architecture does not have, such as resid_mid in parallel blocks."""
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """The modules whose stream cosine is measured."""
-        return tuple(STREAM_SITES) if "stream_cosine" in self.metrics else ()
+        """The modules whose stream cosine is measured: those whose sites the architecture has."""
+        if "stream_cosine" not in self.metrics:
+            return ()
+        return tuple(module for module, sites in STREAM_SITES.items() if not {*sites} & {*self.absent_sites})
 
     @property
     def decoded(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ def check(
     model: ModelName,
     *,
     loading: ModelOptions,
+    discover: Annotated[
+        bool, typer.Option("--discover", help="Find the layout in the model's own structure, even if there is a row.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show where layerlens reads a model, and whether what it reads adds up to the model's own states and logits.
@@ -23,32 +27,35 @@ def check(
     Example: layerlens check Qwen/Qwen3-4B
     """
     import layerlens as ll
-    from layerlens.models import check_identities
+    from layerlens.models import check_identities, discover_layout, find_decoder_parts, layout_row
 
     lens = ll.load(model, **loading.keywords(), check=False)
-    parts, config = lens.parts, lens.parts.model.config
-    report = check_identities(parts)
+    parts = find_decoder_parts(lens.parts.model, discover_layout(lens.parts.model)) if discover else lens.parts
+    report, discovered = check_identities(parts), discover or lens.discovered
     vocabulary, d_model = parts.unembedding.shape
     facts = {
         "model": lens.name,
-        "architecture": config.model_type,
+        "architecture": parts.config.model_type,
+        "layout": "discovered" if discovered else "a row of LAYOUTS",
         "layers": lens.n_layers,
         "d_model": d_model,
         "vocabulary": vocabulary,
         "context": parts.context,
         "dtype": str(parts.dtype).removeprefix("torch."),
         "unembedding": "tied to the embedding" if parts.tied else "not tied",
-        "decoder": parts.layout.decoder,
-        "blocks": f"{parts.layout.decoder}.{parts.layout.blocks}",
-        "final_norm": f"{parts.layout.decoder}.{parts.layout.final_norm}",
+        "decoder": parts.decoder_path,
+        "blocks": f"{parts.decoder_path}.{parts.layout.blocks}",
+        "final_norm": f"{parts.decoder_path}.{parts.layout.final_norm}",
     }
-    sites = {site: f"{point.side} of {point.module or 'the block'}" for site, point in parts.layout.hook_points.items()}
+    if parts.logit_scale != 1 or parts.logit_softcap is not None:
+        facts["logits"] = {"scale": parts.logit_scale, "softcap": parts.logit_softcap}
+    sites = {site: " + ".join(map(str, points)) for site, points in parts.layout.sites(parts.config).items()}
+    row = layout_row(parts.config.model_type, parts.layout)
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
         plain = {name: gap if math.isfinite(gap) else None for name, gap in gaps.items()}
-        print_json(
-            {**facts, "sites": sites, **plain, "additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok}
-        )
+        verdict = {"additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok}
+        print_json({**facts, "sites": sites, "row": row, **plain, **verdict})
     else:
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):13} {value}")
@@ -59,5 +66,7 @@ def check(
             f"additivity    the sites miss the stream by {report.additivity_gap:.2g} of its size (worst in layer {report.additivity_layer})"
         )
         print(f"tolerance     {report.tolerance:.2g} -> {'ok' if report.ok else 'REFUSED'}")
+        if discovered:
+            print(f"row           {row}")
     if not report.ok:
         raise typer.Exit(2)

@@ -1,9 +1,10 @@
 """Models: loading them, finding their parts, reading and cutting their residual stream, sampling from them."""
 
 from layerlens.models.capture import LayerSite
+from layerlens.models.discover import discover_layout, layout_row
 from layerlens.models.generation import generate_responses, require_fits_context
 from layerlens.models.identities import check_identities
-from layerlens.models.layout import LAYOUTS, Layout, layout_for
+from layerlens.models.layout import LAYOUTS, Layout, layout_for, require_readable, text_config
 from layerlens.models.lens import LensModel
 from layerlens.models.load import holds_adapters, load_pretrained, read_unembedding_shape
 from layerlens.models.parts import DecoderParts, find_decoder_parts
@@ -23,13 +24,17 @@ __all__ = [
     "check_identities",
     "count_blocks",
     "decoder_of",
+    "discover_layout",
     "find_decoder_parts",
     "generate_responses",
     "holds_adapters",
     "layout_for",
+    "layout_row",
     "load_pretrained",
     "read_unembedding_shape",
     "require_fits_context",
+    "require_readable",
     "response_seed",
+    "text_config",
     "truncated_at",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from layerlens.models.layout import Layout, submodule_at
+from layerlens.models.parts import DecoderParts, Source
 from layerlens.types import Site
 
 LayerSite = tuple[int, Site]
@@ -21,40 +22,73 @@ OnState = Callable[[int, Site, Float[Tensor, "batch seq d"]], None]
 
 
 class StopForward(Exception):
-    """Raised inside a forward pass, and caught by `LensModel.forward`, once the state at the last wanted place was handed over."""
+    """Raised inside a forward pass, and caught by `LensModel.forward`, once the states at all wanted places were handed over."""
 
 
 @contextmanager
-def capture(blocks: nn.ModuleList, layout: Layout, places: Iterable[LayerSite], on_state: OnState) -> Iterator[None]:
+def capture(parts: DecoderParts, places: Iterable[LayerSite], on_state: OnState) -> Iterator[None]:
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: clone a state to
-    keep it. Forward passes of other threads call nothing. All hooks are removed on leaving, also after an exception.
+    keep it. A contribution that the model multiplies or adds up outside a module is computed here, in the model's dtype.
+    Forward passes of other threads call nothing. All hooks are removed on leaving, also after an exception.
     """
-    thread = threading.get_ident()
-
-    def on_own_state(layer: int, site: Site, states: Tensor) -> None:
-        if threading.get_ident() == thread:
-            on_state(layer, site, states)
-
     with ExitStack() as stack:
         for layer, site in places:
-            point = layout.hook_points[site]
-            block = blocks[layer - 1]
-            module = submodule_at(block, point.module, f"the {site} of block {layer}") if point.module else block
-            stack.callback(_hook(module, point.side, layer, site, on_own_state).remove)
+
+            def on_own_state(states: Tensor, layer: int = layer, site: Site = site) -> None:
+                on_state(layer, site, states)
+
+            for handle in hook_sources(parts.blocks[layer - 1], parts.sources(layer, site), on_own_state):
+                stack.callback(handle.remove)
         yield
 
 
-def _hook(module: nn.Module, side: str, layer: int, site: Site, on_state: OnState) -> torch.utils.hooks.RemovableHandle:
-    if side == "input":
+def hook_sources(block: nn.Module, sources: Sequence[Source], on_sum: Callable[[Tensor], None]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Puts hooks on sources in a block that call `on_sum` with the sum of their vectors, [batch, seq, d], once all have passed."""
+    thread = threading.get_ident()
+    seen: dict[int, Tensor] = {}
+    shape: list[int] = []
+
+    def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            shape[:] = input_of(args, kwargs).shape[:2]
+
+    def take(number: int, states: Tensor) -> None:
+        if threading.get_ident() != thread:
+            return
+        if states.dim() == 2:  # the tokens of all texts in one row, as a mixture of experts may return them
+            states = states.reshape(*shape, -1)
+        factor = sources[number].factor
+        seen[number] = states if isinstance(factor, float | int) and factor == 1 else states * factor
+        if len(seen) == len(sources):
+            total = seen.pop(0)
+            for other in range(1, len(sources)):
+                total = total + seen.pop(other)
+            on_sum(total)
+
+    handles = [_hook(source, partial(take, number)) for number, source in enumerate(sources)]
+    if any(source.module is not block for source in sources):
+        handles.append(block.register_forward_pre_hook(note_shape, with_kwargs=True))
+    return handles
+
+
+def _hook(source: Source, take: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    if source.side == "input":
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            on_state(layer, site, args[0] if args else kwargs["hidden_states"])
+            take(input_of(args, kwargs))
 
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        return source.module.register_forward_pre_hook(before, with_kwargs=True)
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        on_state(layer, site, output[0] if isinstance(output, tuple) else output)
+    return source.module.register_forward_hook(lambda _module, _args, output: take(output_of(output)))
 
-    return module.register_forward_hook(after)
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden vectors among a module's arguments."""
+    return args[0] if args else kwargs["hidden_states"]  # type: ignore[no-any-return]
+
+
+def output_of(output: Any) -> Tensor:
+    """The hidden vectors that a module returned, alone or as the first of a tuple."""
+    return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]

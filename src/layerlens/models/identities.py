@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerlens.errors import ModelLayoutError
-from layerlens.models.capture import LayerSite, capture
+from layerlens.models.capture import capture, hook_sources
+from layerlens.models.layout import resolve_factor
 from layerlens.models.parts import DecoderParts
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -25,7 +29,7 @@ class LayoutReport:
     readout_gap: float
     """Final norm and unembedding of the last layer's `resid_post`, against the model's own logits."""
     additivity_gap: float
-    """resid_pre + attn_out against resid_mid, resid_mid + ffn_out against resid_post, H^l against the next block's input."""
+    """The layout's sums against resid_mid and resid_post, and H^l against the next block's input."""
     additivity_layer: int
     """The layer with the largest additivity gap, counted from 1."""
     tolerance: float
@@ -52,38 +56,62 @@ class LayoutReport:
 
 
 @torch.inference_mode()
-def check_identities(parts: DecoderParts, seed: int = 0) -> LayoutReport:
+def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOKENS) -> LayoutReport:
     """Measures the readout identity and additivity on random tokens, with the model in evaluation mode."""
     vocabulary = parts.model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(0, vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(seed)).to(parts.device)
+    ids = torch.randint(0, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(seed)).to(parts.device)
     n_layers, wide = len(parts.blocks), torch.promote_types(parts.dtype, torch.float32)
-    seen: dict[LayerSite, Tensor] = {}
+    seen: dict[tuple[int, str], Tensor] = {}
+    twice: set[tuple[int, str]] = set()
 
     def keep(layer: int, site: str, states: Tensor) -> None:
-        seen[layer, site] = states.to(wide).cpu()  # type: ignore[index]
+        if (layer, site) in seen:
+            twice.add((layer, site))
+        seen[layer, site] = states.to(wide).cpu().clone()
 
-    training = [module for module in parts.model.modules() if module.training]
-    parts.model.eval()
-    try:
-        places = [(layer, site) for layer in range(1, n_layers + 1) for site in parts.layout.hook_points]
-        with capture(parts.blocks, parts.layout, places, keep):
-            logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
+    with evaluation_mode(parts.model), ExitStack() as hooks:
+        hooks.enter_context(capture(parts, [(layer, site) for layer in range(1, n_layers + 1) for site in parts.sites], keep))
+        for layer in range(1, n_layers + 1):
+            if further := parts.sources_of(layer, parts.layout.further_points, "a further addend"):
+                for handle in hook_sources(parts.blocks[layer - 1], further, partial(keep, layer, "further")):
+                    hooks.callback(handle.remove)
+        logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
+        missing = [(layer, site) for layer in range(1, n_layers + 1) for site in parts.sites if (layer, site) not in seen]
+        for layer, site in [*missing, *sorted(twice)]:
+            raise ModelLayoutError(f"{site} of block {layer} passed {'twice' if twice else 'never'} in a forward pass; its layout is wrong")
         last = parts.apply_final_norm(seen[n_layers, "resid_post"].to(parts.dtype))
-    finally:
-        for module in training:  # one by one: a frozen block may be in another mode than its model
-            module.training = True
-    ours = last.to(wide).cpu() @ parts.unembedding.to(wide).cpu().T
-    if parts.bias is not None:
-        ours = ours + parts.bias.to(wide).cpu()
-    gaps = [_block_gap(seen, layer) for layer in range(1, n_layers + 1)]
+    unembedding = replace(
+        parts.unembed(), weight=parts.unembedding.to(wide).cpu(), bias=None if parts.bias is None else parts.bias.to(wide).cpu()
+    )
+    ours = unembedding.product_to_logits_(last.to(wide).cpu() @ unembedding.weight.T, 0, len(unembedding.weight))
+    gaps = [_block_gap(parts, seen, layer) for layer in range(1, n_layers + 1)]
     worst = max(range(n_layers), key=lambda i: math.inf if math.isnan(gaps[i]) else gaps[i])
     return LayoutReport(_gap(ours, logits), gaps[worst], worst + 1, TOLERANCE.get(parts.dtype, 1e-4))
 
 
-def _block_gap(seen: dict[LayerSite, Tensor], layer: int) -> float:
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:  # one by one: a frozen block may be in another mode than its model
+            module.training = True
+
+
+def _block_gap(parts: DecoderParts, seen: dict[tuple[int, str], Tensor], layer: int) -> float:
     before, after = seen[layer, "resid_pre"], seen[layer, "resid_post"]
-    middle = seen[layer, "resid_mid"]
-    gaps = [_gap(before + seen[layer, "attn_out"], middle), _gap(middle + seen[layer, "ffn_out"], after)]
+    total, gaps = before + seen[layer, "attn_out"], []
+    if (layer, "resid_mid") in seen:
+        gaps.append(_gap(total, seen[layer, "resid_mid"]))
+        total = seen[layer, "resid_mid"]
+    for site in ("ffn_out", "further"):
+        if (layer, site) in seen:
+            total = total + seen[layer, site]
+    factor = resolve_factor(parts.layout.stream_factor, parts.blocks[layer - 1], parts.config)
+    gaps.append(_gap(total * float(factor), after))
     if layer > 1:
         gaps.append(_gap(seen[layer - 1, "resid_post"], before))
     return math.nan if any(map(math.isnan, gaps)) else max(gaps)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
-from layerlens.models.identities import check_identities
+from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelRecord
-from layerlens.types import SITES, Norm, Site, resolve_layers, resolve_norm, resolve_sites
+from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,28 @@ class LensModel:
         return len(self.parts.blocks)
 
     @property
+    def discovered(self) -> bool:
+        """Whether the architecture has no row in `LAYOUTS`, so that the model's layout was found by discovery."""
+        return self.parts.discovered
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that the model has, in the order the data flows; parallel blocks have no resid_mid."""
+        return self.parts.sites
+
+    def resolve_sites(self, sites: str | Iterable[str]) -> tuple[Site, ...]:
+        """`"all"` that the model has, one site or several, in the order the data flows.
+
+        Raises SelectionError for an unknown site, and for one that the model does not have.
+        """
+        if sites == "all":
+            return self.sites
+        wanted = resolve_sites(sites)
+        for site in wanted:
+            self.parts.require_site(site)
+        return wanted
+
+    @property
     def device(self) -> torch.device:
         return self.parts.device
 
@@ -81,7 +104,7 @@ class LensModel:
             fingerprint=self.fingerprint,
             dtype=str(self.parts.dtype).removeprefix("torch."),
             revision=self.revision,
-            architecture=self.parts.model.config.model_type,
+            architecture=self.parts.config.model_type,
             n_layers=self.n_layers,
             d_model=self.parts.unembedding.shape[1],
             vocabulary=self.parts.unembedding.shape[0],
@@ -97,7 +120,7 @@ class LensModel:
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""
-        return Unembedding(self.parts.unembedding, self.parts.bias, temperature=temperature)
+        return self.parts.unembed(temperature)
 
     def normalise(self, states: Float[Tensor, "*rows d"], norm: Norm) -> Float[Tensor, "*rows d"]:
         """N(h) of docs/definitions.md: the states unchanged for "none", the model's final norm applied to them for "final"."""
@@ -109,14 +132,15 @@ class LensModel:
         The forward pass stops after the last place: later blocks and the unembedding do not run. Attention is causal and
         gets no padding mask, so pad on the right. With a `cache` (a `transformers` Cache) the ids continue its sequences.
         """
-        last = max(places, key=lambda place: (place[0], SITES.index(place[1])))
+        waiting = set(places)
 
         def seen(layer: int, site: Site, states: Float[Tensor, "batch seq d"]) -> None:
             on_state(layer, site, states)
-            if (layer, site) == last:
+            waiting.discard((layer, site))
+            if not waiting:
                 raise StopForward
 
-        with self.evaluation_mode(), capture(self.parts.blocks, self.parts.layout, places, seen), suppress(StopForward):
+        with self.evaluation_mode(), capture(self.parts, places, seen), suppress(StopForward):
             self.parts.decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
 
     def require_fits_context(self, token_ids: Sequence[int], new_tokens: int = 0, what: str = "the text") -> None:
@@ -136,7 +160,7 @@ class LensModel:
 
     def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
         """The internal policy at a layer (1...L) and site. At `resid_post` of layer L with `norm="final"` it is the final policy."""
-        layer, site, norm = resolve_layers(layer, self.n_layers)[0], resolve_sites(site)[0], resolve_norm(norm)
+        layer, site, norm = resolve_layers(layer, self.n_layers)[0], self.resolve_sites(site)[0], resolve_norm(norm)
 
         def read_states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
             kept: list[Tensor] = []
@@ -150,21 +174,15 @@ class LensModel:
             read_states=read_states,
             unembedding=self.unembedding(temperature),
             require_fits_context=self.require_fits_context,
+            new_cache=partial(DynamicCache, config=self.parts.config),
             tokenizer=self.tokenizer,
             device=self.device,
             end_tokens=self.end_tokens,
         )
 
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
+    def evaluation_mode(self) -> AbstractContextManager[None]:
         """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""
-        modes = {module: module.training for module in self.parts.model.modules() if module.training}
-        self.parts.model.eval()
-        try:
-            yield
-        finally:
-            for module in modes:
-                module.training = True
+        return evaluation_mode(self.parts.model)
 
 
 def load(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import ModelLayoutError, ModelLoadError
-from layerlens.models.layout import layout_for
+from layerlens.models.layout import require_readable, text_config
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
@@ -36,7 +36,7 @@ def load_pretrained(
 
     Raises:
         ModelLoadError: files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error, never a random number).
-        ModelLayoutError: the architecture is not supported; raised before any weight is read.
+        ModelLayoutError: the architecture cannot be read; raised before any weight is read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -55,7 +55,7 @@ def load_pretrained(
     try:
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(source, **common)
-            layout_for(config)
+            require_readable(config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -146,7 +146,7 @@ def read_unembedding_shape(name: str | Path, *, trust_remote_code: bool = False)
     source = _local_or_hub(str(name))
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).get_text_config()
+            config = text_config(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
         return config.hidden_size, config.vocab_size, str(config.dtype or torch.float32).removeprefix("torch.")
     except Exception as error:
         raise ModelLoadError(f"{source}: no configuration could be read ({_one_line(error)})") from error

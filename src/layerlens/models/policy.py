@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from layerlens.decode.interface import readout
 from layerlens.decode.unembedding import Unembedding
@@ -38,6 +37,8 @@ class InternalPolicy:
     unembedding: Unembedding
     require_fits_context: Callable[[Sequence[int], int], None]
     """Takes token ids and a number of new tokens; raises PromptError if they do not fit the model's context or vocabulary."""
+    new_cache: Callable[[], Any]
+    """Makes an empty key-value cache for the model."""
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
@@ -92,7 +93,7 @@ class InternalPolicy:
         tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
         warpers = generation.warpers()
         generator = torch.Generator(self.unembedding.weight.device).manual_seed(seed)
-        cache, feed, drawn = DynamicCache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
+        cache, feed, drawn = self.new_cache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
         ended = [False] * n
         for _ in range(max_new_tokens):
             scores = warpers(tokens, self.unembedding.logits(self.read_states(feed, cache)[:, -1]))

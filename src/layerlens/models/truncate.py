@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from layerlens.errors import SelectionError
-from layerlens.models.layout import Layout, layout_for, submodule_at
+from layerlens.models.capture import input_of
+from layerlens.models.layout import Layout, submodule_at
+from layerlens.models.parts import find_blocks, layout_of
 from layerlens.types import Norm
 
 
@@ -20,16 +22,20 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_of(model: Any) -> tuple[nn.Module, Layout]:
-    """The module that owns the blocks, and the layout that names them. Raises ModelLayoutError if no layout describes the model."""
+def decoder_of(model: Any) -> tuple[str, nn.Module, Layout]:
+    """The path to the module that owns the blocks, this module, and the layout that names them.
+
+    Raises ModelLayoutError if no layout describes the model.
+    """
     network = causal_lm(model)
-    layout = layout_for(network.config)
-    return submodule_at(network, layout.decoder, "the decoder"), layout
+    layout, _ = layout_of(network)
+    path, decoder, _ = find_blocks(network, layout)
+    return path, decoder, layout
 
 
 def count_blocks(model: Any) -> int:
     """L, the number of blocks."""
-    decoder, layout = decoder_of(model)
+    _, decoder, layout = decoder_of(model)
     return len(getattr(decoder, layout.blocks))
 
 
@@ -48,12 +54,16 @@ def truncated_at(model: Any, layer: int | None, norm: Norm = "none") -> Iterator
     if layer is None:
         yield
         return
-    decoder, layout = decoder_of(model)
+    _, decoder, layout = decoder_of(model)
     blocks: nn.ModuleList = getattr(decoder, layout.blocks)
     if not 1 <= layer <= len(blocks):
         raise SelectionError(f"the internal layer must be in 1..{len(blocks)}, got {layer}")
     final_norm = submodule_at(decoder, layout.final_norm, "the final norm")
-    skip = None if norm == "final" else final_norm.register_forward_hook(lambda module, args, output: args[0])
+    skip = (
+        None
+        if norm == "final"
+        else final_norm.register_forward_hook(lambda module, args, kwargs, output: input_of(args, kwargs), with_kwargs=True)
+    )
     setattr(decoder, layout.blocks, nn.ModuleList(list(blocks)[:layer]))
     try:
         yield

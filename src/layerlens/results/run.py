@@ -90,6 +90,9 @@ class Run:
         before, after = MODULE_SITES[module]
         entropy = self._variable("entropy")
         lacking = [site for site in (before, after) if site not in self.sites]
+        absent = [site for site in lacking if site in self.manifest.config.absent_sites]
+        if absent:
+            raise SelectionError(f"ΔS of {module} does not exist here: {self.manifest.model.architecture} has no {' and no '.join(absent)}")
         if lacking:
             raise SelectionError(
                 f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them"

@@ -73,6 +73,7 @@ class AnalysisConfig:
     """The configuration of an analysis as it was resolved; fields as `layerlens.analyze` documents its arguments.
 
     `generate` is None when responses were given, `backend` when the folder was written before backends were recorded.
+    `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks.
     """
 
     norm: Norm
@@ -87,6 +88,7 @@ class AnalysisConfig:
     precision: float | None = None
     generate: SamplingSettings | None = None
     backend: str | None = None
+    absent_sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from layerlens.analysis.pipeline import analyze
 from layerlens.errors import ModelLoadError, TrainingError
-from layerlens.models import Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, layout_for
+from layerlens.models import Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, require_readable, text_config
 from layerlens.prompts.sample import Sample
 from layerlens.selection.layer import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
@@ -48,8 +48,8 @@ def _depth_of(name: str, options: Mapping[str, Any]) -> int:
         config = AutoConfig.from_pretrained(name, **{key: options[key] for key in ("revision", "trust_remote_code") if key in options})
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name}: its configuration could not be read ({' '.join(str(error).split())[:300]})") from error
-    layout_for(config)
-    return int(config.num_hidden_layers)
+    require_readable(config)
+    return int(text_config(config).num_hidden_layers)
 
 
 def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str) -> None:

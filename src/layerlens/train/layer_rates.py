@@ -55,8 +55,8 @@ def layer_of(name: str, blocks_path: str) -> int | None:
 
 def blocks_path(model: Any) -> str:
     """The part of a block's parameter names in front of the block's number, such as "model.layers"."""
-    _, layout = decoder_of(model)
-    return f"{layout.decoder}.{layout.blocks}"
+    path, _, layout = decoder_of(model)
+    return f"{path}.{layout.blocks}"
 
 
 def freeze_up_to(model: Any, layer: int) -> None:
