@@ -206,7 +206,8 @@ def test_nonfinite_weights_are_refused(folder: Path, where: str, poison: float) 
     def spoil(weights: dict[str, torch.Tensor]) -> None:
         weights[where].flatten()[3] = poison
 
-    refused(rewrite(folder, spoil), r"not finite on 8 random tokens|miss the model's own logits by", ModelLayoutError)
+    message = refused(rewrite(folder, spoil), r"not finite.* on 8 random tokens|miss the model's own logits by", ModelLayoutError)
+    assert ("from block 2 on" in message) == ("layers.1" in where)
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

@@ -167,23 +167,31 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def build(name: str, config: dict[str, Any], *, tied: bool = False, seed: int = 0) -> nn.Module:
-    """A random model in float32 whose norm weights, biases and stream factors are away from their defaults."""
+    """A perturbed random model of an architecture, in float32."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = AutoConfig.for_model(name, **{**SIZES, **config, "tie_word_embeddings": tied})
         model = AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval().float()
+    return perturb(model, seed)
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with random weights, and norm weights, biases and stream factors away from their defaults.
+
+    Weights are small enough that the rounding of every architecture's own forward, in float32, stays under 1e-5 of its states.
+    """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.dim() < 2:
-                weight.add_((0.3 if "norm" in path or "ln_" in path else 0.1) * noise)
-            else:
-                embedding = any(word in path for word in ("embed", "lm_head", "wte", "wpe"))
-                weight.copy_(noise * (0.5 if embedding else 0.12))
-        for path, value in model.named_buffers():
-            if path.endswith("layer_scalar"):
-                value.fill_(0.7 + 0.1 * int(path.split("layers.")[1].split(".")[0]))
+    for path, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.dim() < 2:
+            weight.add_((0.3 if "norm" in path or "ln_" in path else 0.1) * noise)
+        else:
+            embedding = any(word in path for word in ("embed", "lm_head", "wte", "wpe"))
+            weight.copy_(noise * (0.5 if embedding else 0.12))
+    for path, value in model.named_buffers():
+        if path.endswith("layer_scalar"):
+            value.fill_(0.7 + 0.1 * int(path.split("layers.")[1].split(".")[0]))
     return model
 
 

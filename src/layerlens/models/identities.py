@@ -31,7 +31,7 @@ class LayoutReport:
     additivity_gap: float
     """The layout's sums against resid_mid and resid_post, and H^l against the next block's input."""
     additivity_layer: int
-    """The layer with the largest additivity gap, counted from 1."""
+    """The layer with the largest additivity gap, or the first whose states are not finite, counted from 1."""
     tolerance: float
 
     @property
@@ -41,7 +41,12 @@ class LayoutReport:
     def require(self, name: str) -> None:
         """Raises ModelLayoutError with the figures unless all identities hold."""
         if math.isnan(self.readout_gap) or math.isnan(self.additivity_gap):
-            raise ModelLayoutError(f"{name}: its states or logits are not finite on {PROBE_TOKENS} random tokens; its weights look damaged")
+            place = (
+                f"states are not finite from block {self.additivity_layer} on"
+                if math.isnan(self.additivity_gap)
+                else "logits are not finite"
+            )
+            raise ModelLayoutError(f"{name}: its {place}, on {PROBE_TOKENS} random tokens; a weight there is NaN or infinite")
         hint = f"This model is not what its layout describes; run `layerlens check {name}` for the details."
         if self.additivity_gap > self.tolerance:
             raise ModelLayoutError(

@@ -181,10 +181,9 @@ def find_blocks(model: nn.Module, layout: Layout) -> tuple[str, nn.Module, nn.Mo
 
     Raises ModelLayoutError if they are not where the layout says.
     """
-    path, decoder = layout.decoder, submodule_at(model, layout.decoder, "the decoder")
-    inner = _present(decoder, "language_model")
-    if inner is not None:
-        path, decoder = f"{path}.language_model", inner
+    multimodal = (f"{layout.decoder}.language_model", f"language_model.{layout.decoder}")
+    path = next((path for path in multimodal if _present(model, path) is not None), layout.decoder)
+    decoder = submodule_at(model, path, "the decoder")
     blocks = submodule_at(decoder, layout.blocks, "the blocks")
     if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
         raise ModelLayoutError(f"{path}.{layout.blocks} of {type(model).__name__} is not a list of blocks")
