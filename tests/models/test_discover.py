@@ -174,6 +174,13 @@ def test_sums_that_are_not_unique_are_refused() -> None:
         discover_layout(model)
 
 
+@pytest.mark.parametrize("name", ["exaone4", "granite", "olmo2", "qwen3"])
+def test_discovery_of_freshly_initialised_weights_finds_the_row(name: str) -> None:
+    """The FFN's output is so small that its post-norm, whose epsilon rules, only multiplies it by 316."""
+    model = build(name, ARCHITECTURES[name].config, perturbed=False)
+    assert discover_layout(model) == find_decoder_parts(model).layout
+
+
 def test_discovery_leaves_the_model_as_it_was() -> None:
     model = tiny_model().train()
     model.model.layers[1].eval()

@@ -36,6 +36,9 @@ def contributions_of(inside: Mapping[str, Call], before: Tensor, after: Tensor, 
 
     The block's own children are tried first, then all modules inside it. Contributions come in the order their modules ran.
 
+    Of sums that differ in modules with parallel outputs alone, that without factors is meant: on tiny states a norm's output is
+    its input times a number.
+
     Raises ModelLayoutError, naming `where`, if no sum closes, or if two do and none is the other with modules taken apart.
     """
     closest: tuple[float, str] = (math.inf, "nothing")
@@ -44,6 +47,9 @@ def contributions_of(inside: Mapping[str, Call], before: Tensor, after: Tensor, 
         closing, near = _closing_sums(candidates, before, after)
         closest = min(closest, near)
         closing = [one for one in closing if not any(_takes_apart(one[1], other) for _, other in closing)]
+        plain = [one for one in closing if all(each.factor == 1 for each in one[1])]
+        if len(plain) == 1 and all(_renames(terms, plain[0][1], dict(candidates)) for _, terms in closing):
+            closing = plain
         if len(closing) > 1:
             sums = " and ".join(_shown(terms) for _, terms in closing[:3])
             raise ModelLayoutError(f"{where}: what it adds to the residual stream is not unique: {sums} give the same resid_post")
@@ -97,6 +103,12 @@ def _takes_apart(fine: Sequence[Contribution], coarse: Sequence[Contribution]) -
     return fines != coarses and all(any(path.startswith(f"{outer}.") for outer in coarses - fines) for path in fines - coarses)
 
 
+def _renames(one: Sequence[Contribution], other: Sequence[Contribution], outputs: Mapping[str, Tensor]) -> bool:
+    """Whether two sums have the same number of terms, and those that differ are parallel vectors."""
+    ours, theirs = {each.path for each in one}, {each.path for each in other}
+    return len(ours) == len(theirs) and all(any(_parallel(outputs[a], outputs[b], 1e-3) for b in theirs - ours) for a in ours - theirs)
+
+
 def _candidates(inside: Mapping[str, Call], before: Tensor, after: Tensor, children_only: bool) -> list[tuple[str, Tensor]]:
     """Modules whose output may be a contribution: of the stream's size, not the stream itself, and each vector once."""
     kept: list[tuple[str, Tensor]] = []
@@ -105,15 +117,15 @@ def _candidates(inside: Mapping[str, Call], before: Tensor, after: Tensor, child
             continue
         if not float(call.output.abs().max()) or any(_parallel(call.output, other) for other in (before, after)):
             continue
-        if not any(_parallel(call.output, other) for _, other in kept):
+        if not any(same(call.output, other) for _, other in kept):
             kept.append((path, call.output))
     return kept
 
 
-def _parallel(a: Tensor, b: Tensor) -> bool:
+def _parallel(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
     """Whether a is b times a number."""
     a, b = a.reshape(-1), b.reshape(-1)
-    return same(a, b * (a @ b / (b @ b).clamp_min(1e-300)))
+    return same(a, b * (a @ b / (b @ b).clamp_min(1e-300)), tolerance)
 
 
 def _round(value: float) -> float:
