@@ -101,6 +101,7 @@ def test_architecture_without_a_row_is_discovered(name: str) -> None:
     with torch.no_grad():
         logp = lens.parts.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     run = ll.analyze(lens, [ll.Sample(ids)], norm="final")
+    assert run.manifest.model.discovered
     top = run.data["entropy"].sel(layer=lens.n_layers, site="resid_post")
     torch.testing.assert_close(torch.tensor(top.values), -(logp.exp() * logp).sum(-1), atol=1e-5, rtol=0)
 

@@ -108,6 +108,7 @@ class LensModel:
             n_layers=self.n_layers,
             d_model=self.parts.unembedding.shape[1],
             vocabulary=self.parts.unembedding.shape[0],
+            discovered=self.discovered,
         )
 
     @property

@@ -38,6 +38,7 @@ class ModelRecord:
         revision: of a hub model, when it is known.
         architecture: `model_type` of its configuration.
         n_layers, d_model, vocabulary: L, d and V.
+        discovered: whether its layout was found in its own structure, rather than in the table of architectures.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelRecord:
     n_layers: int | None = None
     d_model: int | None = None
     vocabulary: int | None = None
+    discovered: bool = False
 
 
 @dataclass(frozen=True)
