@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
+from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
@@ -39,6 +40,8 @@ class LensModel:
     tokenizer: Any
     name: str
     revision: str | None = None
+    quantisation: str | None = None
+    """How the weights were stored if not as they are read: "GGUF Q4_K_M, dequantised"."""
 
     @classmethod
     def wrap(cls, model: nn.Module | Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> LensModel:
@@ -109,6 +112,7 @@ class LensModel:
             d_model=self.parts.unembedding.shape[1],
             vocabulary=self.parts.unembedding.shape[0],
             discovered=self.discovered,
+            quantisation=self.quantisation,
         )
 
     @property
@@ -196,12 +200,13 @@ def load(
     trust_remote_code: bool = False,
     check: bool = True,
 ) -> LensModel:
-    """Loads a model and its tokenizer from a hub name, a local folder or the name of a bundled model.
+    """Loads a model and its tokenizer from a hub name, a local folder, a GGUF file or the name of a bundled model.
 
     Args:
-        name: for example "Qwen/Qwen3-4B", "./my-model", "tiny-qwen3".
+        name: for example "Qwen/Qwen3-4B", "./my-model", "./model.gguf", "tiny-qwen3". A folder with a single GGUF file counts as that
+            file; its weights are dequantised, and tokenizer and chat template come from the file (`pip install 'layerlens-policy[gguf]'`).
         revision: branch, tag or commit on the hub.
-        dtype: "auto" (as stored), "bfloat16", "float16", "float32", "float64", or a torch dtype.
+        dtype: "auto" (as stored; float32 for a GGUF file), "bfloat16", "float16", "float32", "float64", or a torch dtype.
         device: the device for the whole model; or give `device_map` as in transformers ("auto", ...), not both.
         trust_remote_code: whether code that comes with the model may run.
         check: whether to refuse a model that breaks the readout identity or additivity.
@@ -218,7 +223,9 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    return LensModel.wrap(model, tokenizer, name=_display_name(name), check=check)
+    file = find_gguf(name)
+    lens = LensModel.wrap(model, tokenizer, name=file.stem if file else _display_name(name), check=check)
+    return replace(lens, quantisation=gguf_quantisation(file)) if file else lens
 
 
 def _display_name(name: str | Path) -> str:

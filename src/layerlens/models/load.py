@@ -1,4 +1,4 @@
-"""Loading Hugging Face models from a hub name or a folder: safetensors only, and no code from the hub unless the user allows it."""
+"""Loading models from a hub name, a folder or a GGUF file: no pickled weights, and no code from the hub unless the user allows it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import ModelLayoutError, ModelLoadError
+from layerlens.models.gguf import find_gguf
 from layerlens.models.layout import require_readable, text_config
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
@@ -30,42 +31,51 @@ def load_pretrained(
     device_map: Any = None,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """The causal language model and tokenizer of a hub name or local folder, in evaluation mode.
+    """The causal language model and tokenizer of a hub name, a local folder or a GGUF file, in evaluation mode.
 
-    A folder of PEFT adapters, as training with LoRA writes it, gives the base model that it names with the adapters merged in.
+    The weights of a GGUF file are dequantised, by default to float32.     A folder of PEFT adapters, as training with LoRA
+    writes it, gives the base model that it names with the adapters merged in.
 
     Raises:
         ModelLoadError: files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error, never a random number).
         ModelLayoutError: the architecture cannot be read; raised before any weight is read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
-    source = _local_or_hub(str(name))
+    file = find_gguf(name)
+    source = str(file.parent) if file else _local_or_hub(str(name))
     if holds_adapters(source):
-        folder = Path(source)
-        base = _base_model(folder / ADAPTER_CONFIG)
+        adapters = Path(source)
+        base = _base_model(adapters / ADAPTER_CONFIG)
         given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
         model, tokenizer = load_pretrained(base, **given)
-        return _with_adapters(model, folder).eval(), _adapter_tokenizer(folder, trust_remote_code) or tokenizer
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+        return _with_adapters(model, adapters).eval(), _adapter_tokenizer(adapters, trust_remote_code) or tokenizer
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    weights: dict[str, Any] = {"use_safetensors": True}
+    if file:
+        common |= {"gguf_file": file.name}
+        weights = {"quantization_config": GgufConfig(dequantize=True)}
+        dtype, source, folder = "float32" if dtype == "auto" else dtype, str(file), str(file.parent)
+    else:
+        folder = source
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(source, **common)
+            config = AutoConfig.from_pretrained(folder, **common)
             require_readable(config)
             model, report = AutoModelForCausalLM.from_pretrained(
-                source,
+                folder,
                 config=config,
                 dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
                 device_map=device_map,
-                use_safetensors=True,
                 output_loading_info=True,
+                **weights,
                 **common,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **common)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     except ModelLayoutError:
         raise
     except Exception as error:  # a checkpoint can be broken in many ways; each becomes one line

@@ -39,6 +39,7 @@ class ModelRecord:
         architecture: `model_type` of its configuration.
         n_layers, d_model, vocabulary: L, d and V.
         discovered: whether its layout was found in its own structure, rather than in the table of architectures.
+        quantisation: how the weights were stored if not as they were read, in words.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelRecord:
     d_model: int | None = None
     vocabulary: int | None = None
     discovered: bool = False
+    quantisation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def one_or_each(values: Sequence[str]) -> str:
 
 
 def _models(runs: Sequence[Run]) -> str:
-    return listed(list(dict.fromkeys(plain(run.model) for run in runs)))
+    stored = {run.model: run.manifest.model.quantisation for run in runs}
+    return listed([plain(name) if how is None else f"{plain(name)} ({how})" for name, how in stored.items()])
 
 
 def _norms(runs: Sequence[Run]) -> str:
