@@ -69,8 +69,10 @@ def test_evaluation_of_an_internal_policy_is_labelled_with_its_layer(qwen: ll.Le
 def test_lens_engine_refuses_a_layer_the_model_lacks(qwen: ll.LensModel) -> None:
     with pytest.raises(SelectionError, match=r"1\.\.4"):
         LensEngine(qwen, layer=9)
-    with pytest.raises(SelectionError, match="an engine is opened with its layer"):
+    with pytest.raises(SelectionError, match="an engine is opened with them"):
         evaluate(LensEngine(qwen), some_problems(1), 1, reward=even_words, layer=2)
+    with pytest.raises(SelectionError, match="an engine is opened with them"):
+        evaluate(LensEngine(qwen), some_problems(1), 1, reward=even_words, norm="final")
 
 
 def test_open_engine_refuses_what_the_engine_cannot_do() -> None:

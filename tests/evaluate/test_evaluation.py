@@ -162,6 +162,27 @@ def test_damage_and_gaps_are_told(qwen: ll.LensModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="problem p2 has 0 of 2 answers"):
         open_evaluation(tmp_path / "run")
     assert run(qwen, tmp_path / "run", 2).problems == whole.problems
+    for name in ("rounds.json", "answers/000002.jsonl"):
+        kept = (tmp_path / "run" / name).read_text()
+        (tmp_path / "run" / name).write_text("5\n")
+        with pytest.raises(RunError, match=rf"{name} (is damaged: expected a list|cannot be read \(a line is no JSON object).*remove it"):
+            open_evaluation(tmp_path / "run")
+        (tmp_path / "run" / name).write_text(kept)
+    (tmp_path / "run" / "problems.jsonl").unlink()
+    with pytest.raises(RunError, match=r"problems\.jsonl cannot be read"):
+        open_evaluation(tmp_path / "run")
+    assert run(qwen, tmp_path / "run", 2).problems == whole.problems, "the advice of the error helps"
+    assert open_evaluation(tmp_path / "run").problems == whole.problems
+
+
+def test_asking_for_fewer_samples_of_an_unfinished_evaluation_keeps_its_rounds(qwen: ll.LensModel, tmp_path: Path) -> None:
+    whole = run(qwen, tmp_path / "run", 7)
+    for file in (tmp_path / "run" / "answers").iterdir():
+        file.unlink()
+    few = run(qwen, tmp_path / "run", 2)
+    assert [problem.answers for problem in few.problems] == [problem.answers[:2] for problem in whole.problems]
+    assert json.loads((tmp_path / "run" / "rounds.json").read_text()) == [7]
+    assert run(qwen, tmp_path / "run", 7).problems == whole.problems
 
 
 def test_what_is_kept(qwen: ll.LensModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,9 @@ def test_difference_of_one_sample_has_no_interval() -> None:
 def test_difference_refuses_runs_that_do_not_compare(before: Run) -> None:
     with pytest.raises(SelectionError, match="norm is 'none' before and 'final' after"):
         ll.difference(before, rise_and_fall(4, norm="final"))
+    hot = Run(before.data, replace(before.manifest, config=replace(before.manifest.config, temperature=0.5)))
+    with pytest.raises(SelectionError, match=r"temperature is 1\.0 before and 0\.5 after"):
+        ll.difference(before, hot)
     with pytest.raises(SelectionError, match="4 of 4 before and 6 of 6 after"):
         ll.difference(before, rise_and_fall(6))
     with pytest.raises(SelectionError, match="take metric='logp_next'"):

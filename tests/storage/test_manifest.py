@@ -56,6 +56,9 @@ def test_manifest_written_and_read_is_the_same(manifest: Any, tmp_path: Path) ->
         (lambda m: m["samples"].update(count="many"), "expected int, got 'many'"),
         (lambda m: m["config"].update(layers=3), "expected a list, got int"),
         (lambda m: m["config"].update(generate=[1]), "expected an object for SamplingSettings, got list"),
+        (lambda m: m["config"].update(norm="foo"), "expected one of none, final, got 'foo'"),
+        (lambda m: m["config"].update(temperature="hot"), "expected float, got 'hot'"),
+        (lambda m: m["samples"].update(count=True), "expected int, got True"),
         (lambda m: m.update(format=3), "not of format 1 or 2"),
         (lambda m: m.pop("format"), "not of format 1 or 2"),
     ],
@@ -91,3 +94,16 @@ def test_manifests_of_one_computation_are_the_same_wherever_the_model_lies() -> 
 def test_another_computation_is_refused_and_named(other: RunManifest, named: str) -> None:
     with pytest.raises(RunError, match=named):
         require_same(RUN, other, Path("run"))
+
+
+def test_weights_without_a_fingerprint_are_told_apart_by_name() -> None:
+    """A hub model in vLLM, whose weights nobody here can read."""
+    unread = replace(EVALUATION, model=ModelRecord("Qwen/A", "", "auto"))
+    require_same(unread, replace(unread, created="then"), Path("eval"))
+    for other in (ModelRecord("Qwen/B", "", "auto"), ModelRecord("Qwen/A", "", "auto", revision="v2")):
+        with pytest.raises(RunError, match=r"model\.(name|revision)"):
+            require_same(unread, replace(unread, model=other), Path("eval"))
+
+
+def test_evaluations_of_format_1_are_continued() -> None:
+    require_same(EVALUATION, replace(EVALUATION, format=1), Path("eval"))

@@ -11,6 +11,8 @@ from layerlens.train.trainer import LAYER
 from tests.support.architectures import tiny_architecture
 from tests.support.training import fixed_batch, make_trainer
 
+pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # of TRL and transformers, about names they are to drop
+
 NAMES = ("qwen3_moe", "gemma3_text", "olmo2", "gpt_oss", "qwen3_5_text", "granite", "cohere2", "lfm2")
 
 

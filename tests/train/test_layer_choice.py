@@ -101,11 +101,15 @@ OTHER = CHOICE | {"model": "other"}
     ("text", "told"),
     [
         (json.dumps(NO_LAYER), "choice.json names no layer to train (no layer: no exploration phase"),
-        ("", "choice.json is damaged (a choice of layer needs the key 'layer'): write one with `layerlens select RUN --json`"),
+        (
+            "",
+            "choice.json is damaged or of an earlier version (a choice of layer needs the key 'layer'): "
+            "write one with `layerlens select RUN --json`",
+        ),
         (json.dumps(CHOICE)[:-20], "choice.json cannot be read as a choice of layer"),
         ("layer 6\n", "choice.json cannot be read as a choice of layer"),
-        ("6", "choice.json is damaged (a choice of layer needs the key"),
-        (json.dumps(CHOICE | {"layer": 5}), "choice.json is damaged (a choice of layer has a rule of"),
+        ("6", "choice.json is damaged or of an earlier version (a choice of layer needs the key"),
+        (json.dumps(CHOICE | {"layer": 5}), "choice.json is damaged or of an earlier version (a choice of layer has a rule of"),
         (json.dumps([CHOICE, OTHER]), "choice.json holds the choices of 2 runs, and training needs that of one"),
         (json.dumps(CHOICE) + "\n" + json.dumps(OTHER), "choice.json holds the choices of 2 runs, and training needs that of one"),
         (json.dumps({"synthetic": CHOICE, "other": OTHER}), "choice.json holds the choices of 2 runs, and training needs that of one"),

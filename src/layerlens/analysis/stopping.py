@@ -74,7 +74,7 @@ def stopping_verdict(run: Run, precision: float | None = None) -> Stopping:
     elif now is not None and then is not None and then >= max((1 - SMALL_GAIN) * now, precision or 0):
         ending, reason = "samples", f"more tokens per sample cannot help, more samples would ({size})"
     else:
-        reason = f"not settled yet ({size})"
+        reason = f"the goal is not reached, more tokens per sample may help ({size})"
     return Stopping(
         goal="layer" if precision is None else "precision",
         precision=precision,
@@ -151,5 +151,5 @@ def resolve_draw(tokens: object, precision: float | None, plan: Plan, n_layers: 
         lacking += [] if len(plan.layers) == n_layers else [f"all {n_layers} layers"]
     if lacking:
         hint = "" if precision is not None else ", or name a precision= of the curves instead of the choice of a layer"
-        raise SelectionError(f"tokens_per_sample='auto' judges by what is not measured: add {', '.join(lacking)}{hint}")
+        raise SelectionError(f"tokens_per_sample='auto' needs what is not measured to decide when to stop: add {', '.join(lacking)}{hint}")
     return "auto"

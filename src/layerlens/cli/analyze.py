@@ -84,7 +84,7 @@ def analyze_command(
     tokens_per_sample: Annotated[
         str | None,
         typer.Option(
-            help="Decode at most this many response tokens of each sample, drawn at random; auto: as many as settle the chosen layer, "
+            help="Decode at most this many response tokens of each sample, drawn at random; auto: as many as keep the chosen layer stable, "
             "or reach --precision.",
             metavar="N|auto",
             rich_help_panel="Measurement",

@@ -40,7 +40,7 @@ BackendName = Literal[
 ]
 """All that `readout(backend=)` accepts: "auto"; the families "torch", "compile" and "native", each of which stands for its
 fastest variant; and the concrete backends. Two concrete backends of a CPU joined by "+", as in "native-float32+torch-mm", are the
-one for large requests and the one for small requests (WORTH_TIMING)."""
+backend of large requests and the backend of small requests (WORTH_TIMING)."""
 
 ENVIRONMENT_VARIABLE = "LAYERLENS_READOUT"
 """Environment variable that stands in for "auto"."""
@@ -123,11 +123,11 @@ def resolve_backend(
         agrees=agrees,
         top_k=min(top_k, vocabulary),
     )
-    name = _resolve(request, backend)
-    automatic = backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE, "auto") == "auto"
-    if "+" in backend:
-        return backend
-    return f"{name}+torch-mm" if automatic and name in CPU_BACKENDS and name != "torch-mm" else name
+    asked = os.environ.get(ENVIRONMENT_VARIABLE, "auto") if backend == "auto" else backend
+    name = _resolve(request, asked)
+    if "+" in asked:
+        return asked
+    return f"{name}+torch-mm" if asked == "auto" and name in CPU_BACKENDS and name != "torch-mm" else name
 
 
 def choose_backend(request: ReadoutRequest, backend: str = "auto") -> Backend:

@@ -176,6 +176,8 @@ def open_engine(
     device_given = device not in (None, "cuda") or device_map is not None
     if engine == "vllm" and layer is not None:
         raise SelectionError("vLLM cannot sample from an internal layer: leave out --layer, or ask for the engine transformers")
+    if engine == "vllm" and holds_adapters(name):
+        raise SelectionError(f"{name} holds adapters, which vLLM does not load here: merge them, or ask for the engine transformers")
     if engine == "vllm" and device_given:
         raise SelectionError("vLLM takes GPUs by itself: leave out device and device map, or ask for the engine transformers")
     vllm_can = layer is None and not device_given and not holds_adapters(name)

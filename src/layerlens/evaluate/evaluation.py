@@ -65,8 +65,8 @@ def evaluate(
         RunError: `out` cannot be used.
     """
     engine: Engine = LensEngine(model, layer, site, norm) if isinstance(model, LensModel) else model
-    if not isinstance(model, LensModel) and layer is not None:
-        raise SelectionError("layer= goes with a LensModel; an engine is opened with its layer: open_engine(name, layer=...)")
+    if not isinstance(model, LensModel) and (layer, site, norm) != (None, "resid_post", "none"):
+        raise SelectionError("layer=, site= and norm= go with a LensModel; an engine is opened with them: open_engine(name, layer=...)")
     if not 1 <= k <= STREAMS:
         raise SelectionError(f"samples per problem must be in 1..{STREAMS}, got {k}")
     if batch_size is not None and batch_size < 1:

@@ -64,7 +64,11 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
     @classmethod
     def begin(cls, path: str | Path, manifest: EvaluationManifest, problems: Sequence[Mapping[str, Any]]) -> AnswerFolder:
         """As `SharedFolder.create`, with the problems beside the manifest."""
-        return cls.create(path, manifest, lambda folder: write_text(folder.path / PROBLEMS, _lines(problems)))
+        folder = cls.create(path, manifest)
+        with folder.lock("manifest"):
+            if not (folder.path / PROBLEMS).exists():
+                write_text(folder.path / PROBLEMS, _lines(problems))
+        return folder
 
     def problems(self) -> list[dict[str, Any]]:
         """Id, ground truth and prompt of each problem."""
@@ -73,7 +77,10 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
     def rounds(self) -> list[int]:
         """The numbers of samples per problem that were asked for so far, growing."""
         file = self.path / ROUNDS
-        return [int(stop) for stop in _json(file)] if file.exists() else []
+        found = _json(file) if file.exists() else []
+        if not isinstance(found, list) or not all(isinstance(stop, int) for stop in found):
+            raise RunError(f"{file} is damaged: expected a list of numbers; remove it and run the same evaluation again to restore it")
+        return found
 
     def read(self, problem: int) -> dict[int, Answer]:
         """The answers to a problem, by sample number."""
@@ -82,7 +89,7 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
             return {}
         try:
             return {row.pop("sample"): Answer(**row) for row in _json_lines(file)}
-        except (TypeError, KeyError) as error:
+        except (AttributeError, TypeError, KeyError) as error:
             raise RunError(f"{file} is damaged ({error}); remove it and run the same evaluation again to restore it") from error
 
     def write(self, problem: int, answers: Mapping[int, Answer]) -> None:
@@ -92,12 +99,15 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
             write_text(self._answers_file(problem), _lines([{"sample": sample} | asdict(merged[sample]) for sample in sorted(merged)]))
 
     def plan(self, samples: int, problems: int) -> list[int]:
-        """As in memory. Earlier rounds are finished first, in their own batches, so that a resumed round ends the same to the last bit."""
+        """As in memory. Rounds that were begun are finished in their own batches, so that a resumed run ends the same to the last bit."""
         with self.lock("rounds"):
-            rounds = [stop for stop in self.rounds() if stop < samples]
-            if any(not set(range(samples)) <= self.read(problem).keys() for problem in range(problems)):
-                write_text(self.path / ROUNDS, json.dumps([*rounds, samples]) + "\n")
-            return [*rounds, samples]
+            if all(set(range(samples)) <= self.read(problem).keys() for problem in range(problems)):
+                return [samples]
+            asked = self.rounds()
+            if not asked or samples > asked[-1]:
+                asked = [*asked, samples]
+            write_text(self.path / ROUNDS, json.dumps(asked) + "\n")
+            return [stop for stop, before in zip(asked, [0, *asked], strict=False) if before < samples]
 
     def _answers_file(self, problem: int) -> Path:
         return self.path / ANSWERS / f"{problem:06d}.jsonl"
@@ -117,6 +127,9 @@ def _json(file: Path) -> Any:
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     try:
         # splitlines would also split at the line separators that an answer may hold
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no JSON object")
+        return rows
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read ({error}); remove it and run the same evaluation again to restore it") from error

@@ -49,8 +49,9 @@ class VLLMEngine:
                 f"the engine vllm is not installed here ({error}); install it with `pip install vllm`, or ask for the engine transformers"
             ) from error
         self._sampling_params: Any = vllm.SamplingParams
-        source = bundled_model(str(name)) or name
-        self.name, self.revision, self.dtype = str(name) if not Path(name).is_dir() else Path(name).resolve().name, revision, dtype
+        folder = Path(name).expanduser()
+        source = bundled_model(str(name)) or (folder if folder.is_dir() else name)
+        self.name, self.revision, self.dtype = folder.resolve().name if folder.is_dir() else str(name), revision, dtype
         self._fingerprint = _files_fingerprint(Path(source))
         try:
             self._llm: Any = vllm.LLM(

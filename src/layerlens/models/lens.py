@@ -230,4 +230,5 @@ def load(
 
 def _display_name(name: str | Path) -> str:
     """A hub name unchanged; for a folder, the last part of its path."""
-    return Path(name).resolve().name if Path(name).is_dir() else str(name)
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else str(name)

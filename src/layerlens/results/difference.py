@@ -99,11 +99,17 @@ def sample_difference(before: Run, after: Run, sample: int | str, metric: str = 
 
 
 def require_comparable(before: Run, after: Run, metric: str) -> None:
-    """Raises SelectionError if the runs differ in norm or in their layers, or the metric is one that is not subtracted."""
+    """Raises SelectionError if the runs differ in norm, temperature or layers, or the metric is one that is not subtracted."""
     if metric == "perplexity":
         raise SelectionError("a difference of perplexities has no scale of its own: take metric='logp_next', its negative logarithm")
     if before.norm != after.norm:
         raise SelectionError(f"norm is {before.norm!r} before and {after.norm!r} after: their policies do not compare, analyse both alike")
+    for name, values in (
+        ("temperature", [run.manifest.config.temperature for run in (before, after)]),
+        ("kl_from_layer", [run.manifest.config.kl_from_layer if metric == "kl_from_layer" else None for run in (before, after)]),
+    ):
+        if values[0] != values[1]:
+            raise SelectionError(f"{name} is {values[0]} before and {values[1]} after: the numbers do not compare, analyse both alike")
     if (before.n_layers, before.layers) != (after.n_layers, after.layers):
         shown = [f"{len(run.layers)} of {run.n_layers}" for run in (before, after)]
         raise SelectionError(f"the runs hold other layers, {shown[0]} before and {shown[1]} after: analyse both with the same layers")

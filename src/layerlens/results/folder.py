@@ -35,7 +35,7 @@ class RunFolder(SharedFolder[RunManifest]):
     def __init__(self, path: str | Path):
         super().__init__(path)
         self._rows_decoded: dict[int, int] = {}
-        """Response rows at most that are known to be decoded of each sample, when not all are; they only become more."""
+        """For each sample of which only some rows were drawn: the largest `tokens_per_sample` known to be on disk. It never decreases."""
 
     @classmethod
     def begin(cls, path: str | Path, manifest: RunManifest) -> RunFolder:

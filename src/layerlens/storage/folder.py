@@ -38,7 +38,7 @@ class SharedFolder(Generic[Manifest]):
     def create(cls: type[Folder], path: str | Path, manifest: Any, prepare: Callable[[Folder], None] = lambda folder: None) -> Folder:
         """Opens a folder for writing: a new one, or one that the same configuration has begun to fill.
 
-        `prepare` writes what must be there before the manifest is, in a new folder.
+        `prepare` writes the files of a new folder that must exist before the manifest does.
 
         Raises RunError if the folder belongs to another configuration, holds something else, or cannot be written.
         """

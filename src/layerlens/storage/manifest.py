@@ -197,11 +197,11 @@ def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
         raise RunError(f"{file} cannot be read ({error})") from error
     if not isinstance(found, dict) or found.get("format") not in READABLE:
         raise RunError(f"{file} is not of format {' or '.join(map(str, READABLE))}, which this version of layerlens reads")
-    if found["format"] == 1 and (verdict := found.pop("readout", None)) is not None:
-        found["stopping"] = {("stable_share" if name == "sure" else name): value for name, value in verdict.items()}
     try:
+        if found["format"] == 1 and (verdict := found.pop("readout", None)) is not None:
+            found["stopping"] = {("stable_share" if name == "sure" else name): value for name, value in verdict.items()}
         manifest: Manifest = _from_plain(kind, found)
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise RunError(f"{file} is damaged: {error}; restore it, or run the same command into another folder") from error
     return manifest
 
@@ -209,19 +209,23 @@ def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
 def require_same(ours: RunManifest | EvaluationManifest, theirs: RunManifest | EvaluationManifest, folder: Path) -> None:
     """Raises RunError naming what differs, and how, unless both manifests describe one computation.
 
-    Compared are configuration, samples, weights and dtype, but not the place that the model was loaded from.
+    Compared are configuration, samples, weights and dtype, but not the place that the model was loaded from, unless its weights
+    have no fingerprint.
     """
-    if theirs.format != FORMAT:
+    if isinstance(theirs, RunManifest) and theirs.format != FORMAT:  # evaluations are as they were
         raise RunError(f"{folder} was made by an earlier layerlens: it can be read, but not continued; choose another folder")
     a, b = _identity(ours), _identity(theirs)
     different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     if different:
         shown = "; ".join(f"{key} is {b.get(key)!r} there and {a.get(key)!r} now" for key in different[:3])
-        raise RunError(f"{folder} holds a run of another configuration ({shown}); choose another folder, or remove that one")
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise RunError(f"{folder} was begun with another configuration ({shown}{more}); choose another folder, or remove that one")
 
 
 def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
     model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype}
+    if not manifest.model.fingerprint:  # weights that nobody could read are told apart by name
+        model |= {"name": manifest.model.name, "revision": manifest.model.revision or ""}
     return _flat({"config": asdict(manifest.config), "samples": asdict(manifest.samples), "model": model})
 
 
@@ -248,7 +252,11 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if isinstance(kind, UnionType) and value is not None:
         inner = next((part for part in get_args(kind) if isinstance(part, type) and is_dataclass(part)), None)
         return value if inner is None else _from_plain(inner, value)
-    if kind in (int, str) and not isinstance(value, kind):
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"expected one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind in (bool, float, int, str) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise TypeError(f"expected {kind.__name__}, got {value!r}")
     return value
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar
 
 WAIT_SECONDS = 0.2
-"""Time between two looks for pieces of work that other processes hold."""
+"""Time between two attempts to claim pieces of work that other processes hold."""
 
 Piece = TypeVar("Piece")
 

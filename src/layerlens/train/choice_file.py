@@ -31,7 +31,7 @@ def read_choice(path: str) -> LayerChoice:
     try:
         choice = LayerChoice.from_dict(runs[0] if runs and isinstance(runs[0], dict) else {})
     except SelectionError as error:
-        raise TrainingError(f"{file} is damaged ({error}): {WRITE_ONE}") from error
+        raise TrainingError(f"{file} is damaged or of an earlier version ({error}): {WRITE_ONE}") from error
     if choice.layer is None:
         raise TrainingError(f"{file} names no layer to train ({choice.reason}): give a layer, or choose by another --rule")
     return choice

@@ -48,6 +48,8 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         """Yields what is wrong with these settings, one message after the other."""
         if isinstance(self.internal_layer, int) and self.internal_layer < 1:
             yield f"internal layers count from 1, got {self.internal_layer}"
+        if (self.internal_rollouts or 0) < WHOLE_RUN:
+            yield f"an internal phase lasts at least one rollout (0: no such phase; -1: the whole run), got {self.internal_rollouts}"
         if self.internal_norm not in NORMS:
             yield f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}"
         if self.internal_rule not in RULES:
