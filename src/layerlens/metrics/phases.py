@@ -81,8 +81,10 @@ def find_phases(change: Float[Array, "*curves layers"], zero: Float[Array, "*cur
     # cost of ending exploration after b1 layers and integration after b2 >= b1
     total = (explore - integrate)[..., :, None] + (integrate - converge)[..., None, :] + converge[..., -1][..., None, None]
     cut = np.arange(n_layers + 1)
+    # the layer at which exploration begins costs nothing in it, however little it rises, so exploration never ends before
+    possible = (cut[:, None] <= cut[None, :]) & (cut[:, None] >= start[..., None, None])
     # rounding of the sums must not decide between equal cuts: the earliest wins
-    flat = np.where(cut[:, None] <= cut[None, :], np.round(total, 9), np.inf).reshape(*change.shape[:-1], -1)
+    flat = np.where(possible, np.round(total, 9), np.inf).reshape(*change.shape[:-1], -1)
     best = flat.argmin(-1)
     return PhaseEnds(start, best // (n_layers + 1), best % (n_layers + 1))
 
