@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from layerlens.cli import main
 from layerlens.models import LAYOUTS, Layout
 from tests.support.architectures import build, tiny_architecture
+from tests.support.command_line import Layerlens
 from tests.support.tiny_models import tiny_tokenizer
-
-
-def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    """Exit code and both streams of the command, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["layerlens", "check", *map(str, arguments)])
-    capfd.readouterr()
-    code: Any = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code or 0
-    return code, *capfd.readouterr()
 
 
 def save(model: Any, folder: Path) -> Path:
@@ -33,34 +20,30 @@ def save(model: Any, folder: Path) -> Path:
     return folder
 
 
-def test_check_shows_a_row_with_its_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_a_row_with_its_factors(tmp_path: Path, layerlens: Layerlens) -> None:
     folder = save(tiny_architecture("granite"), tmp_path / "m")
-    code, out, _ = check(monkeypatch, capfd, folder)
+    code, out, _ = layerlens("check", folder)
     assert code == 0
     assert "layout        a row of LAYOUTS" in out
     assert "output of self_attn x residual_multiplier" in out
     assert "row  " not in out
-    found = json.loads(check(monkeypatch, capfd, folder, "--json", "--discover")[1])
+    found = json.loads(layerlens("check", folder, "--json", "--discover")[1])
     assert (found["layout"], found["ok"]) == ("discovered", True)
     assert found["logits"] == {"scale": pytest.approx(1 / 3), "softcap": None}
     assert eval(found["row"].partition(": ")[2].rstrip(","), {"Layout": Layout}) == LAYOUTS["granite"]
 
 
 @pytest.mark.parametrize("options", [(), ("--discover",)])
-def test_check_prints_the_row_of_an_architecture_without_one(
-    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = check(monkeypatch, capfd, save(build("starcoder2", {}), tmp_path / "m"), *options)
+def test_check_prints_the_row_of_an_architecture_without_one(options: tuple[str, ...], tmp_path: Path, layerlens: Layerlens) -> None:
+    code, out, _ = layerlens("check", save(build("starcoder2", {}), tmp_path / "m"), *options)
     assert code == 0
     assert "layout        discovered" in out
     assert 'row           "starcoder2": Layout(),' in out
 
 
-def test_check_refuses_what_discovery_cannot_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_check_refuses_what_discovery_cannot_read(tmp_path: Path, layerlens: Layerlens) -> None:
     sizes = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 128}
-    code, out, err = check(monkeypatch, capfd, save(build("openai-gpt", sizes), tmp_path / "m"))
+    code, out, err = layerlens("check", save(build("openai-gpt", sizes), tmp_path / "m"))
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "openai-gpt, block 1: no sum of its modules' outputs gives resid_post" in err

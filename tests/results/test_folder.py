@@ -149,3 +149,12 @@ def test_manifest_says_what_was_run(qwen: ll.LensModel, tmp_path: Path) -> None:
     assert manifest.config.generate == SamplingSettings(max_new_tokens=3, temperature=1.0, top_p=1.0, seed=7)
     assert manifest.config.norm == "none"
     assert {"torch", "transformers", "layerlens"} <= manifest.versions.keys()
+
+
+def test_a_removed_folder_of_samples_is_made_again(qwen: ll.LensModel, tmp_path: Path) -> None:
+    samples = [ll.Sample(random_ids(5, seed), 2) for seed in range(2)]
+    whole = ll.analyze(qwen, samples, out=tmp_path / "run")
+    for file in (tmp_path / "run" / "samples").iterdir():
+        file.unlink()
+    (tmp_path / "run" / "samples").rmdir()
+    assert ll.analyze(qwen, samples, out=tmp_path / "run").data.identical(whole.data)

@@ -64,11 +64,12 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
     @classmethod
     def begin(cls, path: str | Path, manifest: EvaluationManifest, problems: Sequence[Mapping[str, Any]]) -> AnswerFolder:
         """As `SharedFolder.create`, with the problems beside the manifest."""
-        folder = cls.create(path, manifest)
-        with folder.lock("manifest"):
+
+        def prepare(folder: AnswerFolder) -> None:
             if not (folder.path / PROBLEMS).exists():
                 write_text(folder.path / PROBLEMS, _lines(problems))
-        return folder
+
+        return cls.create(path, manifest, prepare)
 
     def problems(self) -> list[dict[str, Any]]:
         """Id, ground truth and prompt of each problem."""

@@ -38,7 +38,7 @@ class SharedFolder(Generic[Manifest]):
     def create(cls: type[Folder], path: str | Path, manifest: Any, prepare: Callable[[Folder], None] = lambda folder: None) -> Folder:
         """Opens a folder for writing: a new one, or one that the same configuration has begun to fill.
 
-        `prepare` writes the files of a new folder that must exist before the manifest does.
+        `prepare` makes, under the lock, what is missing of the files and folders that must exist beside the manifest, and before it.
 
         Raises RunError if the folder belongs to another configuration, holds something else, or cannot be written.
         """
@@ -53,10 +53,11 @@ class SharedFolder(Generic[Manifest]):
             (folder.path / LOCKS).mkdir(parents=True, exist_ok=True)  # first, so that another process knows what the folder is
             remove_stale_temporaries(folder.path)
             with folder.lock("manifest"):
-                if (folder.path / cls.manifest_file).exists():
+                begun = (folder.path / cls.manifest_file).exists()
+                if begun:
                     require_same(manifest, folder.manifest(), folder.path)
-                else:
-                    prepare(folder)
+                prepare(folder)
+                if not begun:
                     write_manifest(folder.path / cls.manifest_file, manifest)
         return folder
 
