@@ -24,7 +24,7 @@ import xarray as xr
 import layerlens as ll
 from layerlens.analysis.row_sample import draw_rows
 from layerlens.analysis.stopping import run_until_stopped
-from layerlens.metrics.bootstrap import interval
+from layerlens.metrics.intervals import interval
 from layerlens.results import Run
 from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
 

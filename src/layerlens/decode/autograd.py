@@ -17,6 +17,7 @@ from layerlens.decode.choose import choose_backend
 from layerlens.decode.gpu import product as gpu_product
 from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
+from layerlens.metrics.log_probability import log_probability
 
 BACKWARD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
 """Logits that the backward pass holds at a time, by device type."""
@@ -67,7 +68,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 sums = choose_backend(request)(request)
                 assert sums.target_logit is not None
                 log_partitions.append(sums.own.log_partition.float())
-                log_probs.append((sums.target_logit.double() - sums.own.log_partition).float())
+                log_probs.append(log_probability(sums.target_logit, sums.own.log_partition).float())
                 entropies.append(sums.own.entropy.float())
         log_partition, entropy = torch.cat(log_partitions), torch.cat(entropies)
         ctx.save_for_backward(hidden, weight, bias, targets, log_partition, entropy)

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerlens.decode.choose import choose_backend
-from layerlens.decode.moments import Moments, PartialSums, kl_divergence
+from layerlens.decode.moments import Moments, PartialSums, divergence
 from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ReadoutError, SelectionError
+from layerlens.metrics.log_probability import log_probability
 
 WANTS = ("entropy", "logp", "kl", "kl_from", "agrees")
 
@@ -148,11 +149,11 @@ def _values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tensor]:
     own = sums.own
     values = {"entropy": own.entropy.float()}
     if sums.target_logit is not None and request.targets is not None:
-        values["logp"] = (sums.target_logit.double() - own.log_partition).float().masked_fill(request.targets < 0, math.nan)
+        values["logp"] = log_probability(sums.target_logit, own.log_partition).float().masked_fill(request.targets < 0, math.nan)
     if sums.kl is not None:
-        values["kl"] = kl_divergence(sums.kl, own, sums.anchors["final"]).float()
+        values["kl"] = divergence(sums.kl, own, sums.anchors["final"]).float()
     if sums.kl_from is not None:
-        values["kl_from"] = kl_divergence(sums.kl_from, sums.anchors["reference"], own).float()
+        values["kl_from"] = divergence(sums.kl_from, sums.anchors["reference"], own).float()
     if request.agrees:
         argmax, final = own.argmax, sums.anchors["final"].argmax
         assert argmax is not None
@@ -160,7 +161,7 @@ def _values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tensor]:
         values["agrees"] = argmax == final.repeat(argmax.shape[0] // final.shape[0])
     if sums.top_logits is not None and sums.top_ids is not None:
         values["top_ids"] = sums.top_ids
-        values["top_probs"] = (sums.top_logits.double() - own.log_partition[:, None]).exp().float()
+        values["top_probs"] = log_probability(sums.top_logits, own.log_partition[:, None]).exp().float()
     return values
 
 

@@ -5,13 +5,9 @@ S = Σ e^(x-m) and A = Σ e^(x-m) (x-m). Parts are combined by rescaling each to
 
     S = Σ_parts e^t S_part,    A = Σ_parts e^t (A_part + t S_part)
 
-m and S are those of the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867); A extends it by the first moment. Then
-
-    log Z = log Σ e^x = m + log S
-    H = -Σ π log π = log S - A / S                                        entropy (Shannon 1948), without cancellation
-    KL(p ‖ q) = Σ π_p (log π_p - log π_q) = D / S_p - log Z_p + log Z_q   relative entropy (Kullback & Leibler 1951)
-
-all in nats. D = Σ e^(p-m_p) (p-q), of the logits p and q of two policies, is a further accumulator; parts of it are combined as
+m and S are those of the online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867); A extends it by the first moment. Entropy,
+log-probabilities and divergences follow from them (`metrics.entropy`, `metrics.log_probability`, `metrics.kl_divergence`).
+D = Σ e^(p-m_p) (p-q), of the logits p and q of two policies, is a further accumulator; parts of it are combined as
 Σ_parts e^t D_part with the t of p. Within a chunk of the vocabulary the accumulators are float32; across chunks they are
 combined here, in float64 and in a fixed order.
 """
@@ -24,6 +20,10 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from layerlens.metrics.entropy import entropy
+from layerlens.metrics.kl_divergence import kl_divergence
+from layerlens.metrics.log_probability import log_partition
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Moments:
     @property
     def log_partition(self) -> Float[Tensor, " rows"]:
         """log Z = log Σ e^x, float64."""
-        return self.m.double() + self.S.log()
+        return log_partition(self.m, self.S)
 
     @property
     def entropy(self) -> Float[Tensor, " rows"]:
         """H = log S - A / S in nats, at least 0."""
-        return (self.S.log() - self.A / self.S).clamp_min(0)
+        return entropy(self.S, self.A)
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,9 @@ def combine_stacked(parts: PartialSums) -> PartialSums:
     )
 
 
-def kl_divergence(D: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[Tensor, " rows"]:
-    """KL(p ‖ q) = D / S_p - log Z_p + log Z_q in nats, at least 0.
-
-    If `p` or `q` has fewer rows than `D`, it is an anchor, and is compared with every state of the stack.
-    """
-    p_S, p_log, q_log = (_repeat_over_stack(values, D) for values in (p.S, p.log_partition, q.log_partition))
-    return (D / p_S - p_log + q_log).clamp_min(0)
+def divergence(D: Float[Tensor, " rows"], p: Moments, q: Moments) -> Float[Tensor, " rows"]:
+    """KL(p ‖ q) in nats. If `p` or `q` has fewer rows than `D`, it is an anchor, and is compared with every state of the stack."""
+    return kl_divergence(D, *(_repeat_over_stack(values, D) for values in (p.S, p.log_partition, q.log_partition)))
 
 
 def divergence_sum(p: Moments, q: Moments, shifted: Float[Tensor, "*parts n"]) -> Float[Tensor, "*parts n"]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from layerlens.errors import LayerLensError, SelectionError
 from layerlens.evaluate.scores import Estimate, estimate_mean, pass_table
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES
+from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.metrics.pass_at_k import avg_at_k
 from layerlens.storage.manifest import EvaluationManifest
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.metrics.pass_at_k import pass_at_k
 
 Array = np.ndarray

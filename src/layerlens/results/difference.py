@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from layerlens.errors import SelectionError
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES
-from layerlens.metrics.derived import difference_of_means
+from layerlens.metrics.difference import difference_of_means
+from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.results.run import Run
 from layerlens.types import Rows, Weighting
 

@@ -10,8 +10,9 @@ import pandas as pd
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.metrics import derived
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.entropy import entropy_change
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.perplexity import perplexity
 from layerlens.results.folder import RunFolder
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
@@ -97,7 +98,7 @@ class Run:
             raise SelectionError(
                 f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them"
             )
-        change: xr.DataArray = xr.apply_ufunc(derived.entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
+        change: xr.DataArray = xr.apply_ufunc(entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
         change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
         return change.rename("entropy_change")
 
@@ -165,7 +166,7 @@ class Run:
             sums, dims = np.where(known, data, 0.0) * counts, values.dims[1:]
         point, means = bootstrap_means(sums, counts.astype(np.float64), resamples, seed)
         if name == "perplexity":
-            point, means = derived.perplexity(point), derived.perplexity(means)
+            point, means = perplexity(point), perplexity(means)
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)

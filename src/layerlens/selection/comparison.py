@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth
-from layerlens.metrics.bootstrap import LEVEL, RESAMPLES, interval
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval
 from layerlens.results import Run
 from layerlens.selection.layer import select_layer
 from layerlens.types import Rows, Rule, Weighting

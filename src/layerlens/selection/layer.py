@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
-from layerlens.metrics.bootstrap import RESAMPLES
+from layerlens.metrics.intervals import RESAMPLES
 from layerlens.results import Run
 from layerlens.types import NORMS, RULES, Norm, Rows, Rule, Weighting
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.metrics.bootstrap import bootstrap_means, interval
+from layerlens.metrics.intervals import bootstrap_means, interval
 from layerlens.models import LensModel
 from layerlens.results import Run
 from layerlens.results.training_log import HIGH, LOW

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from layerlens.errors import SelectionError
-from layerlens.metrics.derived import shares_of_maximum
+from layerlens.metrics.curves import shares_of_maximum
 from layerlens.plots.kit.axes import log_axis, open_frame, title_and_legend
 from layerlens.plots.kit.caption import complete_axes, describe_runs
 from layerlens.plots.kit.figure import new_figure, run_layout

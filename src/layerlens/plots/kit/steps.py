@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from layerlens.metrics.derived import phase_numbers, smoothed, smoothing_window
+from layerlens.metrics.curves import phase_numbers, smoothed, smoothing_window
 from layerlens.plots.kit.axes import open_frame
 from layerlens.plots.kit.caption import NO_INTERVAL
 from layerlens.plots.kit.curves import draw_band

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from layerlens.errors import SelectionError
-from layerlens.metrics.derived import contains_zero
+from layerlens.metrics.difference import contains_zero
 from layerlens.plots.kit.axes import set_title
 from layerlens.plots.kit.caption import NO_INTERVAL, describe_runs
 from layerlens.plots.kit.cells import hatched_text

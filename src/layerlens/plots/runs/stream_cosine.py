@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from layerlens.errors import SelectionError
-from layerlens.metrics.derived import quantile_bands
+from layerlens.metrics.curves import quantile_bands
 from layerlens.plots.kit.axes import open_frame, set_title
 from layerlens.plots.kit.caption import complete_axes, describe_runs
 from layerlens.plots.kit.figure import new_figure, run_layout

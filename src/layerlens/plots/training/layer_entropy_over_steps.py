@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from layerlens.metrics.derived import change_since_first
+from layerlens.metrics.difference import change_since_first
 from layerlens.plots.kit.caption import MONITOR_MEAN, NO_INTERVAL
 from layerlens.plots.kit.cells import hatched_text
 from layerlens.plots.kit.labels import metric_label

@@ -1,4 +1,4 @@
-"""Metrics that follow from others by arithmetic alone, and what is computed before drawing: differences, spreads, smoothed series.
+"""What is computed of a curve before it is drawn: shares of its maximum, bands of quantiles, a smoothed series.
 
 Pure functions on arrays. A result has the unit of its arguments unless its docstring says otherwise.
 """
@@ -9,60 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
-
-from layerlens.metrics.bootstrap import LEVEL, interval
+from jaxtyping import Float, Int
 
 Array = np.ndarray
 
 SMOOTHED_SHARE = 20
 """A series is smoothed over its number of entries divided by this, but over at least `SHORTEST_WINDOW` entries."""
 SHORTEST_WINDOW = 5
-
-
-def entropy_change(before: Float[Array, "*any"], after: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """ΔS = S(after) - S(before), nats: above 0 a module spreads probability over more tokens, below 0 it commits.
-
-    `before` and `after` are entropies of the policies at a module's input and output (docs/definitions.md, `entropy_change`;
-    equations 11 to 13 of Bottom-up Policy Optimization, arXiv 2512.19673).
-    """
-    change: Float[Array, "*any"] = after - before
-    return change
-
-
-def perplexity(mean_logp: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """exp(-mean log-probability of the next token); infinite when the mean is below about -709 nats, the range of float64."""
-    with np.errstate(over="ignore"):  # hundreds of nats are possible when states are decoded without a norm
-        value: Float[Array, "*any"] = np.exp(-mean_logp)
-    return value
-
-
-def difference_of_means(
-    before: Float[Array, "*rest"],
-    after: Float[Array, "*rest"],
-    before_draws: Float[Array, "resamples *rest"],
-    after_draws: Float[Array, "resamples *rest"],
-    level: float = LEVEL,
-) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"], Float[Array, "*rest"]]:
-    """Δ = m_after − m_before, and the low and high end of its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
-
-    The interval holds the middle `level` of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples`. If resample b
-    drew the same samples on both sides, it is the interval of paired samples, otherwise that of two independent sets of samples.
-    NaN resamples are left out; if all resamples are NaN, both ends are NaN.
-    """
-    low, high = interval(after_draws - before_draws, level)
-    return after - before, low, high
-
-
-def contains_zero(low: Float[Array, "*rest"], high: Float[Array, "*rest"]) -> Bool[Array, "*rest"]:
-    """Whether an interval from `low` to `high` contains 0; False if one of its ends is NaN."""
-    return np.logical_and(low <= 0, high >= 0)
-
-
-def change_since_first(values: Float[Array, "*rest steps"]) -> Float[Array, "*rest steps"]:
-    """x_t − x_0: what has changed since the first of the steps, which lie along the last axis."""
-    change: Array = values - values[..., :1]
-    return change
 
 
 def shares_of_maximum(

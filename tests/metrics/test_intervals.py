@@ -7,7 +7,7 @@ import numpy as np
 
 def test_the_interval_covers_what_it_says() -> None:
     """Of many data sets with a known mean, about 95% have it inside (percentile intervals of 40 samples run a little low)."""
-    from layerlens.metrics.bootstrap import bootstrap_means, interval
+    from layerlens.metrics.intervals import bootstrap_means, interval
 
     rng = np.random.default_rng(0)
     hits = []

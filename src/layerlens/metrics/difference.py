@@ -1,0 +1,38 @@
+"""What changed between two sets of measurements, with its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from layerlens.metrics.intervals import LEVEL, interval
+
+Array = np.ndarray
+
+
+def difference_of_means(
+    before: Float[Array, "*rest"],
+    after: Float[Array, "*rest"],
+    before_draws: Float[Array, "resamples *rest"],
+    after_draws: Float[Array, "resamples *rest"],
+    level: float = LEVEL,
+) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"], Float[Array, "*rest"]]:
+    """Δ = m_after − m_before, and the low and high end of its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+
+    The interval holds the middle `level` of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples`. If resample b
+    drew the same samples on both sides, it is the interval of paired samples, otherwise that of two independent sets of samples.
+    NaN resamples are left out; if all resamples are NaN, both ends are NaN.
+    """
+    low, high = interval(after_draws - before_draws, level)
+    return after - before, low, high
+
+
+def contains_zero(low: Float[Array, "*rest"], high: Float[Array, "*rest"]) -> Bool[Array, "*rest"]:
+    """Whether an interval from `low` to `high` contains 0; False if one of its ends is NaN."""
+    return np.logical_and(low <= 0, high >= 0)
+
+
+def change_since_first(values: Float[Array, "*rest steps"]) -> Float[Array, "*rest steps"]:
+    """x_t − x_0: what has changed since the first of the steps, which lie along the last axis."""
+    change: Array = values - values[..., :1]
+    return change

@@ -1,0 +1,15 @@
+"""Perplexity of a text under a policy."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+Array = np.ndarray
+
+
+def perplexity(mean_logp: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """exp(-mean log-probability of the next token); infinite when the mean is below about -709 nats, the range of float64."""
+    with np.errstate(over="ignore"):  # hundreds of nats are possible when states are decoded without a norm
+        value: Float[Array, "*any"] = np.exp(-mean_logp)
+    return value
