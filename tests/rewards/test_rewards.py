@@ -1,16 +1,13 @@
-"""Correct answers score 1, wrong answers 0, and no answer whatever stops a trainer."""
+"""Correct answers score 1, wrong answers 0; columns, names and errors of rewards."""
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
@@ -19,55 +16,6 @@ import pytest
 import layerlens.rewards
 from layerlens.rewards.rewards import Reward, RewardError, arithmetic_reward, boxed_reward, load_reward, math_fast_path, math_reward
 from tests.support.data import public_data
-
-CHECKERS = """
-import os, time
-
-def good(completions, ground_truth, **columns):
-    return [float(c == g) for c, g in zip(completions, ground_truth)]
-
-def bad_mannered(completions, ground_truth, **columns):
-    [text] = completions
-    if text == "hang":
-        while True:
-            pass
-    if text == "sleep":
-        time.sleep(600)
-    if text == "boom":
-        raise RuntimeError("boom")
-    if text == "exit":
-        raise SystemExit(3)
-    if text == "die":
-        os._exit(1)
-    if text == "none":
-        return [None]
-    if text == "words":
-        return ["right"]
-    if text == "two":
-        return [1.0, 1.0]
-    print("noise")
-    return [float(text == ground_truth[0])]
-
-def columns(completions, difficulty, **columns):
-    return [float(difficulty[0]) + len(columns)]
-"""
-
-
-@pytest.fixture
-def checkers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Makes guarded rewards of the functions above, and ends their processes."""
-    (tmp_path / "my_checkers.py").write_text(CHECKERS)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made: list[Reward] = []
-
-    def make(name: str, **options: Any) -> Reward:
-        made.append(Reward(f"my_checkers:{name}", **options))
-        return made[-1]
-
-    yield make
-    sys.modules.pop("my_checkers", None)
-    for reward in made:
-        reward.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,51 +61,12 @@ def test_boxed_reward_compares_texts_and_arithmetic_reward_integers() -> None:
     assert arithmetic_reward([r"\boxed{1,234}", r"\boxed{12}"], ["1234", "21"]) == [1, 0]
 
 
-def test_reward_scores_0_and_counts_if_a_check_hangs_raises_or_dies(checkers: Any, caplog: pytest.LogCaptureFixture) -> None:
-    reward = checkers("bad_mannered", timeout=4.0, workers=1)
-    texts = ["7", "boom", "7", "exit", "die", "7", "words", "two", "hang", "7", "8"]
-    with caplog.at_level(logging.WARNING):
-        assert reward(texts, ["7"] * len(texts)) == [1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
-    assert (reward.counts.answers, reward.counts.hung, reward.counts.raised) == (11, 1, 5)
-    [told] = caplog.messages
-    assert "RuntimeError: boom" in told
-    metrics: dict[str, float] = {}
-    assert reward(["boom", "7"], ["7", "7"], log_metric=metrics.__setitem__) == [0, 1]
-    assert metrics == {"bad_mannered/hung": 0, "bad_mannered/raised": 1}
-    assert reward(["none"], ["7"])[0] != reward(["none"], ["7"])[0]  # NaN: TRL leaves it out
-
-
-def test_reward_ends_hung_checks_side_by_side(checkers: Any) -> None:
-    reward = checkers("bad_mannered", timeout=4.0, workers=3)
-    assert reward(["7"] * 3, ["7"] * 3) == [1, 1, 1]
-    start = time.perf_counter()
-    assert reward(["sleep"] * 3, ["7"] * 3) == [0, 0, 0]
-    assert time.perf_counter() - start < 10
-    assert reward.counts.hung == 3
-
-
 def test_reward_works_in_threads(patient: Reward) -> None:
     """math-verify's own time limit needs signals, which only the main thread gets; ours does not."""
     with ThreadPoolExecutor(4) as threads:
         jobs = [threads.submit(patient, [rf"\boxed{{\frac{{{n}}}{{4}}}}"] * 3, [str(n / 4)] * 3) for n in range(1, 9)]
         assert [job.result() for job in jobs] == [[1.0] * 3] * 8
     assert patient.counts.raised == 0
-
-
-def test_reward_in_a_forked_child_has_processes_of_its_own(checkers: Any) -> None:
-    reward = checkers("good", timeout=60.0)
-    assert reward(["a"], ["a"]) == [1]
-    child = os.fork()
-    if child == 0:
-        try:
-            right = reward(["b"], ["b"]) == [1]
-            reward.close()
-            os._exit(0 if right else 2)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert reward(["a", "b"], ["a", "c"]) == [1, 0]
-    assert reward.counts.raised == 0
 
 
 def test_reward_passes_on_columns_of_plain_values(checkers: Any) -> None:
@@ -194,29 +103,6 @@ def test_rewards_raise_on_errors_that_are_no_answers_fault(checkers: Any) -> Non
             reward([3], ["1"])
     with pytest.raises(RewardError, match=r"cannot be used \(AttributeError"):
         checkers("gone")(["x"], ["x"])
-
-
-def test_checking_process_ends_with_its_parent(tmp_path: Path) -> None:
-    code = (
-        "from layerlens.rewards.rewards import Reward\n"
-        "r = Reward('layerlens.rewards.rewards:boxed_reward', workers=1)\n"
-        "assert r(['x'], ['x']) == [0.0]\n"
-        "[p] = r._pool.running\n"
-        "print(p.process.pid, flush=True)\n"
-        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    child, deadline = int(parent.stdout), time.monotonic() + 60
-    while time.monotonic() < deadline and _alive(child):
-        time.sleep(0.05)
-    assert not _alive(child)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 def ground_truths(name: str) -> list[str]:

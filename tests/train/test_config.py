@@ -1,9 +1,8 @@
-"""What is refused when a configuration is built or a trainer is made, fields under their old names, and runs without an internal phase."""
+"""What is refused when a configuration is built or a trainer is made, and runs without an internal phase."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -151,22 +150,3 @@ def test_training_with_zero_internal_rollouts_is_grpo_bit_for_bit_and_monitors_t
     assert (log.internal, log.schedule["phases"], log.watched) == ([], [], 2)
     for (name, a), b in zip(named.model.named_parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b), name
-
-
-# ---- old names
-
-
-def test_fields_answer_to_their_old_names(tmp_path: Path) -> None:
-    args = build(tmp_path, internal_layer=2, internal_steps=3, monitor_steps=5)
-    assert (args.internal_rollouts, args.monitor_every) == (args.internal_steps, args.monitor_steps) == (3, 5)
-    args.internal_steps = 4
-    assert args.internal_rollouts == 4
-    assert not {"internal_steps", "monitor_steps"} & {field.name for field in fields(BuPOConfig)}
-    assert not {"internal_steps", "monitor_steps"} & args.to_dict().keys()
-
-
-def test_an_old_and_a_new_name_may_not_differ(tmp_path: Path) -> None:
-    told = "internal_steps=3 and internal_rollouts=4 are one setting under its old and its new name: give internal_rollouts alone"
-    with pytest.raises(TrainingError, match=told):
-        build(tmp_path, internal_layer=2, internal_steps=3, internal_rollouts=4)
-    assert build(tmp_path, internal_layer=2, internal_steps=3, internal_rollouts=3).internal_rollouts == 3
