@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Literal, TypeVar, get_args
@@ -54,6 +55,18 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "top_probs": ("probabilities of the most likely tokens", "1"),
 }
 """Long name and unit of every variable, as docs/definitions.md gives them."""
+
+UNBOUNDED = (-math.inf, math.inf)
+METRIC_BOUNDS: dict[str, tuple[float, float]] = {
+    "entropy": (0.0, math.inf),
+    "logp_next": (-math.inf, 0.0),
+    "kl_to_final": (0.0, math.inf),
+    "kl_from_layer": (0.0, math.inf),
+    "agrees": (0.0, 1.0),
+    "similarity": (-1.0, 1.0),
+    "stream_cosine": (-1.0, 1.0),
+}
+"""The range of the metrics that have one: no end of an interval lies outside it."""
 
 
 def resolve_sites(sites: str | Iterable[str]) -> tuple[Site, ...]:

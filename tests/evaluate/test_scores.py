@@ -25,7 +25,8 @@ def test_estimate_mean_lies_in_its_interval_and_is_reproducible(scores: np.ndarr
         assert math.isnan(estimate.low), "one problem says nothing about the spread between problems"
         assert math.isnan(estimate.high)
         return
-    assert scores.min() - 1e-9 <= estimate.low <= estimate.high <= scores.max() + 1e-9
+    assert 0 <= estimate.low <= estimate.mean + 1e-9
+    assert estimate.mean - 1e-9 <= estimate.high <= 1
     assert estimate_mean(scores, seed=3) == estimate
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from layerlens.metrics.difference import change_since_first, contains_zero, difference_of_means
+from layerlens.metrics.intervals import widening
 
 
 def test_difference_of_means_is_after_minus_before_with_the_quantiles_of_the_resamples() -> None:
     rng = np.random.default_rng(0)
     before, after = rng.normal(size=(2, 3, 4))
     before_draws, after_draws = rng.normal(size=(2, 500, 3, 4))
-    mean, low, high = difference_of_means(before, after, before_draws, after_draws, 0.8)
+    mean, low, high = difference_of_means(before, after, before_draws, after_draws, 9, 0.8)
     np.testing.assert_array_equal(mean, after - before)
-    np.testing.assert_array_equal(low, np.quantile(after_draws - before_draws, (1 - 0.8) / 2, axis=0))
-    np.testing.assert_array_equal(high, np.quantile(after_draws - before_draws, 1 - (1 - 0.8) / 2, axis=0))
+    for end, share in ((low, (1 - 0.8) / 2), (high, 1 - (1 - 0.8) / 2)):
+        quantile = np.quantile(after_draws - before_draws, share, axis=0)
+        np.testing.assert_allclose(end, mean + widening(9, 0.8) * (quantile - mean), rtol=1e-12)
 
 
 def test_difference_of_means_without_resamples_has_no_interval() -> None:
-    _, low, high = difference_of_means(np.zeros(2), np.ones(2), np.full((9, 2), np.nan), np.ones((9, 2)))
+    _, low, high = difference_of_means(np.zeros(2), np.ones(2), np.full((9, 2), np.nan), np.ones((9, 2)), 1)
     assert np.isnan(low).all()
     assert np.isnan(high).all()
 

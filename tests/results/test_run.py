@@ -9,6 +9,7 @@ import pytest
 
 import layerlens as ll
 from layerlens.errors import SelectionError
+from layerlens.types import METRIC_BOUNDS
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids
 
@@ -40,6 +41,39 @@ def test_one_sample_has_no_interval() -> None:
     assert mean["mean"].notnull().all()
     assert mean["low"].isnull().all()
     assert mean["high"].isnull().all()
+
+
+def test_answers_to_one_prompt_are_one_problem(qwen: ll.LensModel) -> None:
+    """Four prompts with three answers each are resampled as four problems; texts without a prompt, and answers to one, by themselves."""
+    prompts = [random_ids(3, seed) for seed in range(4)]
+    texts = [[*prompt, *random_ids(4, 10 * seed + repeat)] for repeat in range(3) for seed, prompt in enumerate(prompts)]
+    run = ll.analyze(qwen, [ll.Sample(text, 3) for text in texts], metrics="entropy", sites="resid_post")
+    assert run.problems.tolist() == [0, 1, 2, 3] * 3
+    mean = run.mean("entropy")
+    assert (mean.attrs["samples"], mean.attrs["problems"]) == (12, 4)
+    alone = ll.analyze(qwen, [ll.Sample(text, 3) for text in texts[:3]], metrics="entropy", sites="resid_post")
+    assert alone.problems.tolist() == [0, 1, 2]
+    assert ll.analyze(qwen, [ll.Sample(text) for text in (texts[0], texts[0], texts[1])], metrics="entropy").problems.tolist() == [0, 1, 2]
+    one = ll.analyze(qwen, [ll.Sample([*prompts[0], token], 3) for token in (5, 6, 7)], metrics="entropy")
+    assert one.problems.tolist() == [0, 1, 2], "answers to the only prompt there is"
+    assert one.mean("entropy")["low"].notnull().all()
+
+
+def test_intervals_stay_in_the_range_of_their_metric() -> None:
+    run = make_run([0.4, -0.2, -1.0], samples=2, noise=3.0)
+    for name, (lowest, highest) in METRIC_BOUNDS.items():
+        if name in run.data:
+            mean = run.mean(name)
+            assert float(mean["low"].min()) >= lowest
+            assert float(mean["high"].max()) <= highest
+    assert (run.mean("entropy_change")["low"] < 0).any()
+
+
+def test_interval_of_perplexity_is_that_of_its_logarithm() -> None:
+    run = make_run([0.4, -0.2, -1.0], samples=5, noise=0.5)
+    perplexity, logp = run.mean("perplexity"), run.mean("logp_next")
+    for name, other in (("mean", "mean"), ("low", "high"), ("high", "low")):
+        np.testing.assert_allclose(np.log(perplexity[name]), -logp[other], rtol=1e-12)
 
 
 def test_prompts_alone_have_no_response_mean(qwen: ll.LensModel) -> None:

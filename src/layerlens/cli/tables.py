@@ -26,7 +26,7 @@ def show_comparison(table: pd.DataFrame) -> None:
     shown.add_row("norm", *table["norm"])
     measures = [str(name) for name in table.columns if f"{name}_low" in table.columns]
     for name in measures:
-        cells = [_number(row[name], row[f"{name}_low"], row[f"{name}_high"]) for _, row in table.iterrows()]
+        cells = [_number(row[name], row[f"{name}_low"], row[f"{name}_high"], row[f"{name}_exists"]) for _, row in table.iterrows()]
         shown.add_row(name.replace("_", " "), *cells)
     chosen = [
         "none" if pd.isna(row["chosen_layer"]) else f"{row['chosen_layer']:.0f}" + _frequency(row["chosen_frequency"])
@@ -50,10 +50,12 @@ def show_choice(choice: LayerChoice) -> None:
     console.print(table)
 
 
-def _number(value: float, low: float, high: float) -> str:
+def _number(value: float, low: float, high: float, exists: float) -> str:
+    """A measure with its interval; if it does not exist in every resample, with the share of resamples in which it does."""
+    share = f"; exists in {_share(exists)} of resamples" if exists < 1 else ""
     if pd.isna(value):
-        return "none" if pd.isna(low) else f"none  (else {low:.3g} to {high:.3g})"
-    return f"{value:.3g}" if pd.isna(low) else f"{value:.3g}  [{low:.3g}, {high:.3g}]".replace("[", "(").replace("]", ")")
+        return "none" if not exists > 0 else f"none  (else {low:.3g} to {high:.3g}{share})" if low == low else f"none{share}"
+    return f"{value:.3g}" if pd.isna(low) else f"{value:.3g}  ({low:.3g} to {high:.3g}{share})"
 
 
 def _share(share: float) -> str:

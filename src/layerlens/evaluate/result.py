@@ -138,7 +138,8 @@ class Evaluation:
                 f"the gain over an earlier evaluation needs the same problems in both: {self.label} and {earlier.label} answered different "
                 f"problems of {self.task}; evaluate both with the same --tasks, --data and --limit"
             )
-        return estimate_mean(avg_at_k(self.correct) - avg_at_k(earlier.correct), level=level, resamples=resamples, seed=seed)
+        gains = avg_at_k(self.correct) - avg_at_k(earlier.correct)
+        return estimate_mean(gains, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0))
 
     def per_problem(self) -> pd.DataFrame:
         """One row per problem: `id`, `ground_truth`, `n` answers, `right` (how many are correct), `avg` (Avg@K), `finished` (the share

@@ -28,15 +28,24 @@ class Estimate(NamedTuple):
         return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
 
 
-def estimate_mean(scores: Float[Array, " problems"], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """The mean of one score per problem, with its percentile interval over `resamples` bootstrap draws of the problems.
+def estimate_mean(
+    scores: Float[Array, " problems"],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Estimate:
+    """The mean of one score per problem, with its interval over `resamples` bootstrap draws of the problems.
+
+    `bounds` is the range of the scores: no end of the interval lies outside it.
 
     One problem says nothing about the spread between problems: its interval is NaN. Raises ValueError if there are no scores.
     """
     if not len(scores):
         raise ValueError("expected the scores of at least one problem, got none")
     mean, resampled = bootstrap_means(scores, np.ones_like(scores), resamples, seed)
-    low, high = interval(resampled, level)
+    low, high = interval(resampled, mean, len(scores), level, bounds=bounds)
     return Estimate(float(mean), float(low), float(high))
 
 
@@ -64,5 +73,5 @@ def pass_table(
     counts = correct.sum(axis=1)
     values = np.stack([np.asarray(pass_at_k(n, counts, k)) for k in ks], axis=1)
     mean, resampled = bootstrap_means(values, np.ones_like(values), resamples, seed)
-    low, high = interval(resampled, level)
+    low, high = interval(resampled, mean, len(values), level, bounds=(0.0, 1.0))
     return pd.DataFrame({"k": ks, "mean": mean, "low": low, "high": high})

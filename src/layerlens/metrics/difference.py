@@ -15,15 +15,16 @@ def difference_of_means(
     after: Float[Array, "*rest"],
     before_draws: Float[Array, "resamples *rest"],
     after_draws: Float[Array, "resamples *rest"],
+    n: int,
     level: float = LEVEL,
 ) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"], Float[Array, "*rest"]]:
-    """Δ = m_after − m_before, and the low and high end of its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+    """Δ = m_after − m_before, and the low and high end of its bootstrap interval (Efron & Tibshirani 1993, chapter 13).
 
-    The interval holds the middle `level` of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples`. If resample b
-    drew the same samples on both sides, it is the interval of paired samples, otherwise that of two independent sets of samples.
-    NaN resamples are left out; if all resamples are NaN, both ends are NaN.
+    The interval is that of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples` of `n` problems. If resample b drew
+    the same problems on both sides, it is the interval of paired problems, otherwise that of two independent sets; `n` is then the
+    size of the smaller set, which makes it wide rather than narrow. NaN resamples are left out; if all are NaN, so are both ends.
     """
-    low, high = interval(after_draws - before_draws, level)
+    low, high = interval(after_draws - before_draws, after - before, n, level)
     return after - before, low, high
 
 

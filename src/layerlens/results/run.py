@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,10 @@ from layerlens.metrics.entropy import entropy_change
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.metrics.perplexity import perplexity
 from layerlens.results.folder import RunFolder
+from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import METRIC_INFO, MODULE_SITES, Module, Norm, Rows, Weighting
+from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, Module, Norm, Rows, Weighting
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,14 @@ class Run:
     def n_samples(self) -> int:
         """Samples that are in `data`."""
         return int(self.data.sizes["sample"])
+
+    @cached_property
+    def problems(self) -> np.ndarray:
+        """The number of each sample's problem, from 0: samples with the same prompt are answers to one problem.
+
+        A text without a prompt is a problem of its own, and so is every sample if all have the same prompt.
+        """
+        return problem_numbers(self.data)
 
     @property
     def complete(self) -> bool:
@@ -126,7 +137,9 @@ class Run:
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> tuple[xr.DataArray, xr.DataArray]:
-        """The mean of a variable over the data set, and its bootstrap over samples with a first dimension `resample`.
+        """The mean of a variable over the data set, and its bootstrap with a first dimension `resample`.
+
+        Problems are resampled, each with all its answers (`problems`), since answers to one problem are not independent.
 
         Args:
             name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
@@ -139,34 +152,18 @@ class Run:
 
         Returns:
             The mean, with the dims of the variable less `token` or `sample`, and the resampled means with `resample` in front.
-            Attrs name weighting, rows and the number of samples that have a row to average.
+            Attrs name weighting, rows, the number of samples that have a row to average, and the number of their problems.
 
         Raises:
             SelectionError: an unknown variable, or no row to average.
         """
-        if drop_first < 0:
-            raise SelectionError(f"drop_first must be 0 or more, got {drop_first}")
-        if over not in ("sample", "token"):
-            raise SelectionError(f"over must be 'sample' or 'token', got {over!r}")
-        if rows not in ("response", "all"):
-            raise SelectionError(f"rows must be 'response' or 'all', got {rows!r}")
         values = self.values("logp_next" if name == "perplexity" else name)
-        keep = self.row_mask(rows, drop_first)
-        if "token" in values.dims:
-            sums, counts = self._sums(values, keep)
-            if over == "sample":
-                with np.errstate(invalid="ignore"):
-                    sums, counts = np.where(counts > 0, sums / counts, 0.0), (counts > 0).astype(np.float64)
-            dims = values.dims[1:]
-        else:
-            tokens = self._rows_per_sample(keep) if over == "token" else np.ones(self.n_samples)
-            data = values.values.astype(np.float64)
-            known = ~np.isnan(data)
-            counts = known * tokens.reshape(-1, *[1] * (data.ndim - 1))
-            sums, dims = np.where(known, data, 0.0) * counts, values.dims[1:]
-        point, means = bootstrap_means(sums, counts.astype(np.float64), resamples, seed)
+        sums, counts = sums_by_sample(self.data, values, self.row_mask(rows, drop_first), over)
+        problems = self.problems
+        point, means = bootstrap_means(sums, counts, resamples, seed, problems)
         if name == "perplexity":
             point, means = perplexity(point), perplexity(means)
+        dims = values.dims[1:]
         coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
@@ -179,6 +176,7 @@ class Run:
             "rows": rows,
             "drop_first": drop_first,
             "samples": int(counted.sum()),
+            "problems": len(np.unique(problems[counted])),
         }
         return (
             xr.DataArray(point, coords, dims, name=name, attrs=attrs),
@@ -196,12 +194,18 @@ class Run:
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> xr.Dataset:
-        """Mean of a variable with its bootstrap interval over samples: a Dataset of `mean`, `low` and `high`.
+        """Mean of a variable with its bootstrap interval: a Dataset of `mean`, `low` and `high`.
 
-        Arguments as in `bootstrap`; `level` is the share of resamples inside the interval. With one sample `low` and `high` are NaN.
+        Arguments as in `bootstrap`; `level` is the share of repeated data sets whose interval is to hold the population's mean.
+        `low` and `high` lie in the metric's range. With one problem they are NaN. That of perplexity is the interval of its
+        logarithm, exponentiated.
         """
-        point, means = self.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
-        low, high = interval(means.values, level)
+        options: dict[str, Any] = {"over": over, "rows": rows, "drop_first": drop_first, "resamples": resamples, "seed": seed}
+        point, means = self.bootstrap("logp_next" if name == "perplexity" else name, **options)
+        low, high = interval(means.values, point.values, point.attrs["problems"], level, bounds=METRIC_BOUNDS.get(name, UNBOUNDED))
+        if name == "perplexity":
+            low, high = perplexity(high), perplexity(low)
+            point, _ = self.bootstrap(name, **{**options, "resamples": 1})
         return xr.Dataset({"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level})
 
     def to_frame(self) -> pd.DataFrame:
@@ -219,10 +223,7 @@ class Run:
 
     def row_mask(self, rows: Rows = "response", drop_first: int = 0) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""
-        response = self.data["in_response"].values.astype(bool)
-        keep = np.ones_like(response) if rows == "all" else response.copy()
-        if drop_first:
-            keep[self._response_place(response) < drop_first] = False
+        keep = row_mask(self.data, rows, drop_first)
         if not keep.any():
             raise SelectionError(
                 f"the run of {self.model} has no response rows to average; sample responses (generate=) or ask for rows='all'"
@@ -231,28 +232,7 @@ class Run:
 
     def row_weights(self) -> np.ndarray:
         """How many rows of the text each row stands for, along `token`: more than 1 if only some rows were drawn."""
-        return self.data["weight"].values if "weight" in self.data.coords else np.ones(self.data.sizes["token"])
-
-    def _response_place(self, response: np.ndarray) -> np.ndarray:
-        """For each response row its number among its sample's response rows, from 0; a number beyond all for other rows."""
-        starts = self._first_rows()
-        sizes = np.diff([*starts, len(response)])
-        first = np.repeat(np.maximum(self.data["response_start"].values - 1, 0), sizes)
-        return np.where(response, self.data["position"].values.astype(np.int64) - first, np.iinfo(np.int64).max)
-
-    def _first_rows(self) -> np.ndarray:
-        """The index along `token` of each sample's first row."""
-        return np.searchsorted(self.data["sample"].values, self.data["sample_index"].values)
-
-    def _rows_per_sample(self, keep: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(keep * self.row_weights(), self._first_rows())
-
-    def _sums(self, values: xr.DataArray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        starts = self._first_rows()
-        data = values.values.astype(np.float64)
-        use = keep.reshape(-1, *[1] * (data.ndim - 1)) & ~np.isnan(data)
-        weight = self.row_weights().reshape(-1, *[1] * (data.ndim - 1))
-        return np.add.reduceat(np.where(use, data, 0.0) * weight, starts, axis=0), np.add.reduceat(use * weight, starts, axis=0)
+        return row_weights(self.data)
 
 
 def open_run(path: str | Path, variables: list[str] | None = None) -> Run:

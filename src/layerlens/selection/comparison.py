@@ -11,12 +11,15 @@ from jaxtyping import Float
 
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth
-from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval, share_existing
 from layerlens.results import Run
 from layerlens.selection.layer import select_layer
 from layerlens.types import Rows, Rule, Weighting
 
 Array = np.ndarray
+
+LAYER_MEASURES = ("convergence_layer", "convergence_depth", "exploration_end", "integration_end")
+"""Measures that are layers, or layers over L: their intervals end at layers that resamples gave."""
 
 
 def compare(
@@ -30,12 +33,13 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row per run; every measure `x` stands beside `x_low` and `x_high`, its bootstrap interval over samples.
+    """One row per run; every measure `x` stands beside `x_low` and `x_high`, its bootstrap interval, and `x_exists`.
 
     Columns: `model`, `architecture`, `norm`, `samples`, `layers` (L); `convergence_layer` (and `convergence_depth`, as l / L),
     `abruptness`, `effective_depth` (docs/definitions.md, "Convergence of a model"); `exploration_end` and `integration_end`, the
     last layers of those phases (NaN: no such phase); `chosen_layer`, `chosen_depth` (l / L), `chosen_frequency` and `rule` as
-    `select_layer` gives them. An interval is over the resamples in which the quantity exists; NaN if there are none.
+    `select_layer` gives them. An interval is over the resamples in which the quantity exists; `x_exists` is their share
+    (NaN with one problem, as there are no resamples).
 
     Raises SelectionError if there is no run, if runs mix norms or temperatures, or if a run lacks a site or metric that a column needs.
     """
@@ -79,7 +83,8 @@ def _row(run: Run, rule: Rule, zero: PhaseRule, level: float, settings: dict[str
         "layers": depth,
     }
     for name, values in measures.items():
-        low, high = interval(values[1:, None], level)
-        row |= {name: values[0], f"{name}_low": low[0], f"{name}_high": high[0]}
+        low, high = interval(values[1:, None], values[:1], point.attrs["problems"], level, layers=name in LAYER_MEASURES)
+        exists = float(share_existing(values[1:])) if point.attrs["problems"] > 1 else np.nan
+        row |= {name: values[0], f"{name}_low": low[0], f"{name}_high": high[0], f"{name}_exists": exists}
     chosen = choice.layer if choice.layer is not None else np.nan
     return row | {"chosen_layer": chosen, "chosen_depth": chosen / depth, "chosen_frequency": choice.frequency, "rule": rule}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from layerlens.metrics.intervals import bootstrap_means, interval
 from layerlens.models import LensModel
 from layerlens.results import Run
 from layerlens.results.training_log import HIGH, LOW
+from layerlens.types import METRIC_BOUNDS, UNBOUNDED
 
 PATH_POINTS = 32
 """Points along a response at which entropy paths of different lengths are compared."""
@@ -26,10 +28,20 @@ Row = dict[str, int | float | None]
 Array = np.ndarray
 
 
-def with_interval(name: str, mean: Any, draws: Any) -> Row:
-    """A mean under its name, and the ends of the 95% interval of its resamples beside it; None in place of NaN."""
-    low, high = interval(np.asarray(draws, np.float64))
-    return {key: None if np.isnan(value) else float(value) for key, value in ((name, mean), (name + LOW, low), (name + HIGH, high))}
+def with_interval(name: str, mean: Any, draws: Any, n: int, bounds: tuple[float, float] = UNBOUNDED) -> Row:
+    """A mean under its name, and the ends of the 95% interval of its resamples (of `n` problems) beside it; None in place of NaN."""
+    low, high = interval(np.asarray(draws, np.float64), np.asarray(mean, np.float64), n, bounds=bounds)
+    return {key: _known(value) for key, value in ((name, mean), (name + LOW, low), (name + HIGH, high))}
+
+
+def _known(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _of_run(name: str, metric: str, parts: Sequence[xr.DataArray]) -> Row:
+    """`with_interval` of a mean of a run and its resamples."""
+    mean, draws = parts
+    return with_interval(name, mean, draws, mean.attrs["problems"], METRIC_BOUNDS.get(metric, UNBOUNDED))
 
 
 def layer_metrics(run: Run, watched: int) -> Row:
@@ -38,38 +50,40 @@ def layer_metrics(run: Run, watched: int) -> Row:
     entropy, change = run.bootstrap("entropy"), run.bootstrap("entropy_change")
     for layer in run.layers:
         for module, site in OUTPUTS.items():
-            row |= with_interval(f"entropy/{module}_{layer}", *(part.sel(layer=layer, site=site) for part in entropy))
-            row |= with_interval(f"entropy_change/{module}_{layer}", *(part.sel(layer=layer, module=module) for part in change))
+            row |= _of_run(f"entropy/{module}_{layer}", "entropy", [part.sel(layer=layer, site=site) for part in entropy])
+            parts = [part.sel(layer=layer, module=module) for part in change]
+            row |= _of_run(f"entropy_change/{module}_{layer}", "entropy_change", parts)
     above = [layer for layer in run.layers if layer > watched]
     if above:
         similarity = [part.sel(layer=watched, layer_to=above, drop=True).rename(layer_to="layer") for part in run.bootstrap("similarity")]
         divergence = [part.sel(site="resid_post", layer=above) for part in run.bootstrap("kl_from_layer")]
-        for name, parts in (("similarity", similarity), ("kl", divergence)):
+        for name, metric, parts in (("similarity", "similarity", similarity), ("kl", "kl_from_layer", divergence)):
             for layer in above:
-                row |= with_interval(f"{name}/to_{layer}", *(part.sel(layer=layer) for part in parts))
-            row |= with_interval(f"{name}/above", *(part.mean("layer") for part in parts))
+                row |= _of_run(f"{name}/to_{layer}", metric, [part.sel(layer=layer) for part in parts])
+            row |= _of_run(f"{name}/above", metric, [part.mean("layer", keep_attrs=True) for part in parts])
     return row
 
 
 def final_policy_metrics(run: Run) -> Row:
     """Entropy (nats) and perplexity of the final policy, from a run of the last layer's `resid_post` under the final norm."""
-    return {
-        name: value
-        for shown, metric in (("policy_entropy", "entropy"), ("perplexity", "perplexity"))
-        for name, value in with_interval(shown, *(part.isel(layer=0, site=0) for part in run.bootstrap(metric))).items()
-    }
+    row: Row = {}
+    for shown, metric in (("policy_entropy", "entropy"), ("perplexity", "perplexity")):
+        mean = run.mean(metric).isel(layer=0, site=0)
+        row |= {key: _known(mean[part]) for key, part in ((shown, "mean"), (shown + LOW, "low"), (shown + HIGH, "high"))}
+    return row
 
 
 def mean_per_problem(name: str, groups: Int[Array, "problems repeats"], values: Float[Array, " answers"]) -> Row:
     """The mean of `values` over all answers. `groups` holds, for each problem, the indices of its answers in `values`."""
-    return with_interval(name, *bootstrap_means(values[groups].sum(1), np.full(len(groups), float(groups.shape[1]))))
+    return with_interval(name, *bootstrap_means(values[groups].sum(1), np.full(len(groups), float(groups.shape[1]))), len(groups))
 
 
 def mean_per_pair(name: str, groups: Int[Array, "problems repeats"], agreement: Callable[[int, int], float]) -> Row:
     """The mean of `agreement` over all pairs of answers to one problem; pairs whose agreement is NaN are left out."""
     pairs = np.array([[agreement(int(a), int(b)) for a, b in combinations(group, 2)] for group in groups])
     known = ~np.isnan(pairs)
-    return with_interval(name, *bootstrap_means(np.where(known, pairs, 0.0).sum(1), known.sum(1).astype(np.float64)))
+    draws = bootstrap_means(np.where(known, pairs, 0.0).sum(1), known.sum(1).astype(np.float64))
+    return with_interval(name, *draws, int(known.any(1).sum()), (-1.0, 1.0))
 
 
 def entropy_path(entropy: Float[Array, " tokens"]) -> Float[Array, " points"]:
