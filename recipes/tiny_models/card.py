@@ -20,7 +20,7 @@ tags: [arithmetic, layerlens]
 
 A {blocks}-block, {width}-wide `{architecture}` with {parameters:.2f} million parameters (input and output embeddings
 untied, weights in bfloat16), trained from nothing on worked solutions of small arithmetic problems. It is here to be looked at and trained
-further: many of its answers are wrong, and its answers vary from sample to sample. It is of no use as a calculator.
+further: many of its answers are wrong, and its answers to one problem vary. It is of no use as a calculator.
 
 ## Data
 
@@ -44,15 +44,15 @@ Weight decay {weight_decay:g}, betas {betas}, gradient norm clipped at {clip:g},
 
 ## Held-out accuracy
 
-{problems} distinct problems of the {split} split; {samples} answers each at temperature 1 and top_p 1, of at most {max_new_tokens}
+{problems} distinct problems of the {split} split; {answers} answers each at temperature 1 and top_p 1, of at most {max_new_tokens}
 tokens; the bfloat16 weights read in float32; 95% bootstrap intervals over problems. Percent of correct answers:
 
-| problems | n | greedy | Avg@{samples} | Pass@{samples} |
+| problems | n | greedy | Avg@{answers} | Pass@{answers} |
 |---|---:|---:|---:|---:|
 {accuracy}
 
 Pass@k is the unbiased 1 - C(n-c, k)/C(n, k), averaged over problems. The length of the training was chosen with an eye on
-these very numbers, to bring Avg@{samples} of both bundled models between 35 and 65 percent: they say how good this model is, not how
+these very numbers, to bring Avg@{answers} of both bundled models between 35 and 65 percent: they say how good this model is, not how
 good the recipe is.
 
 ## Reproduce
@@ -61,13 +61,13 @@ From a checkout of the repository, training and the whole table:
 
 ```
 python -m recipes.tiny_models.train --model {name} --steps {steps} --seed {seed} --threads 1 --out data/models
-python -m recipes.tiny_models.evaluate data/models/{name} --split {split} --n {problems} --samples {samples} --seed {evaluation_seed}
+python -m recipes.tiny_models.evaluate data/models/{name} --split {split} --n {problems} --answers {answers} --seed {evaluation_seed}
 ```
 
-With layerlens alone, Avg@{samples} and Pass@{samples} of the first row:
+With layerlens alone, Avg@{answers} and Pass@{answers} of the first row:
 
 ```
-layerlens eval {name} --tasks arithmetic:{problems}:{evaluation_seed} --samples {samples} --seed {evaluation_seed} \\
+layerlens eval {name} --tasks arithmetic:{problems}:{evaluation_seed} --answers {answers} --seed {evaluation_seed} \\
     --dtype float32 --max-new-tokens {max_new_tokens} --out {name}-eval
 ```
 
@@ -111,7 +111,7 @@ def card(folder: Path) -> str:
         curve=_curve(training["curve"]),
         problems=measured["n"],
         split=measured["split"],
-        samples=measured["samples"],
+        answers=measured["answers"],
         max_new_tokens=measured["max_new_tokens"],
         evaluation_seed=measured["seed"],
         accuracy="\n".join(f"| {' | '.join(row)} |" for row in accuracy_rows(evaluation)[1]),

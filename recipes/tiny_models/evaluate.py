@@ -28,12 +28,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured: distinct problems of a held-out split, each answered once greedily and `samples` times at T = 1 and top_p = 1."""
+    """What is measured: distinct problems of a held-out split, each answered once greedily and `answers` times at T = 1 and top_p = 1."""
 
     split: str = "test"
     n: int = 256
     """Problems, spread evenly over kinds and difficulties."""
-    samples: int = 16
+    answers: int = 16
     """Sampled answers per problem, K."""
     seed: int = 1
     """Seed of the problems and of the sampled answers."""
@@ -52,12 +52,12 @@ def evaluate_folder(folder: Path, settings: EvaluationSettings) -> dict[str, Any
     likeliest = ll.Generation(settings.max_new_tokens, temperature=0.0)
     drawn = ll.Generation(settings.max_new_tokens, seed=settings.seed)
     greedy = evaluate(model, prompts, 1, reward=arithmetic_reward, generation=likeliest, name="greedy answers")
-    sampled = evaluate(model, prompts, settings.samples, reward=arithmetic_reward, generation=drawn, name="sampled answers")
+    sampled = evaluate(model, prompts, settings.answers, reward=arithmetic_reward, generation=drawn, name="sampled answers")
     return {"model": folder.name, "settings": asdict(settings)} | summarise(chosen, greedy.correct, sampled.correct)
 
 
 def summarise(
-    chosen: Sequence[Problem], greedy: Bool[Array, "problems 1"], sampled: Bool[Array, "problems samples"]
+    chosen: Sequence[Problem], greedy: Bool[Array, "problems 1"], sampled: Bool[Array, "problems answers"]
 ) -> dict[str, dict[str, Any] | int]:
     """Greedy accuracy, Avg@K and Pass@K with their intervals, over all problems, per kind and per difficulty.
 
@@ -95,7 +95,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Model folder, as the training writes it.")],
     split: Annotated[str, typer.Option(help="validation or test.")] = EvaluationSettings.split,
     n: Annotated[int, typer.Option(help="Number of problems.")] = EvaluationSettings.n,
-    samples: Annotated[int, typer.Option(help="Sampled answers per problem.")] = EvaluationSettings.samples,
+    answers: Annotated[int, typer.Option(help="Sampled answers per problem.")] = EvaluationSettings.answers,
     seed: Annotated[int, typer.Option(help="Seed of problems and sampled answers.")] = EvaluationSettings.seed,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -104,7 +104,7 @@ def main(
     """Measure greedy accuracy, Avg@K and unbiased Pass@K on held-out problems."""
     torch.set_num_threads(threads)
     try:
-        result = evaluate_folder(folder, EvaluationSettings(split, n, samples, seed))
+        result = evaluate_folder(folder, EvaluationSettings(split, n, answers, seed))
     except LayerLensError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

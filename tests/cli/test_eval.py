@@ -29,19 +29,19 @@ def evaluation(out: Path, *options: object, tasks: str = "arithmetic") -> list[s
 
 
 def test_eval_writes_a_summary_and_compares_with_an_earlier_evaluation(tmp_path: Path) -> None:
-    first = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 2, "--json"))
+    first = CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 2, "--json"))
     assert first.exit_code == 0, first.output
     [task] = json.loads(first.stdout)["tasks"]
-    assert (task["problems"], task["samples"], task["reward"]) == (3, 2, "arithmetic_reward")
+    assert (task["problems"], task["answers"], task["reward"]) == (3, 2, "arithmetic_reward")
     assert json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text()) == task
     assert (tmp_path / "a" / "arithmetic-pass.png").stat().st_size > 5000
-    options = ["--samples", 2, "--layer", 12, "--norm", "final", "--compare", tmp_path / "a", "--no-figure"]
+    options = ["--answers", 2, "--layer", 12, "--norm", "final", "--compare", tmp_path / "a", "--no-figure"]
     second = CliRunner().invoke(app, evaluation(tmp_path / "b", *options))
     assert second.exit_code == 0, second.output
     assert "tiny-qwen3 layer 12 (norm: final)" in second.stdout
     assert "Pass@2" in second.stdout
     assert "gain over it         0.0  (0.0, 0.0)" in second.stdout, "problem by problem"
-    # the last layer through the final norm is the model: same streams, same answers
+    # the last layer through the final norm is the model: same seeds, same answers
     for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
             tmp_path / "b" / "arithmetic" / "answers" / name
@@ -57,7 +57,7 @@ def test_eval_samples_16_answers_unless_the_task_has_another_number(tmp_path: Pa
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["tasks"]
-    assert [("avg@16" in found[0], found[0]["samples"]), ("avg@32" in found[1], found[1]["samples"])] == [(True, 16), (True, 32)]
+    assert [("avg@16" in found[0], found[0]["answers"]), ("avg@32" in found[1], found[1]["answers"])] == [(True, 16), (True, 32)]
 
 
 def test_eval_compares_several_models_in_one_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +65,9 @@ def test_eval_compares_several_models_in_one_figure(tmp_path: Path, monkeypatch:
     save = layerlens.plots.save
     monkeypatch.setattr(layerlens.plots, "save", lambda ax, path: (drawn.append(ax), save(ax, path))[1])
     for name in ("a", "b"):
-        done = runner.invoke(app, evaluation(tmp_path / name, "--samples", 4, "--seed", ord(name), "--no-figure"))
+        done = runner.invoke(app, evaluation(tmp_path / name, "--answers", 4, "--seed", ord(name), "--no-figure"))
         assert done.exit_code == 0, done.output
-    words = evaluation(tmp_path / "c", "--samples", 2, "--compare", tmp_path / "a", "--compare", tmp_path / "b")
+    words = evaluation(tmp_path / "c", "--answers", 2, "--compare", tmp_path / "a", "--compare", tmp_path / "b")
     done = runner.invoke(app, ["tiny-llama", *words[1:]])
     assert done.exit_code == 0, done.output
     header = done.stdout.splitlines()[0].split()
@@ -84,7 +84,7 @@ def test_eval_compares_several_models_in_one_figure(tmp_path: Path, monkeypatch:
 def test_eval_tells_of_checks_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_broken_checker.py").write_text("def check(completions, ground_truth):\n    raise KeyError('oh')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    done = CliRunner().invoke(app, evaluation(tmp_path / "a", "--samples", 1, "--no-figure", "--reward", "my_broken_checker:check"))
+    done = CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 1, "--no-figure", "--reward", "my_broken_checker:check"))
     assert done.exit_code == 0, done.output
     assert "check hung on 0 and raised on 3 of 3 answers (KeyError: 'oh')" in done.stderr
 
@@ -107,3 +107,16 @@ def test_eval_refuses_mistakes_before_anything_runs(tmp_path: Path, options: lis
     with pytest.raises(LayerLensError, match=told):
         CliRunner().invoke(app, evaluation(tmp_path / "out", *options), catch_exceptions=False)
     assert not os.listdir(tmp_path)
+
+
+def test_eval_still_takes_samples_as_the_old_name_of_answers(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["--help"])
+    assert "--answers" in shown.stdout
+    assert "--samples" not in shown.stdout
+    words = evaluation(tmp_path / "out", "--samples", 3, "--no-figure", "--json")
+    words[words.index("--limit") + 1] = words[words.index("--max-new-tokens") + 1] = "1"
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["tasks"][0]["answers"] == 3
+    with pytest.raises(LayerLensError, match="--samples is the old name of --answers: give one of them"):
+        CliRunner().invoke(app, [*words, "--answers", "3"], catch_exceptions=False)

@@ -241,5 +241,5 @@ def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     assert steps == [0, 1, 2]
     assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures")) == 0
     assert (tmp_path / "figures" / "training.png").stat().st_size > 10_000
-    evaluate = ("eval", str(out), "--tasks", "arithmetic", "--limit", "3", "--samples", "2", "--max-new-tokens", "48", "--out", answers)
+    evaluate = ("eval", str(out), "--tasks", "arithmetic", "--limit", "3", "--answers", "2", "--max-new-tokens", "48", "--out", answers)
     assert command(monkeypatch, *evaluate) == 0

@@ -58,7 +58,7 @@ def killed_at_write(model: ll.LensModel, out: Path, number: int, k: int) -> bool
 
 def test_a_run_killed_at_every_write_ends_as_if_never_killed(qwen: ll.LensModel, tmp_path: Path) -> None:
     whole = run(qwen, tmp_path / "whole")
-    assert (whole.n_samples, len(whole.problems)) == (6, 5)
+    assert (whole.n_answers, len(whole.problems)) == (6, 5)
     kills = 0
     while killed_at_write(qwen, tmp_path / "often", kills % 6, 6):
         kills += 1
@@ -67,7 +67,7 @@ def test_a_run_killed_at_every_write_ends_as_if_never_killed(qwen: ll.LensModel,
     assert open_evaluation(tmp_path / "often").problems == whole.problems
 
 
-def test_more_samples_later_keep_the_earlier_ones(qwen: ll.LensModel, tmp_path: Path) -> None:
+def test_more_answers_later_keep_the_earlier_ones(qwen: ll.LensModel, tmp_path: Path) -> None:
     few = run(qwen, tmp_path / "run", 3)
     before = files(tmp_path / "run")
     more = run(qwen, tmp_path / "run", 7)
@@ -75,7 +75,7 @@ def test_more_samples_later_keep_the_earlier_ones(qwen: ll.LensModel, tmp_path: 
     assert [problem.answers[:3] for problem in more.problems] == [problem.answers for problem in few.problems]
     assert [problem.answers for problem in run(qwen, None, 7).problems] == [problem.answers for problem in more.problems]
     assert run(qwen, tmp_path / "run", 3).problems == few.problems
-    assert open_evaluation(tmp_path / "run").n_samples == 7
+    assert open_evaluation(tmp_path / "run").n_answers == 7
     assert open_evaluation(tmp_path / "run", 3).problems == few.problems
 
 
@@ -94,12 +94,28 @@ def test_nothing_is_sampled_twice(qwen: ll.LensModel, tmp_path: Path, monkeypatc
     assert run(qwen, tmp_path / "run").problems == done.problems
 
 
+def test_a_folder_that_says_samples_is_continued_in_the_words_of_now(qwen: ll.LensModel, tmp_path: Path) -> None:
+    """Earlier versions wrote `sample` for an answer's number and `samples` for the problems of the manifest."""
+    whole = run(qwen, tmp_path / "whole", 5)
+    run(qwen, tmp_path / "run", 2)
+    for file in [tmp_path / "run" / "eval.json", *(tmp_path / "run" / "answers").iterdir()]:
+        new = file.read_text()
+        file.write_text(new.replace('"problems": {', '"samples": {').replace('{"answer": ', '{"sample": '))
+        assert file.read_text() != new
+    assert [problem.answers for problem in open_evaluation(tmp_path / "run").problems] == [
+        problem.answers[:2] for problem in whole.problems
+    ]
+    more = run(qwen, tmp_path / "run", 5)
+    assert more.problems == open_evaluation(tmp_path / "run").problems == whole.problems
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_changes_no_answer(qwen: ll.LensModel, batch_size: int) -> None:
     assert run(qwen, None, 3, batch_size=batch_size).problems == run(qwen, None, 3).problems
 
 
-def test_every_answer_has_its_own_stream(qwen: ll.LensModel) -> None:
+def test_every_answer_has_its_own_seed(qwen: ll.LensModel) -> None:
     twins = [ll.Sample(some_problems()[0].token_ids, 3, ground_truth="1")] * 2
     found = evaluate(qwen, twins, 8, reward=even_words, generation=SHORT)
     texts = [answer.text for problem in found.problems for answer in problem.answers]
@@ -140,7 +156,7 @@ def test_another_configuration_is_refused(qwen: ll.LensModel, tmp_path: Path, ch
 
 def test_other_problems_are_refused(qwen: ll.LensModel, tmp_path: Path) -> None:
     run(qwen, tmp_path / "run", 1)
-    with pytest.raises(RunError, match=r"samples.count is 5 there and 2 now"):
+    with pytest.raises(RunError, match=r"problems.count is 5 there and 2 now"):
         evaluate(qwen, some_problems(2), 1, reward=even_words, generation=SHORT, out=tmp_path / "run")
 
 
@@ -175,7 +191,7 @@ def test_damage_and_gaps_are_told(qwen: ll.LensModel, tmp_path: Path) -> None:
     assert open_evaluation(tmp_path / "run").problems == whole.problems
 
 
-def test_asking_for_fewer_samples_of_an_unfinished_evaluation_keeps_its_rounds(qwen: ll.LensModel, tmp_path: Path) -> None:
+def test_asking_for_fewer_answers_of_an_unfinished_evaluation_keeps_its_rounds(qwen: ll.LensModel, tmp_path: Path) -> None:
     whole = run(qwen, tmp_path / "run", 7)
     for file in (tmp_path / "run" / "answers").iterdir():
         file.unlink()
@@ -188,8 +204,8 @@ def test_asking_for_fewer_samples_of_an_unfinished_evaluation_keeps_its_rounds(q
 def test_what_is_kept(qwen: ll.LensModel, tmp_path: Path) -> None:
     found = run(qwen, tmp_path / "run", 4, name="toy")
     rows = [json.loads(line) for line in (tmp_path / "run" / "answers" / "000001.jsonl").read_text().splitlines()]
-    assert [row["sample"] for row in rows] == [0, 1, 2, 3]
-    assert rows[2] == {"sample": 2} | vars(found.problems[1].answers[2])
+    assert [row["answer"] for row in rows] == [0, 1, 2, 3]
+    assert rows[2] == {"answer": 2} | vars(found.problems[1].answers[2])
     assert all(row["tokens"] == 6 or row["finished"] for row in rows)
     [first, *_] = (tmp_path / "run" / "problems.jsonl").read_text().splitlines()
     assert json.loads(first)["ground_truth"] == "0"
@@ -211,18 +227,18 @@ def test_tables_and_numbers_agree(qwen: ll.LensModel) -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     passes = found.pass_at()
     assert (passes["model"] == "tiny-random").all()
-    assert passes[["problems", "samples"]].iloc[0].tolist() == [5, 8]
+    assert passes[["problems", "answers"]].iloc[0].tolist() == [5, 8]
     assert found.pass_at([3])["k"].tolist() == [3]
 
 
 def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
     """An evaluation in which so many of each problem's answers are right."""
     problems = [
-        Problem(str(first + i), "7", tuple(Answer("", 1, True, float(sample < right)) for sample in range(answers)))
+        Problem(str(first + i), "7", tuple(Answer("", 1, True, float(number < right)) for number in range(answers)))
         for i, right in enumerate(rights)
     ]
     config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
-    manifest = EvaluationManifest(model=ModelRecord("m", "", "float32"), config=config, samples=SampleSet(len(problems), ""), task="toy")
+    manifest = EvaluationManifest(model=ModelRecord("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
     return Evaluation(tuple(problems), manifest)
 
 
@@ -234,7 +250,7 @@ def test_a_gain_is_paired_by_problem() -> None:
     mean, low, high = after.gain_over(evaluated([7, 1, 3, 5] * 4, answers=8))
     assert low < mean < high
     assert mean == pytest.approx(0.0)
-    assert evaluated([2, 6, 10, 14] * 4, answers=16).gain_over(after)[0] == pytest.approx(0.0), "the numbers of samples may differ"
+    assert evaluated([2, 6, 10, 14] * 4, answers=16).gain_over(after)[0] == pytest.approx(0.0), "the numbers of answers may differ"
     with pytest.raises(SelectionError, match="answered different problems of toy"):
         after.gain_over(evaluated([0, 1, 2, 3] * 4, answers=8, first=1))
 
@@ -269,7 +285,7 @@ def test_problems_that_can_not_be_evaluated(qwen: ll.LensModel, tmp_path: Path, 
 
 
 def test_other_mistakes(qwen: ll.LensModel) -> None:
-    with pytest.raises(SelectionError, match="samples per problem"):
+    with pytest.raises(SelectionError, match="answers per problem"):
         run(qwen, None, 0)
     with pytest.raises(SelectionError, match="batch_size"):
         run(qwen, None, 1, batch_size=0)

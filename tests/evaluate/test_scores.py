@@ -45,7 +45,7 @@ def test_estimate_in_json_has_none_for_a_missing_end() -> None:
     assert estimate_mean(np.array([0.5])).to_json() == {"mean": 0.5, "low": None, "high": None}
 
 
-def test_pass_table_has_powers_of_two_to_256_of_300_samples() -> None:
+def test_pass_table_has_powers_of_two_to_256_of_300_answers() -> None:
     assert pass_table(np.ones((2, 300), bool), resamples=2)["k"].tolist() == [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 

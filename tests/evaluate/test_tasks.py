@@ -13,7 +13,7 @@ def test_find_task_takes_public_sets_from_the_users_folder(tmp_path: Path, monke
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     for file, _ in TASKS.values():
         (tmp_path / file).touch()
-    assert {name: find_task(name, tmp_path).samples for name in TASKS} == {"math500": 16, "amc23": 16, "aime24": 32, "aime25": 32}
+    assert {name: find_task(name, tmp_path).answers for name in TASKS} == {"math500": 16, "amc23": 16, "aime24": 32, "aime25": 32}
     with pytest.raises(PromptError, match=r"math500 needs the file math500.parquet: .*--data DIR or LAYERLENS_DATA"):
         find_task("math500")
     with pytest.raises(PromptError, match=r"aime24: expected .*aime_2024.parquet, which is not there"):

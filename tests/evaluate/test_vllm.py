@@ -48,7 +48,7 @@ def test_open_engine_tells_that_vllm_is_missing(monkeypatch: pytest.MonkeyPatch)
         open_engine("tiny-qwen3", "vllm")
 
 
-def test_vllm_engine_asks_for_a_random_stream_per_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_engine_asks_for_a_seed_per_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeVLLM()
     monkeypatch.setitem(sys.modules, "vllm", fake)
     engine = open_engine("some/model", "vllm", dtype="bfloat16", tensor_parallel=2)

@@ -42,7 +42,7 @@ def test_pass_at_4_of_4_correct_among_16_is_not_1() -> None:
     assert pass_at_k(16, 4, 4) == pytest.approx(1 - 495 / 1820, abs=1e-15)
 
 
-def test_pass_at_k_is_exact_for_many_samples() -> None:
+def test_pass_at_k_is_exact_for_many_answers() -> None:
     correct = np.arange(301)
     for k in (1, 16, 256):
         exact = [float(1 - Fraction(comb(300 - int(c), k), comb(300, k))) for c in correct]

@@ -1,4 +1,4 @@
-"""Responses drawn from the model: each from its own stream, each from the very distribution that the model gives."""
+"""Responses drawn from the model: each with its own seed, each from the very distribution that the model gives."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_bundled_model_has_the_recorded_loss_on_held_out_solutions(folder: Path)
 def test_evaluate_folder_gives_the_accuracy_of_the_card(folder: Path) -> None:
     """Fewer problems, other draws: the interval measured again and the card's overlap."""
     stored = json.loads((folder / "evaluation.json").read_text())
-    again = evaluate_folder(folder, EvaluationSettings(n=128, samples=16, seed=2))
+    again = evaluate_folder(folder, EvaluationSettings(n=128, answers=16, seed=2))
     for name in ("greedy", "avg@16", "pass@16"):
         assert again[name]["low"] <= stored[name]["high"]
         assert stored[name]["low"] <= again[name]["high"]

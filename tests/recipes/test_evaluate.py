@@ -44,7 +44,7 @@ def test_accuracy_rows_are_percent_with_an_interval_if_there_is_one() -> None:
 
 
 def test_evaluate_folder_is_reproducible_and_plain_json() -> None:
-    settings = EvaluationSettings(n=4, samples=2, max_new_tokens=120)
+    settings = EvaluationSettings(n=4, answers=2, max_new_tokens=120)
     result = evaluate_folder(bundled_model("tiny-qwen3"), settings)
     assert (result["model"], result["problems"]) == ("tiny-qwen3", 4)
     assert evaluate_folder(bundled_model("tiny-qwen3"), settings) == result

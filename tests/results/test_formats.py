@@ -14,9 +14,12 @@ from layerlens.errors import RunError
 from layerlens.evaluate import open_evaluation
 from tests.support.tiny_models import random_ids
 
-FORMAT_1 = Path(__file__).parents[1] / "formats" / "format-1"
+FORMATS = Path(__file__).parents[1] / "formats"
+FORMAT_1 = FORMATS / "format-1"
 """A run whose tokens were drawn until a precision was reached, a run of two drawn tokens per sample, and an evaluation."""
 EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())
+FORMAT_2 = FORMATS / "format-2"
+"""An evaluation in which answers and problems were called samples: two answers to each problem in one round, then a third."""
 
 
 @pytest.mark.parametrize("name", ["run", "run-drawn"])
@@ -40,6 +43,16 @@ def test_evaluation_of_format_1_gives_the_numbers_it_gave() -> None:
     evaluation, expected = open_evaluation(FORMAT_1 / "evaluation"), EXPECTED["evaluation"]
     assert [[answer.tokens for answer in problem.answers] for problem in evaluation.problems] == expected["tokens"]
     assert (evaluation.avg()[0], evaluation.label) == (expected["avg"], expected["label"])
+
+
+def test_evaluation_of_format_2_with_samples_gives_the_numbers_it_gave() -> None:
+    evaluation = open_evaluation(FORMAT_2 / "evaluation")
+    expected = json.loads((FORMAT_2 / "expected.json").read_text())["evaluation"]
+    assert evaluation.correct.tolist() == expected["correct"]
+    assert [[answer.tokens for answer in problem.answers] for problem in evaluation.problems] == expected["tokens"]
+    assert (evaluation.avg()[0], evaluation.label) == (expected["avg"], expected["label"])
+    assert evaluation.pass_at()["mean"].tolist() == expected["pass"]
+    assert evaluation.manifest.problems.count == 3
 
 
 def test_response_rows_alone_of_format_1_keep_their_places() -> None:

@@ -37,7 +37,7 @@ RUN = RunManifest(
     stopping=Stopping("precision", 0.1, 0.95, 0.1, 8, "all", 16, 20, 20, 0.2, None, None, None, "every token is decoded"),
 )
 EVALUATION = EvaluationManifest(
-    model=MODEL, config=EvaluationConfig("transformers", SAMPLING, "math", 2, "ffn_out", "none"), samples=SampleSet(7, "cafe"), task="aime"
+    model=MODEL, config=EvaluationConfig("transformers", SAMPLING, "math", 2, "ffn_out", "none"), problems=SampleSet(7, "cafe"), task="aime"
 )
 
 
@@ -107,3 +107,16 @@ def test_weights_without_a_fingerprint_are_told_apart_by_name() -> None:
 
 def test_evaluations_of_format_1_are_continued() -> None:
     require_same(EVALUATION, replace(EVALUATION, format=1), Path("eval"))
+
+
+def test_problems_of_an_evaluation_that_were_called_samples_are_read(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "eval.json", EVALUATION)
+    found = json.loads((tmp_path / "eval.json").read_text())
+    found["samples"] = found.pop("problems")
+    (tmp_path / "eval.json").write_text(json.dumps(found))
+    assert read_manifest(tmp_path / "eval.json", EvaluationManifest) == EVALUATION
+
+
+def test_other_problems_are_refused_and_named() -> None:
+    with pytest.raises(RunError, match=r"problems\.count is 8 there and 7 now"):
+        require_same(EVALUATION, replace(EVALUATION, problems=SampleSet(8, "cafe")), Path("eval"))

@@ -45,7 +45,7 @@ def eval_command(
         ),
     ],
     *,
-    samples: Annotated[
+    answers: Annotated[
         int | None,
         typer.Option(
             help="Answers per problem (K). A larger number than in an earlier evaluation into --out adds to its answers. "
@@ -54,6 +54,7 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
+    samples: Annotated[int | None, typer.Option(help="The old name of --answers.", min=1, hidden=True)] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -138,6 +139,8 @@ def eval_command(
 
     if layer is None and (site, norm) != ("resid_post", "none"):
         raise SelectionError("--site and --norm describe an internal policy: name its --layer as well")
+    if answers is not None and samples is not None:
+        raise SelectionError("--samples is the old name of --answers: give one of them")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
     _require_distinct(chosen, tasks)
     rewards = [load_reward(reward or task.reward) for task in chosen]
@@ -151,7 +154,7 @@ def eval_command(
         evaluation = evaluate(
             model_engine,
             problems,
-            samples or task.samples,
+            answers or samples or task.answers,
             reward=check,
             generation=sampling.generation(max_new_tokens or _longest_answer(model_engine, problems)),
             out=out / task.name,
@@ -190,7 +193,7 @@ def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
     """The most new tokens that the model's context leaves for an answer to every problem, at most `LONGEST_ANSWER`."""
     if engine.context is None:
         return LONGEST_ANSWER
-    return max(1, min(LONGEST_ANSWER, engine.context - max(sample.response_start for sample in problems)))
+    return max(1, min(LONGEST_ANSWER, engine.context - max(problem.response_start for problem in problems)))
 
 
 def _failed_checks(rewards: Sequence[Any]) -> str:
@@ -232,14 +235,14 @@ def _show(evaluations: Sequence[Evaluation]) -> None:
     *earlier, last = evaluations
     table = Table(f"{last.task}, %", *(each.label for each in evaluations), box=None, pad_edge=False)
     table.add_row("problems", *(str(len(each.problems)) for each in evaluations))
-    table.add_row("samples each", *(str(each.n_samples) for each in evaluations))
+    table.add_row("answers each", *(str(each.n_answers) for each in evaluations))
     table.add_row("Avg@K", *(_percent(*each.avg()) for each in evaluations))
     paired = [last.same_problems(each) for each in earlier]
     if any(paired):
         gains = [_percent(*last.gain_over(each)) if same else "" for each, same in zip(earlier, paired, strict=True)]
         table.add_row("gain over it", *gains)
     passes = [each.pass_at().set_index("k") for each in evaluations]
-    for k in powers_of_two(max(each.n_samples for each in evaluations))[1:]:
+    for k in powers_of_two(max(each.n_answers for each in evaluations))[1:]:
         cells = [_percent(*rows.loc[k, ["mean", "low", "high"]]) if k in rows.index else "" for rows in passes]
         table.add_row(f"Pass@{k}", *cells)
     per_problem = [each.per_problem() for each in evaluations]

@@ -85,7 +85,7 @@ class SamplingOptions:
 
     temperature: Annotated[float, typer.Option(help="Divides the logits before sampling; 0 takes the most likely token.", min=0.0)] = 1.0
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that hold this share of the probability.")] = 1.0
-    seed: Annotated[int, typer.Option(help="Seed of the sampling. Each response has a random stream of its own.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the sampling. Each response draws with a seed of its own, made from this one.")] = 0
 
     def generation(self, max_new_tokens: int) -> Generation:
         from layerlens.models import Generation

@@ -59,17 +59,17 @@ class Engine(Protocol):
         """Which policy answers, as entries of the manifest's `config`: `engine`, `layer`, `site`, `norm`."""
         ...
 
-    def check(self, samples: Sequence[Sample], generation: Generation) -> None:
+    def check(self, problems: Sequence[Sample], generation: Generation) -> None:
         """Raises PromptError if a prompt, with an answer of the longest length, does not fit the model."""
         ...
 
-    def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
         """Samples one answer to each prompt.
 
         Args:
-            samples: prompts without responses.
+            problems: prompts without responses.
             generation: how to sample.
-            numbers: one per prompt, the number of the answer's random stream; equal numbers give equal answers to equal prompts.
+            numbers: one per prompt, from which the answer's seed is made; equal numbers give equal answers to equal prompts.
 
         Returns:
             The token ids of each answer, its end-of-sequence token included.
@@ -123,21 +123,21 @@ class LensEngine:
         internal = {"layer": self.layer, "site": self.site, "norm": self.norm}
         return {"engine": "transformers"} | (internal if self.layer is not None else dict.fromkeys(internal))
 
-    def check(self, samples: Sequence[Sample], generation: Generation) -> None:
-        require_fits_context(self.model, samples, generation.max_new_tokens)
+    def check(self, problems: Sequence[Sample], generation: Generation) -> None:
+        require_fits_context(self.model, problems, generation.max_new_tokens)
 
-    def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
         if self.layer is not None and self.site != "resid_post":
-            return [self._answer_one(sample, generation, number) for sample, number in zip(samples, numbers, strict=True)]
+            return [self._answer_one(problem, generation, number) for problem, number in zip(problems, numbers, strict=True)]
         with truncated_at(self.model.parts.model, self.layer, self.norm):
-            answered = generate_responses(self.model, samples, generation, numbers)
+            answered = generate_responses(self.model, problems, generation, numbers)
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 
-    def _answer_one(self, sample: Sample, generation: Generation, number: int) -> list[int]:
+    def _answer_one(self, problem: Sample, generation: Generation, number: int) -> list[int]:
         assert self.layer is not None
         policy = self.model.policy(self.layer, self.site, self.norm)
         seed = response_seed(generation.seed, number)
-        [answer] = policy.sample(sample.token_ids, 1, generation.max_new_tokens, generation.temperature, generation.top_p, seed)
+        [answer] = policy.sample(problem.token_ids, 1, generation.max_new_tokens, generation.temperature, generation.top_p, seed)
         return answer
 
 

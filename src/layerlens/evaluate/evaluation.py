@@ -23,13 +23,13 @@ from layerlens.types import Norm, Site
 Advance = Callable[[int, int], None]
 """Takes the numbers of answers and tokens that have been finished, for a progress bar."""
 
-STREAMS = 1 << 20
-"""Random streams of each problem, and so its largest number of samples. Sample j of problem i draws from stream i * STREAMS + j."""
+SEEDS_PER_PROBLEM = 1 << 20
+"""The most answers to one problem. Answer j (from 0) to problem i has the number i * SEEDS_PER_PROBLEM + j, from which its seed is made."""
 
 
 def evaluate(
     model: LensModel | Engine,
-    samples: Iterable[Sample],
+    problems: Iterable[Sample],
     k: int = 16,
     *,
     reward: RewardFunction,
@@ -46,11 +46,11 @@ def evaluate(
 
     Args:
         model: from `load` or `LensModel.wrap`, or an engine from `open_engine` (vLLM, say).
-        samples: prompts with ground truths, from `read_prompts`. Their responses, if any, are left out.
+        problems: prompts with ground truths, from `read_prompts`. Their responses, if any, are left out.
         reward: TRL's signature, `f(completions, ground_truth) -> scores`; an answer is right if its score is above 0.5.
         generation: how answers are sampled; by default T = 1, top_p = 1 and 1024 tokens at most.
         out: folder to keep every answer in. A run that was stopped continues there and ends with the same answers; asking for
-            more samples later adds to those that are there; another configuration is refused. None keeps answers in memory.
+            more answers later adds to those that are there; another configuration is refused. None keeps answers in memory.
         name: what the problems are called in tables and figures.
         layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the final policy.
         batch_size: answers sampled at once; it changes memory and speed, and results by no more than rounding.
@@ -67,13 +67,13 @@ def evaluate(
     engine: Engine = LensEngine(model, layer, site, norm) if isinstance(model, LensModel) else model
     if not isinstance(model, LensModel) and (layer, site, norm) != (None, "resid_post", "none"):
         raise SelectionError("layer=, site= and norm= go with a LensModel; an engine is opened with them: open_engine(name, layer=...)")
-    if not 1 <= k <= STREAMS:
-        raise SelectionError(f"samples per problem must be in 1..{STREAMS}, got {k}")
+    if not 1 <= k <= SEEDS_PER_PROBLEM:
+        raise SelectionError(f"answers per problem must be in 1..{SEEDS_PER_PROBLEM}, got {k}")
     if batch_size is not None and batch_size < 1:
         raise SelectionError(f"batch_size must be at least 1, got {batch_size}")
     if engine.tokenizer is None:
         raise PromptError("checking answers needs a tokenizer: wrap the model with one")
-    evaluation = EvaluationRun(engine, _prompts(samples), reward, generation or Generation(), name)
+    evaluation = EvaluationRun(engine, _prompts(problems), reward, generation or Generation(), name)
     engine.check(evaluation.prompts, evaluation.generation)
     store: AnswerMemory | AnswerFolder = AnswerMemory()
     manifest = evaluation.manifest()
@@ -112,9 +112,9 @@ class EvaluationRun:
         return self.engine.model_record().name
 
     def run(self, wanted: Sequence[tuple[int, int]]) -> list[Answer]:
-        """Answers to (problem, sample) pairs, drawn in one batch and checked."""
+        """The answers of (problem, answer number) pairs, drawn in one batch and checked."""
         prompts = [self.prompts[problem] for problem, _ in wanted]
-        ids = self.engine.answer(prompts, self.generation, [problem * STREAMS + sample for problem, sample in wanted])
+        ids = self.engine.answer(prompts, self.generation, [problem * SEEDS_PER_PROBLEM + number for problem, number in wanted])
         texts = [self.engine.tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
         scores = score_texts(self.reward, texts, [str(prompt.ground_truth) for prompt in prompts])
         ends = self.engine.end_tokens
@@ -137,21 +137,21 @@ class EvaluationRun:
             config=EvaluationConfig(
                 **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=reward_name(self.reward)
             ),
-            samples=SampleSet(len(self.prompts), digest.hexdigest()[:16]),
+            problems=SampleSet(len(self.prompts), digest.hexdigest()[:16]),
             task=self.name,
         )
 
 
-def _prompts(samples: Iterable[Sample]) -> list[Sample]:
+def _prompts(problems: Iterable[Sample]) -> list[Sample]:
     """The prompts alone, each with an id and a ground truth."""
     prompts = []
-    for index, sample in enumerate(samples):
-        where = str(index) if sample.id is None else sample.id
-        if sample.ground_truth is None:
+    for index, problem in enumerate(problems):
+        where = str(index) if problem.id is None else problem.id
+        if problem.ground_truth is None:
             raise PromptError(f"prompt {where} has no ground truth to check answers against (field ground_truth, answer or reward_model)")
-        if sample.response_start == 0:
+        if problem.response_start == 0:
             raise PromptError(f"prompt {where} is all response; give it response_start=len(token_ids)")
-        prompts.append(replace(sample, token_ids=sample.token_ids[: sample.response_start], id=where))
+        prompts.append(replace(problem, token_ids=problem.token_ids[: problem.response_start], id=where))
     if not prompts:
         raise PromptError("there are no problems to evaluate on")
     return prompts
@@ -159,15 +159,15 @@ def _prompts(samples: Iterable[Sample]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Work that one process claims: a group of problems, and blocks of samples of each; group × block is a batch."""
+    """Work that one process claims: a group of problems, and blocks of answer numbers; group × block is a batch."""
 
     name: str
     problems: Sequence[int]
     blocks: Sequence[range]
 
     @property
-    def samples(self) -> range:
-        """All samples of the blocks together."""
+    def answers(self) -> range:
+        """The answer numbers of all blocks together."""
         return range(self.blocks[0].start, self.blocks[-1].stop)
 
 
@@ -188,14 +188,14 @@ def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, k: int,
     n_problems = len(evaluation.prompts)
 
     def is_done(piece: Piece) -> bool:
-        return all(set(piece.samples) <= store.read(problem).keys() for problem in piece.problems)
+        return all(set(piece.answers) <= store.read(problem).keys() for problem in piece.problems)
 
     def work(piece: Piece) -> None:
         for block in piece.blocks:
             _sample_batch(store, evaluation, piece.problems, block, advance)
 
     rounds = store.plan(k, n_problems)
-    advance(sum(sample < k for problem in range(n_problems) for sample in store.read(problem)), 0)
+    advance(sum(number < k for problem in range(n_problems) for number in store.read(problem)), 0)
     for pieces in _pieces(n_problems, rounds, batch_size):
         share_work(pieces, claim=lambda piece: store.claim(piece.name), is_done=is_done, work=work)
 
@@ -203,19 +203,19 @@ def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, k: int,
 def _sample_batch(
     store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, problems: Sequence[int], block: range, advance: Advance
 ) -> None:
-    """Samples `block` of each of the problems, unless all of it is there.
+    """Samples the answers numbered `block` to each of the problems, unless all are there.
 
     The whole batch always runs: its composition is part of what makes a resumed run the same to the last bit.
     """
-    missing = {problem: [sample for sample in block if sample not in there] for problem in problems for there in [store.read(problem)]}
+    missing = {problem: [number for number in block if number not in there] for problem in problems for there in [store.read(problem)]}
     if not any(missing.values()):
         return
-    wanted = [(problem, sample) for problem in problems for sample in block]
+    wanted = [(problem, number) for problem in problems for number in block]
     answers = dict(zip(wanted, evaluation.run(wanted), strict=True))
     for problem in problems:
         if missing[problem]:
-            store.write(problem, {sample: answers[problem, sample] for sample in missing[problem]})
-    fresh = [(problem, sample) for problem in problems for sample in missing[problem]]
+            store.write(problem, {number: answers[problem, number] for number in missing[problem]})
+    fresh = [(problem, number) for problem in problems for number in missing[problem]]
     advance(len(fresh), sum(answers[pair].tokens for pair in fresh))
 
 
@@ -227,5 +227,5 @@ def _collect(store: AnswerMemory | AnswerFolder, rows: Sequence[dict[str, Any]],
             raise RunError(
                 f"{store.path}: problem {row['id']} has {len(answers)} of {k} answers; run the same `layerlens eval` again to finish it"
             )
-        problems.append(Problem(row["id"], row["ground_truth"], tuple(answers[sample] for sample in range(k))))
+        problems.append(Problem(row["id"], row["ground_truth"], tuple(answers[number] for number in range(k))))
     return Evaluation(tuple(problems), manifest, store.path)

@@ -3,9 +3,10 @@
 ```
 eval.json             what was run on what; a folder holds one configuration
 problems.jsonl        id, ground_truth and prompt text of each problem
-rounds.json           the numbers of samples that were asked for, growing
-answers/000000.jsonl  the answers to the first problem, one JSON object a line: sample, text, tokens, finished, score
+rounds.json           the numbers of answers per problem that were asked for, growing
+answers/000000.jsonl  the answers to the first problem, one JSON object a line: answer (its number), text, tokens, finished, score
 ```
+Answer numbers count from 0. Lines written by earlier versions say `sample` for `answer`; both are read.
 Processes that fill one folder claim groups of problems by file locks, which end with the process.
 """
 
@@ -25,6 +26,8 @@ from layerlens.storage.folder import SharedFolder
 from layerlens.storage.manifest import EvaluationManifest
 
 PROBLEMS, ROUNDS, ANSWERS = "problems.jsonl", "rounds.json", "answers"
+NUMBER, OLD_NUMBER = "answer", "sample"
+"""The key of an answer's number in its line, and the key in lines written by earlier versions."""
 
 
 class AnswerMemory:
@@ -36,16 +39,16 @@ class AnswerMemory:
         self._answers: dict[int, dict[int, Answer]] = {}
 
     def read(self, problem: int) -> dict[int, Answer]:
-        """The answers to a problem, by sample number."""
+        """The answers to a problem, by answer number."""
         return dict(self._answers.get(problem, {}))
 
     def write(self, problem: int, answers: Mapping[int, Answer]) -> None:
         """Adds answers to those that are there, which stay."""
         self._answers[problem] = {**answers, **self._answers.get(problem, {})}
 
-    def plan(self, samples: int, problems: int) -> list[int]:
+    def plan(self, answers: int, problems: int) -> list[int]:
         """The rounds to work through: the number of answers that each problem has after each round."""
-        return [samples]
+        return [answers]
 
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """A context that tells whether this process may do the named piece of work."""
@@ -76,7 +79,7 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
         return _json_lines(self.path / PROBLEMS)
 
     def rounds(self) -> list[int]:
-        """The numbers of samples per problem that were asked for so far, growing."""
+        """The numbers of answers per problem that were asked for so far, growing."""
         file = self.path / ROUNDS
         found = _json(file) if file.exists() else []
         if not isinstance(found, list) or not all(isinstance(stop, int) for stop in found):
@@ -84,12 +87,12 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
         return found
 
     def read(self, problem: int) -> dict[int, Answer]:
-        """The answers to a problem, by sample number."""
+        """The answers to a problem, by answer number."""
         file = self._answers_file(problem)
         if not file.exists():
             return {}
         try:
-            return {row.pop("sample"): Answer(**row) for row in _json_lines(file)}
+            return {_pop_number(row): Answer(**row) for row in _json_lines(file)}
         except (AttributeError, TypeError, KeyError) as error:
             raise RunError(f"{file} is damaged ({error}); remove it and run the same evaluation again to restore it") from error
 
@@ -97,21 +100,26 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
         """Adds answers to those that are there, which stay."""
         with self.lock(f"problem-{problem:06d}"):
             merged = {**answers, **self.read(problem)}
-            write_text(self._answers_file(problem), _lines([{"sample": sample} | asdict(merged[sample]) for sample in sorted(merged)]))
+            write_text(self._answers_file(problem), _lines([{NUMBER: number} | asdict(merged[number]) for number in sorted(merged)]))
 
-    def plan(self, samples: int, problems: int) -> list[int]:
+    def plan(self, answers: int, problems: int) -> list[int]:
         """As in memory. Rounds that were begun are finished in their own batches, so that a resumed run ends the same to the last bit."""
         with self.lock("rounds"):
-            if all(set(range(samples)) <= self.read(problem).keys() for problem in range(problems)):
-                return [samples]
+            if all(set(range(answers)) <= self.read(problem).keys() for problem in range(problems)):
+                return [answers]
             asked = self.rounds()
-            if not asked or samples > asked[-1]:
-                asked = [*asked, samples]
+            if not asked or answers > asked[-1]:
+                asked = [*asked, answers]
             write_text(self.path / ROUNDS, json.dumps(asked) + "\n")
-            return [stop for stop, before in zip(asked, [0, *asked], strict=False) if before < samples]
+            return [stop for stop, before in zip(asked, [0, *asked], strict=False) if before < answers]
 
     def _answers_file(self, problem: int) -> Path:
         return self.path / ANSWERS / f"{problem:06d}.jsonl"
+
+
+def _pop_number(row: dict[str, Any]) -> int:
+    number: int = row.pop(OLD_NUMBER if OLD_NUMBER in row else NUMBER)
+    return number
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem and its answers, in the order of their sample numbers."""
+    """One problem and its answers, in the order of the answers' numbers."""
 
     id: str
     ground_truth: str
@@ -63,7 +63,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`n_samples` scored answers to each of a set of problems. Means are over problems; intervals come from resampling problems.
+    """`n_answers` scored answers to each of a set of problems. Means are over problems; intervals come from resampling problems.
 
     Attributes:
         problems: the problems with their answers, in the order of the prompts.
@@ -95,26 +95,26 @@ class Evaluation:
         return f"{self.model} layer {config.layer}{site} (norm: {config.norm})"
 
     @property
-    def n_samples(self) -> int:
+    def n_answers(self) -> int:
         """Answers per problem, K."""
         return len(self.problems[0].answers)
 
     @cached_property
-    def correct(self) -> Bool[np.ndarray, "problems samples"]:
-        """For each problem and sample number, whether the answer is correct."""
+    def correct(self) -> Bool[np.ndarray, "problems answers"]:
+        """For each problem and answer number, whether the answer is correct."""
         return np.array([problem.correct for problem in self.problems], dtype=bool)
 
     def pass_at(self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """Pass@k for k = 1, 2, 4, ... up to K (or `ks`), one row per k: the table that `plots.pass_curves` draws.
 
-        Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its bootstrap interval), `problems` and `samples` (their
-        numbers), `temperature`, `level`. Raises ValueError for a k outside 1..K.
+        Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its bootstrap interval), `problems` and `answers` (how
+        many, and how many to each), `temperature`, `level`. Raises ValueError for a k outside 1..K.
         """
         table = pass_table(self.correct, ks, level=level, resamples=resamples, seed=seed)
         table.insert(0, "model", self.label)
         table.insert(1, "task", self.task)
         temperature = self.manifest.config.generate.temperature
-        return table.assign(problems=len(self.problems), samples=self.n_samples, temperature=temperature, level=level)
+        return table.assign(problems=len(self.problems), answers=self.n_answers, temperature=temperature, level=level)
 
     def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """Avg@K, the mean over problems of the share of correct answers, with its interval (NaN for a single problem)."""
@@ -128,7 +128,7 @@ class Evaluation:
     def gain_over(self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval.
 
-        The interval is paired: each bootstrap draw takes a problem with the answers of both evaluations. The two numbers of samples
+        The interval is paired: each bootstrap draw takes a problem with the answers of both evaluations. The two numbers of answers
         may differ.
 
         Raises SelectionError if the two evaluations are of different problems.
@@ -159,13 +159,14 @@ class Evaluation:
         return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per answer: `problem`, `id`, `ground_truth`, `sample`, `text`, `tokens`, `finished`, `score`, `correct`."""
+        """One row per answer: `problem` and `answer` (their numbers, from 0), `id`, `ground_truth`, `text`, `tokens`, `finished`,
+        `score`, `correct`."""
         rows = [
-            {"problem": index, "id": problem.id, "ground_truth": problem.ground_truth, "sample": sample}
+            {"problem": index, "id": problem.id, "ground_truth": problem.ground_truth, "answer": number}
             | asdict(answer)
             | {"correct": answer.correct}
             for index, problem in enumerate(self.problems)
-            for sample, answer in enumerate(problem.answers)
+            for number, answer in enumerate(problem.answers)
         ]
         return pd.DataFrame(rows)
 
@@ -180,8 +181,8 @@ class Evaluation:
             "task": self.task,
             **{key: getattr(self.manifest.config, key) for key in ("layer", "site", "norm", "engine", "reward")},
             "problems": len(self.problems),
-            "samples": self.n_samples,
-            f"avg@{self.n_samples}": self.avg(level=level, resamples=resamples, seed=seed).to_json(),
+            "answers": self.n_answers,
+            f"avg@{self.n_answers}": self.avg(level=level, resamples=resamples, seed=seed).to_json(),
             "pass": {str(k): Estimate(*ends).to_json() for k, *ends in passes[["k", *Estimate._fields]].itertuples(index=False)},
             "level": level,
             "finished": float(per_problem["finished"].mean()),

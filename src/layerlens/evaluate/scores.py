@@ -55,7 +55,7 @@ def powers_of_two(n: int) -> list[int]:
 
 
 def pass_table(
-    correct: Bool[Array, "problems samples"],
+    correct: Bool[Array, "problems answers"],
     ks: Sequence[int] | None = None,
     *,
     level: float = LEVEL,
@@ -64,9 +64,9 @@ def pass_table(
 ) -> pd.DataFrame:
     """Pass@k averaged over problems, one row per k: `k`, `mean`, and the ends `low` and `high` of the bootstrap interval over problems.
 
-    `ks` are 1, 2, 4, ... up to the number of samples by default. The interval of a single problem is NaN.
+    `ks` are 1, 2, 4, ... up to the number of answers by default. The interval of a single problem is NaN.
 
-    Raises ValueError for a k outside 1..samples.
+    Raises ValueError for a k outside 1..answers.
     """
     n = correct.shape[1]
     ks = powers_of_two(n) if ks is None else list(ks)

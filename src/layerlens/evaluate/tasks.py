@@ -17,12 +17,12 @@ from layerlens.storage.bundled import bundled_prompts
 DATA_VARIABLE = "LAYERLENS_DATA"
 """The environment variable that names the folder of the public sets if no option does."""
 
-SAMPLES = 16
+ANSWERS = 16
 """Answers per problem, K, unless the task says otherwise: Avg@16 as in the BuPO paper (arXiv 2512.19673)."""
 
 TASKS: dict[str, tuple[str, int]] = {
-    "math500": ("math500.parquet", SAMPLES),
-    "amc23": ("amc2023.parquet", SAMPLES),
+    "math500": ("math500.parquet", ANSWERS),
+    "amc23": ("amc2023.parquet", ANSWERS),
     "aime24": ("aime_2024.parquet", 32),
     "aime25": ("aime_2025.parquet", 32),
 }
@@ -36,13 +36,13 @@ class Task:
     Attributes:
         name: in tables, figures and folder names.
         source: where the problems are, as `read_prompts` takes it.
-        samples: answers per problem, K, unless the user gives another number.
+        answers: how many to each problem, K, unless the user gives another number.
         reward: the name of the reward that checks the answers unless the user names another.
     """
 
     name: str
     source: str | Path | Sequence[dict[str, Any]]
-    samples: int = SAMPLES
+    answers: int = ANSWERS
     reward: str = "math"
 
 
@@ -79,13 +79,13 @@ def find_task(spec: str, data: str | Path | None = None) -> Task:
 
 def _public_set(name: str, data: str | Path | None) -> Task:
     folder = data or os.environ.get(DATA_VARIABLE)
-    file, samples = TASKS[name]
+    file, answers = TASKS[name]
     if not folder:
         raise PromptError(f"{name} needs the file {file}: name its folder with --data DIR or {DATA_VARIABLE}")
     path = Path(folder).expanduser() / file
     if not path.is_file():
         raise PromptError(f"{name}: expected {path}, which is not there; name the folder of {file} with --data DIR or {DATA_VARIABLE}")
-    return Task(name, path, samples)
+    return Task(name, path, answers)
 
 
 def _arithmetic(spec: str, count: str | None, seed: str | None) -> Task:

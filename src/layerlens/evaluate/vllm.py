@@ -17,7 +17,7 @@ from layerlens.storage.manifest import ModelRecord
 class VLLMEngine:
     """The final policy of a model that vLLM runs on the GPUs of this machine.
 
-    Its answers follow the same distribution as those of `LensEngine`, but are other draws: vLLM has random streams of its own.
+    Its answers follow the same distribution as those of `LensEngine`, but are other draws: vLLM has a random generator of its own.
 
     Args:
         name: a hub name, a folder, or a bundled model.
@@ -81,16 +81,16 @@ class VLLMEngine:
     def policy(self) -> dict[str, Any]:
         return {"engine": "vllm", "layer": None, "site": None, "norm": None}
 
-    def check(self, samples: Sequence[Sample], generation: Generation) -> None:
-        for index, sample in enumerate(samples):
-            if len(sample.token_ids) + generation.max_new_tokens > self.context:
+    def check(self, problems: Sequence[Sample], generation: Generation) -> None:
+        for index, problem in enumerate(problems):
+            if len(problem.token_ids) + generation.max_new_tokens > self.context:
                 raise PromptError(
-                    f"prompt {sample.id or index}: {len(sample.token_ids)} tokens and {generation.max_new_tokens} new tokens exceed the "
+                    f"prompt {problem.id or index}: {len(problem.token_ids)} tokens and {generation.max_new_tokens} new tokens exceed the "
                     f"context of {self.name} ({self.context}); shorten it or ask for fewer new tokens"
                 )
 
-    def answer(self, samples: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
-        prompts = [{"prompt_token_ids": list(sample.token_ids)} for sample in samples]
+    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+        prompts = [{"prompt_token_ids": list(problem.token_ids)} for problem in problems]
         settings = [
             self._sampling_params(
                 max_tokens=generation.max_new_tokens,

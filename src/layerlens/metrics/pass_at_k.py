@@ -11,18 +11,18 @@ from jaxtyping import Bool, Float, Integer
 Array = np.ndarray
 
 
-def avg_at_k(correct: Bool[Array, "problems samples"], k: int | None = None) -> Float[Array, " problems"]:
+def avg_at_k(correct: Bool[Array, "problems answers"], k: int | None = None) -> Float[Array, " problems"]:
     """Avg@K of each problem, the share of correct answers among its first `k` (by default all): c / k, from 0 to 1, float64.
 
     Its mean over problems is the accuracy that the BuPO paper reports (arXiv 2512.19673: Avg@16 for AMC23 and MATH500, Avg@32
     for AIME). Avg@K equals Pass@1 of the same answers.
 
-    Raises ValueError unless 1 <= k <= samples.
+    Raises ValueError unless 1 <= k <= answers.
     """
-    samples = correct.shape[1]
-    k = samples if k is None else k
-    if not 1 <= k <= samples:
-        raise ValueError(f"expected 1 <= k <= {samples}, the number of samples, got k={k}")
+    answers = correct.shape[1]
+    k = answers if k is None else k
+    if not 1 <= k <= answers:
+        raise ValueError(f"expected 1 <= k <= {answers}, the number of answers, got k={k}")
     return correct[:, :k].mean(axis=1, dtype=np.float64)  # type: ignore[no-any-return]
 
 

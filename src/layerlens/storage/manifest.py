@@ -56,7 +56,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Which samples: how many, and a digest of their token ids, ids and ground truths."""
+    """Which samples, or which problems: how many, and a digest of their token ids, ids and ground truths."""
 
     count: int
     digest: str
@@ -153,10 +153,9 @@ def _versions() -> Mapping[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestBase:
-    """What every manifest says: model, samples, and when and with which versions it was made."""
+    """What every manifest says: the model, and when and with which versions the manifest was made."""
 
     model: ModelRecord
-    samples: SampleSet
     format: int = FORMAT
     created: str = field(default_factory=_now)
     versions: Mapping[str, str] = field(default_factory=_versions)
@@ -167,6 +166,7 @@ class ManifestBase:
 class RunManifest(ManifestBase):
     """What an analysis measured, on which model and samples. `device` is the card or processor that decoded."""
 
+    samples: SampleSet
     config: AnalysisConfig
     batch_tokens: int | None = None
     device: str | None = None
@@ -177,6 +177,7 @@ class RunManifest(ManifestBase):
 class EvaluationManifest(ManifestBase):
     """Which problems were answered by which policy; `task` names the problem set."""
 
+    problems: SampleSet
     config: EvaluationConfig
     task: str
 
@@ -198,6 +199,8 @@ def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
     if not isinstance(found, dict) or found.get("format") not in READABLE:
         raise RunError(f"{file} is not of format {' or '.join(map(str, READABLE))}, which this version of layerlens reads")
     try:
+        if kind is EvaluationManifest and "samples" in found:  # as manifests were before their problems were called so
+            found["problems"] = found.pop("samples")
         if found["format"] == 1 and (verdict := found.pop("readout", None)) is not None:
             found["stopping"] = {("stable_share" if name == "sure" else name): value for name, value in verdict.items()}
         manifest: Manifest = _from_plain(kind, found)
@@ -226,7 +229,8 @@ def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
     model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype}
     if not manifest.model.fingerprint:  # weights that nobody could read are told apart by name
         model |= {"name": manifest.model.name, "revision": manifest.model.revision or ""}
-    return _flat({"config": asdict(manifest.config), "samples": asdict(manifest.samples), "model": model})
+    what = {"samples": manifest.samples} if isinstance(manifest, RunManifest) else {"problems": manifest.problems}
+    return _flat({"config": asdict(manifest.config), "model": model} | {name: asdict(texts) for name, texts in what.items()})
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -10,11 +10,11 @@ from layerlens.plots import pass_curves
 from tests.support.plots import caption_of, draw, numbers
 
 
-def table(model: str = "Qwen3-4B", task: str = "aime24", share: float = 0.2, problems: int = 30, samples: int = 256) -> pd.DataFrame:
+def table(model: str = "Qwen3-4B", task: str = "aime24", share: float = 0.2, problems: int = 30, answers: int = 256) -> pd.DataFrame:
     rng = np.random.default_rng(int(100 * share))
     chances = rng.beta(share, 1 - share, size=(problems, 1))
-    passes = pass_table(rng.random((problems, samples)) < chances)
-    return passes.assign(model=model, task=task, problems=problems, samples=samples, temperature=1.0, level=0.95)
+    passes = pass_table(rng.random((problems, answers)) < chances)
+    return passes.assign(model=model, task=task, problems=problems, answers=answers, temperature=1.0, level=0.95)
 
 
 def test_the_line_and_band_hold_the_table() -> None:
@@ -29,27 +29,27 @@ def test_the_line_and_band_hold_the_table() -> None:
     assert numbers(ax.xaxis) == [str(1 << power) for power in range(9)]
     assert ax.get_title(loc="left") == "Qwen3-4B · aime24"
     assert caption_of(ax) == (
-        "Pass@k of Qwen3-4B · 30 problems · 256 samples each, unbiased · T = 1 · 95% bootstrap interval over problems"
+        "Pass@k of Qwen3-4B · 30 problems · 256 answers each, unbiased · T = 1 · 95% bootstrap interval over problems"
     )
     draw(ax)
 
 
 def test_models_are_told_apart() -> None:
-    tables = [table(), table("Qwen3-4B BuPO", share=0.3), table("Llama-3B", share=0.05, samples=16), table("Llama-3B", share=0.06)]
+    tables = [table(), table("Qwen3-4B BuPO", share=0.3), table("Llama-3B", share=0.05, answers=16), table("Llama-3B", share=0.06)]
     ax = pass_curves(tables)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Qwen3-4B", "Qwen3-4B BuPO", "Llama-3B #3", "Llama-3B #4"]
     assert len({(line.get_color(), line.get_marker(), str(line.get_linestyle())) for line in ax.lines}) == 4
-    assert "256 / 16 samples" in caption_of(ax)
+    assert "256 / 16 answers" in caption_of(ax)
     draw(ax)
     together = pass_curves(pd.concat(tables[:2]))
     assert len(together.lines) == 2
 
 
 def test_one_problem_has_no_band() -> None:
-    ax = pass_curves(table(problems=1, samples=4))
+    ax = pass_curves(table(problems=1, answers=4))
     assert not ax.collections
     assert "1 problem: no interval" in caption_of(ax)
-    draw(pass_curves(table(samples=1)))
+    draw(pass_curves(table(answers=1)))
 
 
 def test_mistakes() -> None:

@@ -18,7 +18,7 @@ from layerlens.plots.kit.labels import numbered
 from layerlens.plots.kit.style import line_style, styled
 
 COLUMNS = ("model", "task", "k", "mean", "low", "high")
-"""Columns that a table of Pass@k must have; if it has `problems`, `samples`, `temperature` and `level`, the caption names them."""
+"""Columns that a table of Pass@k must have; if it has `problems`, `answers`, `temperature` and `level`, the caption names them."""
 
 
 @styled
@@ -42,9 +42,9 @@ def pass_curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None 
     open_frame(target)
     target.set_xscale("log", base=2)
     run_layout(target)
-    _number_samples(target, sorted({int(k) for curve in curves for k in curve["k"]}))
+    _number_ticks(target, sorted({int(k) for curve in curves for k in curve["k"]}))
     target.set_ylim(0, 1.03)
-    target.set_xlabel("samples k")
+    target.set_xlabel("answers k")
     target.set_ylabel("Pass@k [share of problems]")
     shown = str(curves[0]["task"].iloc[0])
     title_and_legend(target, shown if len(curves) > 1 else f"{names[0]} · {shown}")
@@ -78,7 +78,7 @@ def _draw_line(ax: Axes, curve: pd.DataFrame, number: int, label: str) -> None:
     ax.plot(k, mean, color=style.color, linestyle=style.linestyle, marker=style.marker, markeredgewidth=0.9, label=label)
 
 
-def _number_samples(ax: Axes, ks: list[int]) -> None:
+def _number_ticks(ax: Axes, ks: list[int]) -> None:
     """Ticks at those of the ks that do not overlap, as whole numbers."""
     ax.set_xlim(ks[0] / 2**0.25, ks[-1] * 2**0.25)
     apart = 0.3 * np.log2(ks[-1] / ks[0] * 2**0.5) / axes_size(ax)[0]
@@ -92,11 +92,11 @@ def _number_samples(ax: Axes, ks: list[int]) -> None:
 
 
 def _caption(curves: list[pd.DataFrame], names: list[str]) -> str:
-    problems, samples = ([int(curve[name].iloc[0]) if name in curve else 0 for curve in curves] for name in ("problems", "samples"))
+    problems, answers = ([int(curve[name].iloc[0]) if name in curve else 0 for curve in curves] for name in ("problems", "answers"))
     return caption_text(
         f"Pass@k of {listed(names)}",
         _counted(problems, "problem", "problems"),
-        _counted(samples, "sample each", "samples each, unbiased"),
+        _counted(answers, "answer each", "answers each, unbiased"),
         _temperature(curves),
         _interval(curves, problems),
     )
