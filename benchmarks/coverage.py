@@ -25,7 +25,7 @@ from layerlens.analysis.row_sample import draw_rows
 from layerlens.analysis.stopping import run_until_stopped
 from layerlens.metrics.intervals import interval
 from layerlens.results import Run
-from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
+from layerlens.storage.manifest import AnalysisConfig, ModelInfo, RunManifest, SampleSet
 
 CHANGE = np.array([0.9, 1.6, 1.4, 1.1, 0.8, 0.5, 0.03, -0.05, 0.02, -0.4, -1.0, -1.6])
 """Population mean of the FFN's ΔS at layers 1...12, nats; exploration ends at layer 6."""
@@ -75,7 +75,7 @@ class DataSet:
             },
             {"tokens_per_sample": tokens},
         )
-        model = ModelRecord("simulated", "", "float64", n_layers=n_layers)
+        model = ModelInfo("simulated", "", "float64", n_layers=n_layers)
         manifest = RunManifest(model=model, config=AnalysisConfig("none"), samples=SampleSet(samples, ""))
         return Run(data, manifest)
 

@@ -48,7 +48,7 @@ def train_folder(
         curve = training.train(model, tokenizer, settings, checkpoint, resume, on_step=on_step)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    record = {
+    contents = {
         "settings": asdict(settings),
         "device": device,
         "threads": torch.get_num_threads(),
@@ -61,7 +61,7 @@ def train_folder(
         },
         "curve": [asdict(point) for point in curve],
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     checkpoint.unlink()
 
 

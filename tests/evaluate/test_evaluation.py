@@ -15,7 +15,7 @@ import layerlens as ll
 from layerlens.errors import LayerLensError, PromptError, RunError, SelectionError
 from layerlens.evaluate import Evaluation, evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Problem
-from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelRecord, SampleSet, SamplingSettings
+from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelInfo, SampleSet, SamplingSettings
 from tests.support.evaluations import even_words, some_problems
 
 SHORT = ll.Generation(max_new_tokens=6, seed=3)
@@ -238,7 +238,7 @@ def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
         for i, right in enumerate(rights)
     ]
     config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
-    manifest = EvaluationManifest(model=ModelRecord("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
+    manifest = EvaluationManifest(model=ModelInfo("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
     return Evaluation(tuple(problems), manifest)
 
 

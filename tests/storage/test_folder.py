@@ -9,9 +9,9 @@ import pytest
 
 from layerlens.errors import RunError
 from layerlens.storage.folder import SharedFolder
-from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
+from layerlens.storage.manifest import AnalysisConfig, ModelInfo, RunManifest, SampleSet
 
-MANIFEST = RunManifest(model=ModelRecord("m", "f00d", "float32"), config=AnalysisConfig("none"), samples=SampleSet(1, "cafe"))
+MANIFEST = RunManifest(model=ModelInfo("m", "f00d", "float32"), config=AnalysisConfig("none"), samples=SampleSet(1, "cafe"))
 
 
 class Results(SharedFolder[RunManifest]):

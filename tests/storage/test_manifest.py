@@ -14,7 +14,7 @@ from layerlens.storage.manifest import (
     AnalysisConfig,
     EvaluationConfig,
     EvaluationManifest,
-    ModelRecord,
+    ModelInfo,
     RunManifest,
     SampleSet,
     SamplingSettings,
@@ -24,7 +24,7 @@ from layerlens.storage.manifest import (
     write_manifest,
 )
 
-MODEL = ModelRecord("m", "f00d", "bfloat16", revision="main", architecture="qwen3", n_layers=3, d_model=8, vocabulary=99)
+MODEL = ModelInfo("m", "f00d", "bfloat16", revision="main", architecture="qwen3", n_layers=3, d_model=8, vocabulary=99)
 SAMPLING = SamplingSettings(16, 0.7, 0.9, 5)
 RUN = RunManifest(
     model=MODEL,
@@ -51,8 +51,8 @@ def test_manifest_written_and_read_is_the_same(manifest: Any, tmp_path: Path) ->
     ("change", "message"),
     [
         (lambda m: m.pop("samples"), "RunManifest lacks samples"),
-        (lambda m: m["model"].pop("fingerprint"), "ModelRecord lacks fingerprint"),
-        (lambda m: m.update(model="qwen"), "expected an object for ModelRecord, got str"),
+        (lambda m: m["model"].pop("fingerprint"), "ModelInfo lacks fingerprint"),
+        (lambda m: m.update(model="qwen"), "expected an object for ModelInfo, got str"),
         (lambda m: m["samples"].update(count="many"), "expected int, got 'many'"),
         (lambda m: m["config"].update(layers=3), "expected a list, got int"),
         (lambda m: m["config"].update(generate=[1]), "expected an object for SamplingSettings, got list"),
@@ -98,9 +98,9 @@ def test_another_computation_is_refused_and_named(other: RunManifest, named: str
 
 def test_weights_without_a_fingerprint_are_told_apart_by_name() -> None:
     """A hub model in vLLM, whose weights nobody here can read."""
-    unread = replace(EVALUATION, model=ModelRecord("Qwen/A", "", "auto"))
+    unread = replace(EVALUATION, model=ModelInfo("Qwen/A", "", "auto"))
     require_same(unread, replace(unread, created="then"), Path("eval"))
-    for other in (ModelRecord("Qwen/B", "", "auto"), ModelRecord("Qwen/A", "", "auto", revision="v2")):
+    for other in (ModelInfo("Qwen/B", "", "auto"), ModelInfo("Qwen/A", "", "auto", revision="v2")):
         with pytest.raises(RunError, match=r"model\.(name|revision)"):
             require_same(unread, replace(unread, model=other), Path("eval"))
 

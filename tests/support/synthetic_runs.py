@@ -8,7 +8,7 @@ import numpy as np
 
 from layerlens.prompts.sample import Sample
 from layerlens.results import Run, SampleResult, join_samples, sample_dataset
-from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
+from layerlens.storage.manifest import AnalysisConfig, ModelInfo, RunManifest, SampleSet
 from layerlens.types import SITES
 
 
@@ -68,7 +68,7 @@ def make_run(
         result = SampleResult(index, sample, np.arange(n), [words[i] for i in ids], *labels, text, values)
         datasets.append(sample_dataset(result, attrs))
     manifest = RunManifest(
-        model=ModelRecord(name, "0", "float32", architecture=name.split("-")[0], n_layers=n_layers),
+        model=ModelInfo(name, "0", "float32", architecture=name.split("-")[0], n_layers=n_layers),
         config=AnalysisConfig(norm),
         samples=SampleSet(samples, "0"),
     )

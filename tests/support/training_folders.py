@@ -10,7 +10,7 @@ import numpy as np
 
 from layerlens.results import RunFolder
 from layerlens.results.training_log import HIGH, LOW
-from layerlens.storage.manifest import AnalysisConfig, ModelRecord, RunManifest, SampleSet
+from layerlens.storage.manifest import AnalysisConfig, ModelInfo, RunManifest, SampleSet
 
 
 def write_training(
@@ -72,7 +72,7 @@ def write_training(
                 row |= {name + LOW: None if value is None else value - 0.1, name + HIGH: None if value is None else value + 0.2}
             rows.append(row)
             run = RunManifest(
-                model=ModelRecord("tiny-qwen3", "0", "float32", n_layers=layers),
+                model=ModelInfo("tiny-qwen3", "0", "float32", n_layers=layers),
                 config=AnalysisConfig("none", kl_from_layer=watched),
                 samples=SampleSet(16, "0"),
             )

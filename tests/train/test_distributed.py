@@ -59,9 +59,9 @@ def test_two_processes_take_the_optimizer_step_of_one(how: str, tied: str, loss_
 def test_all_processes_train_the_layer_that_one_chooses(how: str, tmp_path: Path) -> None:
     auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4}
     together = step(tmp_path / "two.pt", "untied", 2, FSDP2 if how == "fsdp2" else None, **auto)
-    record = json.loads((tmp_path / "two" / "schedule.json").read_text())
-    [phase] = record["phases"]
-    assert record["choice"]["layer"] == phase["layer"]
+    schedule = json.loads((tmp_path / "two" / "schedule.json").read_text())
+    [phase] = schedule["phases"]
+    assert schedule["choice"]["layer"] == phase["layer"]
     alone = step(tmp_path / "one.pt", "untied", 1, internal_layer=phase["layer"])
     for name, weight in alone.items():
         torch.testing.assert_close(together[name], weight, atol=1e-6, rtol=1e-5, msg=name)

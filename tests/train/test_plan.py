@@ -1,4 +1,4 @@
-"""The plan that is shown at start, and its record on disk."""
+"""The plan that is shown at start, and what `schedule.json` keeps of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import open_training
-from layerlens.train.plan import require_same_schedule, schedule_record
+from layerlens.train.plan import require_same_schedule, schedule_contents
 from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -33,11 +33,11 @@ def test_a_resumed_run_keeps_its_schedule_file_and_refuses_another_schedule(tmp_
 def test_a_schedule_file_of_the_old_format_is_compared_in_the_keys_of_now(tmp_path: Path) -> None:
     old = Path(__file__).parents[1] / "formats" / "training-1" / "schedule.json"
     trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", num_iterations=2)
-    record = schedule_record(trainer.args, trainer.schedule, None)
-    require_same_schedule(old, record)
+    contents = schedule_contents(trainer.args, trainer.schedule, None)
+    require_same_schedule(old, contents)
     (tmp_path / "schedule.json").write_text(old.read_text().replace('"layer": 3', '"layer": 2'))
     with pytest.raises(TrainingError, match="had another schedule"):
-        require_same_schedule(tmp_path / "schedule.json", record)
+        require_same_schedule(tmp_path / "schedule.json", contents)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class Analysis:
         for sample in self.samples:
             digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}\n".encode())
         return RunManifest(
-            model=self.model.record(),
+            model=self.model.info(),
             config=AnalysisConfig(
                 **asdict(self.plan),
                 generate=SamplingSettings(**asdict(self.generate)) if self.generate else None,

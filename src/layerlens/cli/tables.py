@@ -1,4 +1,4 @@
-"""Answers as tables for a terminal, and as plain records for scripts."""
+"""Answers as tables for a terminal, and as records, a mapping a row, for scripts."""
 
 from __future__ import annotations
 

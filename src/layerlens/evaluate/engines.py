@@ -23,7 +23,7 @@ from layerlens.models import (
 )
 from layerlens.models.lens import load
 from layerlens.prompts.sample import Sample
-from layerlens.storage.manifest import ModelRecord
+from layerlens.storage.manifest import ModelInfo
 from layerlens.types import EngineName, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """The tokens that end an answer."""
         ...
 
-    def model_record(self) -> ModelRecord:
+    def model_info(self) -> ModelInfo:
         """The manifest's entry `model`."""
         ...
 
@@ -116,8 +116,8 @@ class LensEngine:
     def end_tokens(self) -> tuple[int, ...]:
         return self.model.end_tokens
 
-    def model_record(self) -> ModelRecord:
-        return self.model.record()
+    def model_info(self) -> ModelInfo:
+        return self.model.info()
 
     def policy(self) -> dict[str, Any]:
         internal = {"layer": self.layer, "site": self.site, "norm": self.norm}

@@ -109,7 +109,7 @@ class EvaluationRun:
 
     @property
     def model_name(self) -> str:
-        return self.engine.model_record().name
+        return self.engine.model_info().name
 
     def run(self, wanted: Sequence[tuple[int, int]]) -> list[Answer]:
         """The answers of (problem, answer number) pairs, drawn in one batch and checked."""
@@ -133,7 +133,7 @@ class EvaluationRun:
         for prompt in self.prompts:
             digest.update(f"{prompt.token_ids} {prompt.id} {prompt.ground_truth}\n".encode())
         return EvaluationManifest(
-            model=self.engine.model_record(),
+            model=self.engine.model_info(),
             config=EvaluationConfig(
                 **self.engine.policy(), generate=SamplingSettings(**asdict(self.generation)), reward=reward_name(self.reward)
             ),

@@ -11,7 +11,7 @@ from layerlens.errors import LayerLensError, ModelLoadError, PromptError
 from layerlens.models import Generation, response_seed
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
-from layerlens.storage.manifest import ModelRecord
+from layerlens.storage.manifest import ModelInfo
 
 
 class VLLMEngine:
@@ -75,8 +75,8 @@ class VLLMEngine:
         ends = settings.get("eos_token_id") or self.tokenizer.eos_token_id
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
-    def model_record(self) -> ModelRecord:
-        return ModelRecord(self.name, self._fingerprint, self.dtype, revision=self.revision)
+    def model_info(self) -> ModelInfo:
+        return ModelInfo(self.name, self._fingerprint, self.dtype, revision=self.revision)
 
     def policy(self) -> dict[str, Any]:
         return {"engine": "vllm", "layer": None, "site": None, "norm": None}

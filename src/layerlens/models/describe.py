@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from layerlens.errors import ModelLayoutError
 from layerlens.models.layout import Factor
-from layerlens.models.record import Call, same
 from layerlens.models.solve import Contribution, contributions_of
+from layerlens.models.trace import Call, same
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The layout of an architecture without a row, found in the model's own structure and proved by its identities, or refused.
 
-One forward pass records what every module reads and returns. The blocks are the list of modules that hand one tensor on; the
+One forward pass traces what every module reads and returns. The blocks are the list of modules that hand one tensor on; the
 final norm is what stands between the last of them and the unembedding. In every block the contributions are those module outputs
 C_i with resid_post = s · (resid_pre + Σ f_i · C_i) for some numbers f_i and s ≠ 0; there must be one such sum and no other. A
 module that returns stream and contribution together would need s = 0, so it is never taken for a contribution.
@@ -23,7 +23,7 @@ from layerlens.models.describe import describe_blocks, describe_logits, find_in_
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.layout import Layout, text_config
 from layerlens.models.parts import find_decoder_parts
-from layerlens.models.record import Call, Recording, record, same, token_mixers
+from layerlens.models.trace import Call, Trace, same, token_mixers, trace_modules
 
 log = logging.getLogger(__name__)
 
@@ -74,34 +74,34 @@ def layout_row(model_type: str, layout: Layout) -> str:
 def _find(model: PreTrainedModel, name: str) -> Layout:
     embedding = model.get_input_embeddings().weight
     ids = torch.randint(0, embedding.shape[0], (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0)).to(embedding.device)
-    recording = record(model, ids)
-    _require_causal(model, ids, recording.logits, name)
-    head = recording.of(model.get_output_embeddings())
+    trace = trace_modules(model, ids)
+    _require_causal(model, ids, trace.logits, name)
+    head = trace.of(model.get_output_embeddings())
     if head is None or head.input is None:
         raise ModelLayoutError(f"{name}: its unembedding does not run in a forward pass, so it has no causal head that can be read")
-    path, calls = _find_blocks(model, recording, head.input, name)
+    path, calls = _find_blocks(model, trace, head.input, name)
     decoder_path, _, list_name = path.rpartition(".")
     config, decoder = text_config(model.config), model.get_submodule(decoder_path)
-    blocks = [find_in_block(call, recording.below(call.path), f"{name}, block {number}") for number, call in enumerate(calls, 1)]
+    blocks = [find_in_block(call, trace.below(call.path), f"{name}, block {number}") for number, call in enumerate(calls, 1)]
     sources = {block.module.get_submodule(source): source for block in blocks for source in block.sources.values()}
     mixing = {sources[module] for module in token_mixers(model, ids, sources)}
     return Layout(
         decoder=decoder_path,
         blocks=list_name,
-        final_norm=_find_norm(recording, decoder_path, list_name, calls[-1], head, name),
+        final_norm=_find_norm(trace, decoder_path, list_name, calls[-1], head, name),
         **describe_blocks(blocks, mixing, config),
-        **describe_logits(head, recording.logits, decoder, config, name),
+        **describe_logits(head, trace.logits, decoder, config, name),
     )
 
 
-def _find_blocks(model: nn.Module, recording: Recording, state: Tensor, name: str) -> tuple[str, list[Call]]:
+def _find_blocks(model: nn.Module, trace: Trace, state: Tensor, name: str) -> tuple[str, list[Call]]:
     """The path and the calls of the blocks: the outermost list of modules that each run once and hand one tensor on."""
     reason = "it has no list of blocks that run one after another"
     found: list[tuple[str, list[Call]]] = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer, _ in found):
             continue
-        calls = [recording.calls[each] for number in range(len(module)) if (each := f"{path}.{number}") in recording.calls]
+        calls = [trace.calls[each] for number in range(len(module)) if (each := f"{path}.{number}") in trace.calls]
         states = [(call.input, call.output) for call in calls]
         if not calls or len(calls) < len(module) or any(a is None or b is None or a.shape[-1] != state.shape[-1] for a, b in states):
             continue
@@ -121,8 +121,8 @@ def _find_blocks(model: nn.Module, recording: Recording, state: Tensor, name: st
     raise ModelLayoutError(f"{name} cannot be read: {several if found else reason}")
 
 
-def _find_norm(recording: Recording, decoder: str, blocks: str, last: Call, head: Call, name: str) -> str:
-    inside = {path: call for path, call in recording.below(decoder).items() if not path.startswith(f"{blocks}.")}
+def _find_norm(trace: Trace, decoder: str, blocks: str, last: Call, head: Call, name: str) -> str:
+    inside = {path: call for path, call in trace.below(decoder).items() if not path.startswith(f"{blocks}.")}
     norms = [path for path, call in inside.items() if same(call.input, last.output) and same(call.output, head.input)]
     if not norms:
         raise ModelLayoutError(f"{name}: no module of {decoder} leads from the last block's output to the unembedding's input")

@@ -24,7 +24,7 @@ from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
-from layerlens.storage.manifest import ModelRecord
+from layerlens.storage.manifest import ModelInfo
 from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
@@ -100,9 +100,9 @@ class LensModel:
         """A digest of the weights, taken at the first access and kept."""
         return self.parts.fingerprint()
 
-    def record(self) -> ModelRecord:
+    def info(self) -> ModelInfo:
         """What a manifest says of the model."""
-        return ModelRecord(
+        return ModelInfo(
             name=self.name,
             fingerprint=self.fingerprint,
             dtype=str(self.parts.dtype).removeprefix("torch."),

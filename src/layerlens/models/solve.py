@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerlens.errors import ModelLayoutError
-from layerlens.models.record import Call, same
+from layerlens.models.trace import Call, same
 
 CLOSED = 1e-5
 """Largest difference between a sum and resid_post, as a share of the largest value, at which the sum counts as resid_post."""

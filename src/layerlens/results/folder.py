@@ -43,7 +43,7 @@ class RunFolder(SharedFolder[RunManifest]):
         return cls.create(path, manifest, lambda folder: (folder.path / SAMPLES).mkdir(exist_ok=True))
 
     def backend(self) -> str | None:
-        """The readout's backend that the folder was begun with; None if it was not begun, or by a version that recorded none."""
+        """The readout's backend that the folder was begun with; None if it was not begun, or by a version that named none."""
         return self.manifest().config.backend if (self.path / self.manifest_file).is_file() else None
 
     def conclude(self, stopping: Stopping) -> None:

@@ -25,11 +25,11 @@ FORMAT = 2
 READABLE = (1, FORMAT)
 
 PACKAGES = {"layerlens": "layerlens-policy", "torch": "torch", "transformers": "transformers", "numpy": "numpy", "xarray": "xarray"}
-"""Packages whose versions a manifest records, and the names of their distributions."""
+"""Packages whose versions a manifest names, and the names of their distributions."""
 
 
 @dataclass(frozen=True)
-class ModelRecord:
+class ModelInfo:
     """Which model, down to its weights.
 
     Attributes:
@@ -76,7 +76,7 @@ class SamplingSettings:
 class AnalysisConfig:
     """The configuration of an analysis as it was resolved; fields as `layerlens.analyze` documents its arguments.
 
-    `generate` is None when responses were given, `backend` when the folder was written before backends were recorded.
+    `generate` is None when responses were given, `backend` when the folder was written before manifests named a backend.
     `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks.
     """
 
@@ -155,7 +155,7 @@ def _versions() -> Mapping[str, str]:
 class ManifestBase:
     """What every manifest says: the model, and when and with which versions the manifest was made."""
 
-    model: ModelRecord
+    model: ModelInfo
     format: int = FORMAT
     created: str = field(default_factory=_now)
     versions: Mapping[str, str] = field(default_factory=_versions)

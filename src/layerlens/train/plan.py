@@ -1,4 +1,4 @@
-"""What will be trained when: the table that is shown at start, and the record that is kept in `schedule.json`."""
+"""What will be trained when: the table that is shown at start, and what `schedule.json` keeps of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _count(number: int | float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
-def schedule_record(args: BuPOConfig, schedule: Schedule, choice: LayerChoice | None) -> dict[str, Any]:
+def schedule_contents(args: BuPOConfig, schedule: Schedule, choice: LayerChoice | None) -> dict[str, Any]:
     """What `schedule.json` keeps: phases in rollouts and optimizer steps, the norm, and where the choice of the layer comes from."""
     phases = [
         {
@@ -61,8 +61,8 @@ def schedule_record(args: BuPOConfig, schedule: Schedule, choice: LayerChoice | 
     }
 
 
-def require_same_schedule(file: Path, record: dict[str, Any]) -> None:
+def require_same_schedule(file: Path, contents: dict[str, Any]) -> None:
     """Raises TrainingError if the run that left `file` had other phases or another norm than the run that is to go on with it."""
     before = read_schedule(file)
-    if (before.get("phases"), before.get("norm")) != (record["phases"], record["norm"]):
+    if (before.get("phases"), before.get("norm")) != (contents["phases"], contents["norm"]):
         raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")

@@ -31,7 +31,7 @@ from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, warn_of_differences
 from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, freeze_up_to, layer_factors, scaled_groups
 from layerlens.train.monitor import Monitor
-from layerlens.train.plan import plan_rows, require_same_schedule, schedule_record
+from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
 from layerlens.train.schedule import Schedule
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
@@ -195,15 +195,15 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
         Raises TrainingError if a run that is resumed had another schedule before.
         """
-        record = schedule_record(self.args, self.schedule, self.choice)
+        contents = schedule_contents(self.args, self.schedule, self.choice)
         file = Path(self.args.output_dir) / SCHEDULE
         if resume_from_checkpoint and file.exists():
-            require_same_schedule(file, record)
+            require_same_schedule(file, contents)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for what, how in self.plan():
                 print(f"{what:34}  {how}", file=sys.stderr)
-            write_text(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            write_text(file, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- what reads the model: "auto" and the monitor

@@ -1,4 +1,4 @@
-"""Forward passes that record what every module of a model read and returned, and tests of what a module's output depends on."""
+"""Forward passes that keep what every module of a model read and returned, and tests of what a module's output depends on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Call:
 
 
 @dataclass
-class Recording:
+class Trace:
     """The calls of one forward pass by module path, in the order in which they ended."""
 
     logits: Tensor
@@ -40,7 +40,7 @@ class Recording:
 
 
 @torch.inference_mode()
-def record(model: nn.Module, ids: Tensor) -> Recording:
+def trace_modules(model: nn.Module, ids: Tensor) -> Trace:
     """Runs a model on token ids [1, seq], and keeps float64 copies on the CPU of the first tensor each module read and returned."""
     calls: dict[str, Call] = {}
     handles = []
@@ -59,7 +59,7 @@ def record(model: nn.Module, ids: Tensor) -> Recording:
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(logits.double().cpu().clone(), calls)
+    return Trace(logits.double().cpu().clone(), calls)
 
 
 @torch.inference_mode()
