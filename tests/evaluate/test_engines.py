@@ -35,7 +35,7 @@ def test_lens_engine_greedy_answers_are_the_internal_policys(lens: ll.LensModel,
 def test_lens_engine_samples_follow_the_internal_policy(qwen: ll.LensModel) -> None:
     [problem], count = some_problems(1), 3000
     drawn = LensEngine(qwen, layer=2).answer([problem] * count, ll.Generation(1), range(count))
-    shares = torch.bincount(torch.tensor(drawn)[:, 0], minlength=qwen.parts.unembedding.shape[0]) / count
+    shares = torch.bincount(torch.tensor(drawn)[:, 0], minlength=qwen.parts.unembedding_weight.shape[0]) / count
     top = qwen.policy(2).top(problem.token_ids, len(shares))
     probs = torch.zeros_like(shares)
     probs[top["token_id"].tolist()] = torch.tensor(top["prob"].to_numpy(), dtype=probs.dtype)

@@ -43,6 +43,6 @@ def test_fingerprint_is_taken_once() -> None:
     lens = ll.LensModel.wrap(tiny_model())
     first = lens.fingerprint
     with torch.no_grad():
-        lens.parts.unembedding.add_(1)
+        lens.parts.unembedding_weight.add_(1)
     assert lens.fingerprint == first
     assert lens.parts.fingerprint() != first

@@ -102,7 +102,7 @@ def _first_pass(
     places = set(wanted.values()) | residual
     if not places:
         return {}, None
-    device = model.parts.unembedding.device
+    device = model.parts.unembedding_weight.device
     seen: dict[LayerSite, Tensor] = {}
     stream: list[Tensor] = []
 
@@ -241,12 +241,12 @@ def _similarity(windows: Iterable[Float[Tensor, "layers window d"]], n: int) -> 
 
 def _window_rows(model: LensModel, plan: Plan) -> int:
     """The number of rows whose states at all layers fit WINDOW_BYTES."""
-    return max(1, WINDOW_BYTES // (4 * model.parts.unembedding.shape[1] * len(plan.layers)))
+    return max(1, WINDOW_BYTES // (4 * model.parts.unembedding_weight.shape[1] * len(plan.layers)))
 
 
 def _windows(model: LensModel, ids: Tensor, keep: Tensor, plan: Plan) -> Iterator[Float[Tensor, "layers window d"]]:
     """The residual states of a text that is too long to hold them all, one forward pass per window of its rows."""
-    device = model.parts.unembedding.device
+    device = model.parts.unembedding_weight.device
     places: list[LayerSite] = [(layer, "resid_post") for layer in plan.layers]
     for rows in torch.split(keep, _window_rows(model, plan)):
         kept: list[Tensor] = []

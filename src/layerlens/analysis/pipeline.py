@@ -88,7 +88,7 @@ def analyze(
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows == "response":
         _require_response_rows(chosen, generate)
-    device = processor_name(model.parts.unembedding.device)
+    device = processor_name(model.parts.unembedding_weight.device)
     analysis = Analysis(model, chosen, plan, generate, batch_tokens, draw, precision, device)
     analysis, store = _open_store(analysis, out, backend)
 

@@ -32,7 +32,7 @@ def check(
     lens = ll.load(model, **loading.keywords(), check=False)
     parts = find_decoder_parts(lens.parts.model, discover_layout(lens.parts.model)) if discover else lens.parts
     report, discovered = check_identities(parts), discover or lens.discovered
-    vocabulary, d_model = parts.unembedding.shape
+    vocabulary, d_model = parts.unembedding_weight.shape
     facts = {
         "model": lens.name,
         "architecture": parts.config.model_type,

@@ -86,7 +86,7 @@ def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOK
             raise ModelLayoutError(f"{site} of block {layer} passed {'twice' if twice else 'never'} in a forward pass; its layout is wrong")
         last = parts.apply_final_norm(seen[n_layers, "resid_post"].to(parts.dtype))
     unembedding = replace(
-        parts.unembed(), weight=parts.unembedding.to(wide).cpu(), bias=None if parts.bias is None else parts.bias.to(wide).cpu()
+        parts.unembedding(), weight=parts.unembedding_weight.to(wide).cpu(), bias=None if parts.bias is None else parts.bias.to(wide).cpu()
     )
     ours = unembedding.product_to_logits_(last.to(wide).cpu() @ unembedding.weight.T, 0, len(unembedding.weight))
     gaps = [_block_gap(parts, seen, layer) for layer in range(1, n_layers + 1)]

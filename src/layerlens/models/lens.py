@@ -109,8 +109,8 @@ class LensModel:
             revision=self.revision,
             architecture=self.parts.config.model_type,
             n_layers=self.n_layers,
-            d_model=self.parts.unembedding.shape[1],
-            vocabulary=self.parts.unembedding.shape[0],
+            d_model=self.parts.unembedding_weight.shape[1],
+            vocabulary=self.parts.unembedding_weight.shape[0],
             discovered=self.discovered,
             quantisation=self.quantisation,
         )
@@ -125,7 +125,7 @@ class LensModel:
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""
-        return self.parts.unembed(temperature)
+        return self.parts.unembedding(temperature)
 
     def normalise(self, states: Float[Tensor, "*rows d"], norm: Norm) -> Float[Tensor, "*rows d"]:
         """N(h) of docs/definitions.md: the states unchanged for "none", the model's final norm applied to them for "final"."""

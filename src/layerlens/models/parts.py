@@ -42,7 +42,7 @@ class DecoderParts:
     decoder: nn.Module
     blocks: nn.ModuleList
     final_norm: nn.Module
-    unembedding: Tensor
+    unembedding_weight: Tensor
     bias: Tensor | None
     discovered: bool = False
     """Whether the layout was found by discovery, and is no row of `LAYOUTS`."""
@@ -102,7 +102,7 @@ class DecoderParts:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unembedding.dtype
+        return self.unembedding_weight.dtype
 
     @property
     def context(self) -> int | None:
@@ -112,15 +112,15 @@ class DecoderParts:
     @property
     def tied(self) -> bool:
         """Whether the unembedding and the embedding are one tensor."""
-        return self.unembedding is self.model.get_input_embeddings().weight
+        return self.unembedding_weight is self.model.get_input_embeddings().weight
 
-    def unembed(self, temperature: float = 1.0) -> Unembedding:
+    def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector into logits, divided by `temperature`."""
-        return Unembedding(self.unembedding, self.bias, self.logit_scale, self.logit_softcap, temperature)
+        return Unembedding(self.unembedding_weight, self.bias, self.logit_scale, self.logit_softcap, temperature)
 
     def apply_final_norm(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The model's final norm applied to hidden vectors, on the norm's device and in the model's dtype."""
-        weight = next(self.final_norm.parameters(), self.unembedding)  # some norms have no weights
+        weight = next(self.final_norm.parameters(), self.unembedding_weight)  # some norms have no weights
         return self.final_norm(states.to(weight.device, self.dtype))  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
@@ -170,7 +170,7 @@ def find_decoder_parts(model: PreTrainedModel, layout: Layout | None = None) -> 
         decoder=decoder,
         blocks=blocks,
         final_norm=submodule_at(decoder, layout.final_norm, "the final norm"),
-        unembedding=head.weight,
+        unembedding_weight=head.weight,
         bias=getattr(head, "bias", None),
         discovered=discovered,
     )

@@ -120,5 +120,5 @@ def weights_by_part(lens: LensModel) -> dict[str, Tensor]:
                 weights |= {f"layer_{number}|{name}.{adapter}": module.get_delta_weight(adapter) for adapter in module.active_adapters}
     weights["embedding|weight"] = lens.parts.model.get_input_embeddings().weight
     if not lens.parts.tied:
-        weights["unembedding|weight"] = lens.parts.unembedding
+        weights["unembedding|weight"] = lens.parts.unembedding_weight
     return weights
