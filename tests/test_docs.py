@@ -80,6 +80,19 @@ def test_links_lead_to_a_file_and_a_heading(page: str) -> None:
             assert heading in anchors(target.read_text(encoding="utf-8")), link
 
 
+def test_texts_are_found_without_git(tmp_path: Path) -> None:
+    for name in ("README.md", "Makefile", "src/a.py", "figures/a.png", ".venv/lib/b.py", "src/.hidden.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(file.relative_to(tmp_path)) for file in repository_texts(tmp_path)] == ["Makefile", "README.md", "src/a.py"]
+
+
+def test_the_sdist_holds_every_text_and_figure() -> None:
+    held = {entry.strip("/") for entry in PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]} | {"pyproject.toml"}
+    tops = {file.relative_to(ROOT).parts[0] for file in repository_texts()} | {"figures", "LICENSE"}
+    assert {top for top in tops if not top.startswith(".")} <= held
+
+
 def test_every_hint_to_install_names_the_distribution() -> None:
     hints = [f"{file.relative_to(ROOT)}: {hint[0]}" for file in repository_texts() for hint in STRANGERS.finditer(file.read_text("utf-8"))]
     assert not hints

@@ -16,13 +16,22 @@ Table = list[dict[str, str]]
 """Rows of a table, each from column name to the cell's source."""
 
 
-def repository_texts() -> list[Path]:
-    """Every text file that git tracks, or would track once added."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split("\0")
-    files = (ROOT / name for name in dict.fromkeys(listed) if name)
+def repository_texts(root: Path = ROOT) -> list[Path]:
+    """Every text file that git tracks, or would track once added; without a git checkout, as in an sdist, every text file in sight."""
+    files = (root / name for name in (_names_in_git(root) if (root / ".git").exists() else _names_in_sight(root)))
     return [file for file in files if file.is_file() and (file.suffix in TEXTS or file.name == "Makefile")]
+
+
+def _names_in_git(root: Path) -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in dict.fromkeys(listed) if name]
+
+
+def _names_in_sight(root: Path) -> list[str]:
+    """Names of all files but those that are hidden, or in a hidden folder."""
+    names = (path.relative_to(root) for path in sorted(root.rglob("*")))
+    return [str(name) for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def inline_tokens(text: str) -> list[Token]:
