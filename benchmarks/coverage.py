@@ -1,4 +1,4 @@
-"""Do the intervals of drawn rows hold what they say, stopping when settled included; and what does stopping save?
+"""Do the intervals of drawn rows hold what they say, stopping early included; and what does stopping save?
 
     python benchmarks/coverage.py > benchmarks/coverage.json
 
@@ -135,14 +135,14 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over data sets, with a standard error where a claim rests on it."""
     covered = np.array([row["covered"] for row in rows])
     endings = [row["ending"] for row in rows]
-    settled = [row["same"] for row in rows if row["ending"] == "layer"]
+    stable = [row["same"] for row in rows if row["ending"] == "layer"]
     return {
         "coverage": round(float(covered.mean()), 4),
         "coverage_standard_error": round(float(covered.std(ddof=1) / np.sqrt(len(rows))), 4),
         "coverage_expanded": round(float(np.mean([row["expanded"] for row in rows])), 4),
         "bias": round(float(np.mean([row["error"] for row in rows])), 4),
         "same_layer_as_all_rows": round(float(np.mean([row["same"] for row in rows])), 4),
-        **({"same_layer_where_settled": round(float(np.mean(settled)), 4)} if settled else {}),
+        **({"same_layer_when_stable": round(float(np.mean(stable)), 4)} if stable else {}),
         "rows_decoded": round(float(np.mean([row["decoded"] for row in rows])), 4),
         "endings": {ending: round(endings.count(ending) / len(rows), 3) for ending in sorted(set(endings))},
     }

@@ -85,7 +85,7 @@ def rounds(run: Run) -> Any:
     return lambda tokens: thinned(run, tokens, 0)
 
 
-def test_a_clear_layer_settles_in_the_first_round() -> None:
+def test_a_clear_layer_is_stable_in_the_first_round() -> None:
     run, verdict = run_until_stopped(rounds(make_run([1.0] * 4 + [-1.0] * 4, samples=20, tokens=80)))
     assert (verdict.ending, verdict.layer, verdict.tokens_per_sample) == ("layer", 4, 8)
     assert verdict.frequency >= 0.95
@@ -93,7 +93,7 @@ def test_a_clear_layer_settles_in_the_first_round() -> None:
     assert verdict.rows_decoded == run.data.sizes["token"] < verdict.rows / 5
     assert "layer 4 in 100% of resamples" in verdict.reason
     none = run_until_stopped(rounds(make_run([-1.0] * 8, start=9.0, samples=20, tokens=80)))[1]
-    assert (none.ending, none.layer) == ("layer", None), "that there is no layer can be settled too"
+    assert (none.ending, none.layer) == ("layer", None), "that there is no layer can be stable too"
 
 
 def test_precision_is_reached_with_the_rows_that_it_takes() -> None:
@@ -169,7 +169,7 @@ def test_intervals_hold_what_they_say_stopping_included() -> None:
         assert 0.87 <= result["coverage"] <= 0.99, way
         assert abs(result["bias"]) < 0.08, way
         assert result["rows_decoded"] < 0.6, way
-    assert found["auto, layer"]["same_layer_where_settled"] == 1.0
+    assert found["auto, layer"]["same_layer_when_stable"] == 1.0
 
 
 def _benchmark() -> ModuleType:

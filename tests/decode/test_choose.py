@@ -76,9 +76,9 @@ def test_without_a_compiler_readout_runs_in_torch(timed: Path, monkeypatch: pyte
     ran = record(monkeypatch)
     readout(torch.randn(2, 4), torch.randn(9, 4))
     assert all(name.startswith("torch") for name in ran)
-    with pytest.raises(SelectionError, match=r"'native' cannot be had .* C\+\+ compiler"):
+    with pytest.raises(SelectionError, match=r"'native' cannot be used .* C\+\+ compiler"):
         readout(torch.randn(2, 4), torch.randn(9, 4), backend="native")
-    with pytest.raises(SelectionError, match=r"'native-float32' cannot be had .* C\+\+ compiler"):
+    with pytest.raises(SelectionError, match=r"'native-float32' cannot be used .* C\+\+ compiler"):
         resolve_backend(Unembedding(torch.randn(9, 4)), torch.float32, backend="native-float32")
 
 
@@ -152,12 +152,12 @@ def test_resolve_backend_leaves_the_random_numbers_of_the_program_alone() -> Non
     ("name", "told"),
     [
         ("cuda", "unknown readout backend 'cuda': choose from auto, torch"),
-        ("native", r"'native' cannot be had .* no soft-cap; choose 'torch'"),
-        ("native-dot", "'native-dot' cannot be had .* choose 'native-float32' or 'torch'"),
-        ("torch-onednn", "'torch-onednn' cannot be had .* choose 'torch-mm'"),
-        ("compile-onednn", "'compile-onednn' cannot be had .* choose 'compile-mm'"),
-        ("workspace", "'workspace' cannot be had .* on cpu: it needs a GPU; choose 'auto'"),
-        ("triton", "'triton' cannot be had .* on cpu: it needs a GPU; choose 'auto'"),
+        ("native", r"'native' cannot be used .* no soft-cap; choose 'torch'"),
+        ("native-dot", "'native-dot' cannot be used .* choose 'native-float32' or 'torch'"),
+        ("torch-onednn", "'torch-onednn' cannot be used .* choose 'torch-mm'"),
+        ("compile-onednn", "'compile-onednn' cannot be used .* choose 'compile-mm'"),
+        ("workspace", "'workspace' cannot be used .* on cpu: it needs a GPU; choose 'auto'"),
+        ("triton", "'triton' cannot be used .* on cpu: it needs a GPU; choose 'auto'"),
     ],
 )
 def test_an_unknown_or_impossible_backend_is_refused_with_the_next_step(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:

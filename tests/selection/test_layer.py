@@ -74,7 +74,7 @@ def test_near_zero_layers_after_exploration_are_integration(sign: int) -> None:
     assert choice.phases["integration"] == (4, 10)
 
 
-def test_data_that_do_not_settle_it_say_so() -> None:
+def test_data_that_leave_the_layer_open_say_so() -> None:
     """Six samples of fourteen turn after layer 3, the others after layer 6: layers 4-6 cancel, and resamples disagree about them."""
     early, late = make_run([1.0] * 3 + [-1.0] * 6, samples=14, start=9.0), make_run([1.0] * 6 + [-1.0] * 3, samples=14, start=9.0)
     data = early.data.copy(deep=True)

@@ -78,7 +78,7 @@ def analyze(
     Raises:
         PromptError: no samples, or one that does not fit the model's context or vocabulary (before anything runs).
         SelectionError: an unknown site, layer, metric, norm or backend, a site that the architecture does not have, a backend that
-            cannot be had here, or "auto" without the metrics and sites that its goal is judged by.
+            cannot be used here, or "auto" without the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
         RunError: `out` cannot be used.
     """

@@ -174,7 +174,7 @@ def _resolve(request: ReadoutRequest, backend: str) -> str:
     variants = [variant for family in families for variant in _variants(family)]
     possible = [variant for variant in variants if _possible(variant, request)]
     if not possible:
-        raise SelectionError(f"the readout backend {name!r} cannot be had for this model on {device}: {REQUIREMENTS[name]}")
+        raise SelectionError(f"the readout backend {name!r} cannot be used for this model on {device}: {REQUIREMENTS[name]}")
     if large and len(possible) > 1:
         return fastest_backend({variant: CPU_BACKENDS[variant] for variant in possible}, request)
     return possible[0]

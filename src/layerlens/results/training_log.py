@@ -27,12 +27,13 @@ STATE = "trainer_state.json"
 SCHEDULE = "schedule.json"
 """The file that says which layer is trained when."""
 PHASE = "bupo/internal_layer"
-"""Column of the trainer's log: the layer whose internal policy is trained, 0 for the final policy; a mean over an entry's steps."""
+"""Column of the trainer's log: the layer whose internal policy was trained, or 0 for the final policy. An entry that covers several
+optimizer steps holds their mean."""
 Phase = tuple[int, int, int]
 """First optimizer step, last optimizer step, layer."""
 
 OLD_KEYS = {"rollout_steps": "rollouts", "first_step": "first_optimizer_step", "last_step": "last_optimizer_step"}
-"""Keys of a phase in files written before these keys said which steps they count -> the keys of now."""
+"""From the keys of a phase in old files, which did not say which steps they count, to the keys that are written now."""
 
 
 @dataclass(frozen=True)

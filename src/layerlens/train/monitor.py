@@ -55,7 +55,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         norm: norm of the internal policies.
         repeats: fresh answers to each probe problem in a snapshot.
         generation: how answers are sampled.
-        answer: from the text of a response to the answer in it, or None if it has none; by it the stability of answers is judged.
+        answer: gives the answer that the text of a response holds, or None; `stability/answers` compares these.
         report: hands a row of numbers to the trainer's log.
     """
 

@@ -24,7 +24,7 @@ def gpu_backend(request: ReadoutRequest, name: str = "auto") -> str:
         narrow = weight.dtype == request.hidden.dtype in LOW_PRECISION and weight.shape[1] <= LARGEST_FUSED_D
         return "triton" if in_registers and narrow and kernels else "workspace"
     if device.type == "cpu" and not kernels:
-        raise SelectionError(f"the readout backend {name!r} cannot be had for this model on cpu: it needs a GPU; choose 'auto'")
+        raise SelectionError(f"the readout backend {name!r} cannot be used for this model on cpu: it needs a GPU; choose 'auto'")
     if name == "triton" and not kernels:
         raise SelectionError("the readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
     if name == "triton" and not in_registers:
