@@ -16,7 +16,7 @@ from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
 @pytest.fixture
 def layerlens(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Layerlens:
-    """The command, run in this process: exit code and both streams."""
+    """The command, run in this process: exit code, stdout and stderr."""
 
     def run(*arguments: Any) -> Ended:
         monkeypatch.setattr(sys, "argv", ["layerlens", *map(str, arguments)])
