@@ -15,10 +15,13 @@ Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all"]
 Rule = Literal["boundary", "entropy_drop", "agreement"]
+Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 NORMS: tuple[Norm, ...] = get_args(Norm)
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+"""Libraries that can run a model that is analysed."""
 RULES: tuple[Rule, ...] = get_args(Rule)
 """Rules by which `select_layer` chooses."""
 

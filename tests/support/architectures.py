@@ -102,20 +102,25 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4": Architecture({"head_dim": 8}, attn="post_self_attn_layernorm", ffn="post_mlp_layernorm"),
     "glm4_moe": Architecture({"head_dim": 8, **ROUTED, "n_group": 1}),
     "gpt2": Architecture(
-        {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128},
+        {"n_embd": 32, "n_head": 4, "n_layer": 4, "n_positions": 128, "num_key_value_heads": 4},
         attn="attn",
         attn_in="attn",
         blocks="transformer.h",
         norm="transformer.ln_f",
     ),
     "gpt_neox": Architecture(
-        {}, attn="attention", attn_in="attention", parallel=True, blocks="gpt_neox.layers", norm="gpt_neox.final_layer_norm"
+        {"num_key_value_heads": 4},
+        attn="attention",
+        attn_in="attention",
+        parallel=True,
+        blocks="gpt_neox.layers",
+        norm="gpt_neox.final_layer_norm",
     ),
     "gpt_oss": Architecture({**LOCAL_EXPERTS, "head_dim": 8, "sliding_window": 8, "rope_parameters": YARN}),
     "granite": Architecture(GRANITE, attn_factors=(0.31,), ffn_factor=0.31, scale=1 / 3),
     "granitemoehybrid": Architecture(
         {**GRANITE, **LOCAL_EXPERTS, **MAMBA, "mamba_d_head": 16, "mamba_expand": 2, "shared_intermediate_size": 24}
-        | {"layer_types": ["mamba", "attention"] * 2},
+        | {"layer_types": ["mamba", "attention"] * 2, "position_embedding_type": "nope"},
         attn="mamba self_attn",
         attn_in="mamba self_attn",
         attn_factors=(0.31, 0.31),

@@ -10,6 +10,7 @@ import typer
 
 from layerlens.cli.options import (
     AsJson,
+    LibraryOption,
     ModelName,
     ModelOptions,
     PromptOptions,
@@ -108,6 +109,7 @@ def analyze_command(
         ),
     ] = "auto",
     loading: ModelOptions,
+    library: LibraryOption = "transformers",
     batch_tokens: Annotated[
         int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
     ] = 8192,
@@ -120,7 +122,7 @@ def analyze_command(
     import layerlens as ll
     from layerlens.storage.bundled import bundled_prompts
 
-    lens = ll.load(model, **loading.keywords())
+    lens = ll.load(model, **loading.keywords(), backend=library)
     samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, lens, limit)
     run = ll.analyze(
         lens,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.options import AsJson, ModelName, ModelOptions, grouped, print_json
+from layerlens.cli.options import AsJson, LibraryOption, ModelName, ModelOptions, grouped, print_json
 
 
 @grouped
@@ -15,6 +15,7 @@ def check(
     model: ModelName,
     *,
     loading: ModelOptions,
+    library: LibraryOption = "transformers",
     discover: Annotated[
         bool, typer.Option("--discover", help="Find the layout in the model's own structure, even if there is a row.")
     ] = False,
@@ -27,9 +28,9 @@ def check(
     Example: layerlens check Qwen/Qwen3-4B
     """
     import layerlens as ll
-    from layerlens.models import check_identities, discover_layout, find_decoder_parts, layout_row
+    from layerlens.models import block_hook, check_identities, discover_layout, find_decoder_parts, layout_row, mixers
 
-    lens = ll.load(model, **loading.keywords(), check=False)
+    lens = ll.load(model, **loading.keywords(), backend=library, check=False)
     parts = find_decoder_parts(lens.parts.model, discover_layout(lens.parts.model)) if discover else lens.parts
     report, discovered = check_identities(parts), discover or lens.discovered
     vocabulary, d_model = parts.unembedding_weight.shape
@@ -50,17 +51,20 @@ def check(
     if parts.logit_scale != 1 or parts.logit_softcap is not None:
         facts["logits"] = {"scale": parts.logit_scale, "softcap": parts.logit_softcap}
     sites = {site: " + ".join(map(str, points)) for site, points in parts.layout.sites(parts.config).items()}
+    hooks = {site: list(dict.fromkeys(block_hook(site, mixer) for mixer in mixers(parts.layout))) for site in sites}
     row = layout_row(parts.config.model_type, parts.layout)
     if as_json:
         gaps = {"readout_gap": report.readout_gap, "additivity_gap": report.additivity_gap}
         plain = {name: gap if math.isfinite(gap) else None for name, gap in gaps.items()}
         verdict = {"additivity_layer": report.additivity_layer, "tolerance": report.tolerance, "ok": report.ok}
-        print_json({**facts, "sites": sites, "row": row, **plain, **verdict})
+        print_json({**facts, "sites": sites, "transformer_lens": hooks, "row": row, **plain, **verdict})
     else:
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):13} {value}")
+        width = max(map(len, sites.values()))
+        print(f"  {'site':11} {'where it is read':{width}}  hook of TransformerLens, after blocks.N. (N from 0)")
         for site, place in sites.items():
-            print(f"  {site:11} {place}")
+            print(f"  {site:11} {place:{width}}  {' or '.join(hooks[site])}")
         print(f"readout       final norm and unembedding of the last resid_post miss the logits by {report.readout_gap:.2g} of their size")
         print(
             f"additivity    the sites miss the stream by {report.additivity_gap:.2g} of its size (worst in layer {report.additivity_layer})"

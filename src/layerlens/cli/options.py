@@ -17,7 +17,7 @@ import typer
 
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
-from layerlens.types import Rows, Rule, Weighting
+from layerlens.types import Library, Rows, Rule, Weighting
 
 if TYPE_CHECKING:
     from layerlens.models import Generation
@@ -45,6 +45,14 @@ DeviceMap = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel="Model")
+]
+LibraryOption = Annotated[
+    Library,
+    typer.Option(
+        "--library",
+        help="What runs the model. The numbers are the same; transformer_lens needs layerlens-policy[tl].",
+        rich_help_panel="Model",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 

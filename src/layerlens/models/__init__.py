@@ -10,6 +10,7 @@ from layerlens.models.load import holds_adapters, load_pretrained, read_unembedd
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.sampling import Generation, response_seed
+from layerlens.models.transformer_lens import block_hook, hook_name, layer_site, mixers
 from layerlens.models.truncate import causal_lm, count_blocks, decoder_of, truncated_at
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LayerSite",
     "Layout",
     "LensModel",
+    "block_hook",
     "causal_lm",
     "check_identities",
     "count_blocks",
@@ -28,9 +30,12 @@ __all__ = [
     "find_decoder_parts",
     "generate_responses",
     "holds_adapters",
+    "hook_name",
+    "layer_site",
     "layout_for",
     "layout_row",
     "load_pretrained",
+    "mixers",
     "read_unembedding_shape",
     "require_fits_context",
     "require_readable",

@@ -82,10 +82,10 @@ class Layout:
         sequential = bool(self.ffn) and not self.is_parallel(config)
         points: dict[Site, tuple[HookPoint, ...]] = {
             "resid_pre": (HookPoint("", "input"),),
-            "attn_in": tuple(HookPoint(name, "input") for name in _tuple(self.attn)),
+            "attn_in": tuple(HookPoint(name, "input") for name in module_names(self.attn)),
             "attn_out": _outputs(self.attn_out or self.attn, self.attn_factor),
             "resid_mid": (HookPoint(self.mid, "input"),) if sequential else (),
-            "ffn_in": tuple(HookPoint(name, "input") for name in _tuple(self.ffn)),
+            "ffn_in": tuple(HookPoint(name, "input") for name in module_names(self.ffn)),
             "ffn_out": _outputs(self.ffn_out or self.ffn, self.ffn_factor),
             "resid_post": (HookPoint("", "output"),),
         }
@@ -96,12 +96,13 @@ class Layout:
         return _outputs(self.further, 1.0)
 
 
-def _tuple(names: Names) -> tuple[str, ...]:
+def module_names(names: Names) -> tuple[str, ...]:
+    """One name, or several, as a tuple."""
     return (names,) if isinstance(names, str) else names
 
 
 def _outputs(names: Names, factor: Factor | tuple[Factor, ...]) -> tuple[HookPoint, ...]:
-    modules = _tuple(names)
+    modules = module_names(names)
     factors = factor if isinstance(factor, tuple) else (factor,) * len(modules)
     return tuple(HookPoint(name, "output", each) for name, each in zip(modules, factors, strict=True))
 

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from layerlens.decode.unembedding import Unembedding
-from layerlens.errors import PromptError
+from layerlens.errors import ModelLoadError, PromptError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
 from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
-from layerlens.models.transformer_lens import is_bridge, unwrap_bridge
+from layerlens.models.transformer_lens import build_bridge, is_bridge, library_version, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
-from layerlens.types import Norm, Site, resolve_layers, resolve_norm, resolve_sites
+from layerlens.types import LIBRARIES, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class LensModel:
     revision: str | None = None
     quantisation: str | None = None
     """How the weights were stored if not as they are read: "GGUF Q4_K_M, dequantised"."""
+    bridge: Any = None
+    """TransformerLens' `TransformerBridge` that the model runs in, if it does: hooks on the bridge act on everything that is read."""
 
     @classmethod
     def wrap(cls, model: nn.Module | Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> LensModel:
@@ -49,21 +51,23 @@ class LensModel:
 
         Args:
             model: the model; nothing in it is changed or copied.
-            tokenizer: its tokenizer; without one, tokens are shown by their ids and prompts cannot be read.
+            tokenizer: its tokenizer; without one, tokens are shown by their ids and prompts cannot be read. A bridge brings its own,
+                which TransformerLens made to put a BOS token in front of plain text, whether or not the model was trained so.
             name: what runs and figures call the model; by default the name it was loaded under, or its class.
             check: whether to refuse a model that breaks the readout identity or additivity.
 
         Raises:
             ModelLayoutError: the architecture is not supported, or an identity does not hold (with the figures).
         """
-        if is_bridge(model):
-            tokenizer = tokenizer if tokenizer is not None else model.tokenizer
-            model = unwrap_bridge(model)
+        bridge = model if is_bridge(model) else None
+        if bridge is not None:
+            tokenizer = tokenizer if tokenizer is not None else bridge.tokenizer
+            model = unwrap_bridge(bridge)
         parts = find_decoder_parts(model)
         name = name or _display_name(getattr(model.config, "name_or_path", None) or type(model).__name__)
         if check:
             check_identities(parts).require(name)
-        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None))
+        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None), bridge=bridge)
 
     @property
     def n_layers(self) -> int:
@@ -113,6 +117,7 @@ class LensModel:
             vocabulary=self.parts.unembedding_weight.shape[0],
             discovered=self.discovered,
             quantisation=self.quantisation,
+            library=None if self.bridge is None else library_version(),
         )
 
     @property
@@ -198,6 +203,7 @@ def load(
     device: str | torch.device | None = None,
     device_map: Any = None,
     trust_remote_code: bool = False,
+    backend: str = "transformers",
     check: bool = True,
 ) -> LensModel:
     """Loads a model and its tokenizer from a hub name, a local folder, a GGUF file or the name of a bundled model.
@@ -209,12 +215,17 @@ def load(
         dtype: "auto" (as stored; float32 for a GGUF file), "bfloat16", "float16", "float32", "float64", or a torch dtype.
         device: the device for the whole model; or give `device_map` as in transformers ("auto", ...), not both.
         trust_remote_code: whether code that comes with the model may run.
+        backend: the library that runs the model, "transformers" or "transformer_lens". The latter puts it into a `TransformerBridge`,
+            without folding, which is the `bridge` of the answer (`pip install 'layerlens-policy[tl]'`); its numbers are those of
+            the former up to rounding.
         check: whether to refuse a model that breaks the readout identity or additivity.
 
     Raises:
-        ModelLoadError: files missing, damaged or incomplete, or no such model.
+        ModelLoadError: files missing, damaged or incomplete, no such model, or none that TransformerLens can wrap.
         ModelLayoutError: architecture not supported, or an identity does not hold.
     """
+    if backend not in LIBRARIES:
+        raise ModelLoadError(f"unknown backend {backend!r}: choose from {', '.join(LIBRARIES)}")
     model, tokenizer = load_pretrained(
         bundled_model(str(name)) or name,
         revision=revision,
@@ -224,7 +235,10 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     file = find_gguf(name)
-    lens = LensModel.wrap(model, tokenizer, name=file.stem if file else _display_name(name), check=check)
+    shown = file.stem if file else _display_name(name)
+    if backend == "transformer_lens":
+        model = build_bridge(model, shown)
+    lens = LensModel.wrap(model, tokenizer, name=shown, check=check)
     return replace(lens, quantisation=gguf_quantisation(file)) if file else lens
 
 

@@ -40,6 +40,7 @@ class ModelInfo:
         n_layers, d_model, vocabulary: L, d and V.
         discovered: whether its layout was found in its own structure, rather than in the table of architectures.
         quantisation: how the weights were stored if not as they were read, in words.
+        library: what ran the model if not transformers alone, with its version.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelInfo:
     vocabulary: int | None = None
     discovered: bool = False
     quantisation: str | None = None
+    library: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def require_same(ours: RunManifest | EvaluationManifest, theirs: RunManifest | E
 
 
 def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
-    model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype}
+    model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype, "library": manifest.model.library or ""}
     if not manifest.model.fingerprint:  # weights that nobody could read are told apart by name
         model |= {"name": manifest.model.name, "revision": manifest.model.revision or ""}
     what = {"samples": manifest.samples} if isinstance(manifest, RunManifest) else {"problems": manifest.problems}
