@@ -61,10 +61,29 @@ def test_chat_template_is_a_file_or_a_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(None)))
     with pytest.raises(TrainingError, match="tiny-qwen3 has no chat template to ask with"):
         make_trainer(*read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path)]))
+    nameless = byte_tokenizer(tiny_tokenizer().chat_template)
+    nameless.eos_token = None
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), nameless))
+    with pytest.raises(TrainingError, match="tiny-qwen3 has no EOS token, so its answers would not end"):
+        make_trainer(*read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path)]))
     with pytest.raises(PromptError, match="no chat template nowhere: give a Jinja file, or one of octothinker"):
         find_template("nowhere")
     with pytest.raises(Exception, match="the OctoThinker template has no system message"):
         byte_tokenizer(find_template("octothinker")).apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
+
+
+def test_system_message_that_a_template_refuses_is_asked_in_the_user_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny_tokenizer().chat_template
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer(strict)))
+    here = [*ON_CPU, "--output_dir", str(tmp_path / "out"), "--internal_layer", "2", "--system", "Be brief."]
+    with pytest.warns(UserWarning, match=r"the chat template takes no system message \(no system\)"):
+        trainer = make_trainer(*read_config("tiny-qwen3-cpu", here))
+    [message] = trainer.train_dataset[0]["prompt"]
+    assert message["role"] == "user"
+    assert message["content"].startswith("Be brief.\n\n")
+    monkeypatch.setattr("layerlens.models.load_pretrained", lambda *_, **__: (tiny_model("qwen3"), byte_tokenizer("{{ 1 // 0 }}")))
+    with pytest.raises(PromptError, match="prompt 0: the chat template refuses it"):
+        make_trainer(*read_config("tiny-qwen3-cpu", here))
 
 
 def test_arithmetic_problems_have_the_difficulties_asked_for(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_sample import draw_rows
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
+from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings
 
@@ -149,12 +150,11 @@ class Analysis:
         self, index: int, sample: Sample, rows: Int[Array, " drawn"], weight: Float[Array, " drawn"] | None, values: Mapping[str, Array]
     ) -> SampleResult:
         tokenizer = self.model.tokenizer
-        decode = str if tokenizer is None else lambda token: tokenizer.decode([token])
         return SampleResult(
             index=index,
             sample=sample,
             rows=rows,
-            token_text=[decode(sample.token_ids[row]) for row in rows.tolist()],
+            token_text=token_texts(tokenizer, (sample.token_ids[row] for row in rows.tolist())),
             layers=self.plan.layers,
             sites=self.plan.sites,
             modules=self.plan.modules,

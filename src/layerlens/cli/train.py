@@ -92,6 +92,7 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
     from datasets import Dataset
 
     from layerlens.models import holds_adapters, load_pretrained
+    from layerlens.prompts.chat_template import accepted_messages, render_chat
     from layerlens.prompts.readers import find_template
     from layerlens.rewards.rewards import load_reward
     from layerlens.train import BuPOTrainer
@@ -110,7 +111,12 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
         tokenizer.chat_template = find_template(script.chat_template)
     if tokenizer.chat_template is None:
         raise TrainingError(f"{script.model} has no chat template to ask with: give chat_template, a Jinja file or octothinker")
-    problems = Dataset.from_list(_fitting(_problems(script), script.max_prompt_length, tokenizer, args.chat_template_kwargs or {}))
+    if tokenizer.eos_token is None:
+        raise TrainingError(f"{script.model} has no EOS token, so its answers would not end: name one in its tokenizer_config.json")
+    options = args.chat_template_kwargs or {}
+    asked = [{**problem, "prompt": accepted_messages(problem["prompt"], tokenizer, options)} for problem in _problems(script)]
+    render_chat(asked[0]["prompt"], tokenizer, options, "0")  # a template that refuses it is told of here, and not in TRL
+    problems = Dataset.from_list(_fitting(asked, script.max_prompt_length, tokenizer, options))
     return BuPOTrainer(
         model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)
     )

@@ -15,6 +15,7 @@ from layerlens.decode.interface import readout
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
 from layerlens.models.sampling import Generation, until_end
+from layerlens.prompts.tokens import plain_ids, token_texts
 from layerlens.types import Norm, Site
 
 StateReader = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq d"]]
@@ -26,8 +27,8 @@ class InternalPolicy:
     """softmax(readout(h) / T) of the hidden vector h at one layer and site (docs/definitions.md, "Internal policy").
 
     Make one with `LensModel.policy`. Only the blocks up to `layer` run. Every argument `ids` may also be a text, which is
-    tokenised as it stands, without a chat template. A text that does not fit the model's context, or a token outside its
-    vocabulary, raises PromptError.
+    tokenised as it stands, without a chat template but with BOS if the tokenizer puts it in front. A text that does not fit the
+    model's context, or a token outside its vocabulary, raises PromptError.
     """
 
     layer: int
@@ -66,7 +67,7 @@ class InternalPolicy:
         assert read.top_ids is not None
         assert read.top_probs is not None
         token_ids = read.top_ids[0].tolist()
-        texts = [self.tokenizer.decode([i]) if self.tokenizer else str(i) for i in token_ids]
+        texts = token_texts(self.tokenizer, token_ids)
         return pd.DataFrame({"token_id": token_ids, "token_text": texts, "prob": read.top_probs[0].tolist()})
 
     @torch.inference_mode()
@@ -114,7 +115,7 @@ class InternalPolicy:
         if isinstance(ids, str):
             if self.tokenizer is None:
                 raise PromptError("a text needs a tokenizer: wrap the model with one, or pass token ids")
-            ids = self.tokenizer(ids, add_special_tokens=False)["input_ids"]
+            ids = plain_ids(self.tokenizer, ids)
         tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
         if len(tokens) < at_least:
             raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")

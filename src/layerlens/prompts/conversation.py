@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerlens.errors import PromptError
+from layerlens.prompts.chat_template import Message, has_template, render_chat
 from layerlens.prompts.records import Record
 from layerlens.prompts.sample import Sample
+from layerlens.prompts.tokens import plain_ids
 
 PROMPT_COLUMNS = ("prompt", "messages", "text", "problem", "question")
 """The fields in which a prompt is looked for, in this order."""
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ def to_sample(conversation: Conversation, tokenizer: Any, *, chat: bool, templat
     """The conversation as token ids.
 
     The prompt goes through the chat template, with the marks that open the assistant's turn, if `chat` is true and there is a template;
-    otherwise the contents of its messages are joined by blank lines. The response follows as it stands.
+    otherwise the contents of its messages are joined by blank lines, in the special tokens (BOS, say) that the tokenizer puts around a
+    text. The response follows as it stands.
 
     Raises PromptError if the template refuses the messages or a text is not valid Unicode.
     """
     prompt_ids = _prompt_ids(conversation, tokenizer, chat, template_options)
     response, name = conversation.response, conversation.name
-    response_ids = _token_ids(tokenizer, response, name, add_special_tokens=False) if response else []
+    response_ids = _token_ids(tokenizer, response, name) if response else []
     return Sample([*prompt_ids, *response_ids], len(prompt_ids), name, conversation.ground_truth)
 
 
@@ -86,21 +87,22 @@ def _messages(record: Record, columns: Iterable[str], name: str) -> list[Message
 
 def _prompt_ids(conversation: Conversation, tokenizer: Any, chat: bool, template_options: Mapping[str, Any]) -> list[int]:
     messages, name = conversation.messages, conversation.name
-    if not (chat and (tokenizer.chat_template or "chat_template" in template_options)):
-        return _token_ids(tokenizer, "\n\n".join(message["content"] for message in messages), name)
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_options)
-    except Exception as error:  # a template is a program, and many refuse roles or orders by raising
-        raise PromptError(f"prompt {name}: the chat template refuses it ({error}); pass chat=False (--no-chat) to do without") from error
-    return _token_ids(tokenizer, text, name, add_special_tokens=False)
+    if chat and has_template(tokenizer, template_options):
+        text = render_chat(messages, tokenizer, template_options, name)
+        return _token_ids(tokenizer, text, name)  # the template has written BOS
+    return plain_ids(tokenizer, _valid("\n\n".join(message["content"] for message in messages), name))
 
 
-def _token_ids(tokenizer: Any, text: str, name: str, **options: bool) -> list[int]:
+def _token_ids(tokenizer: Any, text: str, name: str) -> list[int]:
+    return tokenizer(_valid(text, name), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+
+
+def _valid(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(f"prompt {name}: not valid Unicode ({error.reason} at character {error.start})") from error
-    return tokenizer(text, **options)["input_ids"]  # type: ignore[no-any-return]
+    return text
 
 
 def _ground_truth(record: Record) -> str | None:

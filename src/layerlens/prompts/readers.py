@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import PromptError
+from layerlens.prompts.chat_template import warn_of_unread_switch
 from layerlens.prompts.conversation import Conversation, read_conversation, to_sample
 from layerlens.prompts.records import Record, read_records
 from layerlens.prompts.sample import Sample
@@ -35,10 +36,11 @@ def read_prompts(
         limit: the number of prompts to read, from the start; by default all.
         split: the split of a hub dataset.
         column: the field that holds the prompt; by default the first there is of prompt, messages, text, problem, question.
-        chat: whether to use the chat template, if there is one. Without a template, or with `chat=False`, a prompt is
-            tokenised as it stands (messages: their contents joined by blank lines).
-        system: a system message to put in front, in place of one that a record brings.
-        enable_thinking: passed to the chat template (Qwen3's switch) unless None.
+        chat: whether to use the chat template, if there is one. Without a template (base models), or with `chat=False`, a prompt is
+            tokenised as it stands (messages: their contents joined by blank lines), BOS in front if the tokenizer puts it there.
+        system: a system message to put in front, in place of one that a record brings. If the template takes none (Gemma 2), its text
+            is put in front of the first user message, with a warning.
+        enable_thinking: passed to the chat template (Qwen3's switch) unless None; a warning says if the template does not read it.
         chat_template: a Jinja template in place of the model's own (`find_template` reads one).
 
     Returns:
@@ -52,6 +54,7 @@ def read_prompts(
         raise PromptError("reading prompts needs a tokenizer: wrap the model with one, or make Samples of token ids")
     options = {"enable_thinking": enable_thinking, "chat_template": chat_template}
     given = {name: value for name, value in options.items() if value is not None}
+    warn_of_unread_switch(tokenizer, given, chat)
     conversations = _conversations(source, limit, split, column, system)
     return [to_sample(conversation, tokenizer, chat=chat, template_options=given) for conversation in conversations]
 

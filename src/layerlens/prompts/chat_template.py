@@ -1,0 +1,102 @@
+"""Chat templates as they are in the wild: what they refuse, leave out, or do not know."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layerlens.errors import PromptError
+
+Message = Mapping[str, Any]
+SWITCH = "enable_thinking"
+"""The variable by which most templates turn thinking on and off."""
+
+
+def has_template(tokenizer: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer has a chat template, or the options bring one."""
+    return bool(getattr(tokenizer, "chat_template", None) or options.get("chat_template"))
+
+
+def render_chat(messages: Sequence[Message], tokenizer: Any, options: Mapping[str, Any], name: str) -> str:
+    """The messages as text, with the marks that open the assistant's turn.
+
+    `options` are variables of the template, and `chat_template` in place of the tokenizer's own. Raises PromptError, naming the
+    prompt, if the template refuses the messages.
+    """
+    try:
+        return _render(accepted_messages(messages, tokenizer, options), tokenizer, options)
+    except Exception as error:  # a template is a program, and many refuse roles or orders by raising
+        raise PromptError(
+            f"prompt {name}: the chat template refuses it ({_one_line(error)}); give another template, or pass chat=False (--no-chat)"
+        ) from error
+
+
+def accepted_messages(messages: Sequence[Message], tokenizer: Any, options: Mapping[str, Any]) -> list[Message]:
+    """The messages in a form that the template takes.
+
+    System messages that the template refuses or leaves out are put in front of the first user message, with a warning. Contents are
+    handed over as lists of parts if the template, as some of multimodal models, finds no text in them otherwise. Messages that the
+    template refuses in every form are given back as they are.
+    """
+    spoken = [message for message in messages if message["role"] != "system"]
+    if len(spoken) < len(messages) and any(message["role"] == "user" for message in spoken):
+        reason = _why_no_system(messages, spoken, tokenizer, options)
+        if reason:
+            warnings.warn(
+                f"the chat template takes no system message ({reason}); its text is put in front of the first user message", stacklevel=2
+            )
+            messages = _merged(messages)
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    if not _shows(messages, messages, tokenizer, options) and _shows(messages, parts, tokenizer, options):
+        return list(parts)
+    return list(messages)
+
+
+def warn_of_unread_switch(tokenizer: Any, options: Mapping[str, Any], chat: bool) -> None:
+    """Warns if `enable_thinking` is among the options and no template reads it, so that it changes nothing."""
+    if SWITCH not in options:
+        return
+    if not (chat and has_template(tokenizer, options)):
+        reason = "no chat template is used"
+    elif SWITCH not in str(options.get("chat_template") or tokenizer.chat_template):  # the latter may be several, by name
+        reason = "the chat template does not read it"
+    else:
+        return
+    warnings.warn(f"{SWITCH} (--thinking, --no-thinking) changes nothing here: {reason}", stacklevel=2)
+
+
+def _render(messages: Sequence[Message], tokenizer: Any, options: Mapping[str, Any]) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)  # type: ignore[no-any-return]
+
+
+def _why_no_system(messages: Sequence[Message], spoken: Sequence[Message], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
+    """Why the template does not take the system messages; None if it takes them, or refuses the others as well."""
+    try:
+        without = _render(spoken, tokenizer, options)
+    except Exception:  # see render_chat
+        return None
+    try:
+        return "it leaves it out" if _render(messages, tokenizer, options) == without else None
+    except Exception as error:
+        return _one_line(error)
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    spoken = [dict(message) for message in messages if message["role"] != "system"]
+    first = next(message for message in spoken if message["role"] == "user")
+    first["content"] = "\n\n".join([*system, first["content"]])
+    return list(spoken)
+
+
+def _shows(messages: Sequence[Message], form: Sequence[Message], tokenizer: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the template, given the messages in some form, writes the last message's text."""
+    try:
+        return messages[-1]["content"].strip() in _render(form, tokenizer, options)
+    except Exception:  # see render_chat
+        return False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
