@@ -13,7 +13,8 @@ Site = Literal["resid_pre", "attn_in", "attn_out", "resid_mid", "ffn_in", "ffn_o
 Norm = Literal["none", "final"]
 Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
-Rows = Literal["response", "all"]
+Rows = Literal["response", "all", "reference"]
+SimilarityRows = Literal["response", "all"]
 Rule = Literal["boundary", "entropy_drop", "agreement"]
 Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
@@ -38,7 +39,7 @@ STREAM_SITES: dict[Module, tuple[Site, Site]] = {"attn": ("attn_out", "resid_pre
 READOUT_METRICS = ("entropy", "logp_next", "kl_to_final", "agrees")
 """Metrics decoded through the vocabulary, one value per token, layer and site."""
 
-STATE_METRICS = ("similarity", "stream_cosine")
+STATE_METRICS = ("similarity", "stream_cosine", "state_norm")
 """Metrics computed on hidden states alone."""
 
 METRICS = READOUT_METRICS + STATE_METRICS
@@ -50,10 +51,12 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "kl_from_layer": ("KL divergence from the reference layer's policy", "nats"),
     "agrees": ("agreement with the final policy's argmax", "share of tokens"),
     "perplexity": ("perplexity of the next token", "1"),
+    "log_perplexity": ("log perplexity of the next token", "nats per token"),
     "entropy_change": ("entropy change of the module", "nats"),
     "similarity": ("cosine similarity of the residual stream", "1"),
     "cka": ("debiased linear CKA of the residual stream", "1"),
     "stream_cosine": ("cosine between a module's output and the stream it writes to", "1"),
+    "state_norm": ("Euclidean norm of the state", "1"),
     "top_ids": ("most likely token ids", "1"),
     "top_probs": ("probabilities of the most likely tokens", "1"),
 }
@@ -63,11 +66,13 @@ UNBOUNDED = (-math.inf, math.inf)
 METRIC_BOUNDS: dict[str, tuple[float, float]] = {
     "entropy": (0.0, math.inf),
     "logp_next": (-math.inf, 0.0),
+    "log_perplexity": (0.0, math.inf),
     "kl_to_final": (0.0, math.inf),
     "kl_from_layer": (0.0, math.inf),
     "agrees": (0.0, 1.0),
     "similarity": (-1.0, 1.0),
     "stream_cosine": (-1.0, 1.0),
+    "state_norm": (0.0, math.inf),
 }
 """The range of the metrics that have one: no end of an interval lies outside it."""
 

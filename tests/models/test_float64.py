@@ -18,11 +18,11 @@ REFERENCE = 2
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_metric_matches_float64(architecture: str, tied: bool, norm: str) -> None:
     model = tiny_model(architecture, tied=tied)
-    lengths = (9, 17, 4)
+    lengths = (9, 17, 7)
     samples = [ll.Sample(random_ids(n, seed), n // 3) for seed, n in enumerate(lengths)]
     run = ll.analyze(ll.LensModel.wrap(model), samples, norm=norm, kl_from_layer=REFERENCE, top_k=5)
     for index, sample in enumerate(samples):
-        expected = plain_metrics(model, list(sample.token_ids), norm, REFERENCE)
+        expected = plain_metrics(model, list(sample.token_ids), norm, REFERENCE, sample.response_start)
         data = run.sample(index)
         for name, values in expected.items():
             if name == "entropy_change":

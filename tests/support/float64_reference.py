@@ -42,19 +42,24 @@ def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tens
     return states
 
 
-def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int) -> dict[str, Tensor]:
+def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int, response_start: int = 0) -> dict[str, Tensor]:
     """`metrics_of` a Llama-like model."""
     net = copy.deepcopy(model).double()
 
     def log_policy(h: Tensor, how: str) -> Tensor:
         return net.lm_head(net.model.norm(h) if how == "final" else h).log_softmax(-1)
 
-    return metrics_of(plain_states(model, ids), log_policy, ids, norm, reference)
+    return metrics_of(plain_states(model, ids), log_policy, ids, norm, reference, response_start)
 
 
 @torch.no_grad()
 def metrics_of(
-    states: dict[tuple[int, str], Tensor], log_policy: Callable[[Tensor, str], Tensor], ids: list[int], norm: str, reference: int
+    states: dict[tuple[int, str], Tensor],
+    log_policy: Callable[[Tensor, str], Tensor],
+    ids: list[int],
+    norm: str,
+    reference: int,
+    response_start: int = 0,
 ) -> dict[str, Tensor]:
     """Every metric of docs/definitions.md, float64; those of the readout have the shape [seq, layer, site].
 
@@ -62,6 +67,7 @@ def metrics_of(
         states: the states [seq, d] at every layer and every site that the model has.
         log_policy: from states and a norm to log-probabilities [seq, vocabulary].
         reference: the layer of `kl_from_layer`.
+        response_start: index of the first response token. Similarity and CKA are over the rows that predict one, without position 0.
     """
     n_layers = max(layer for layer, _ in states)
     sites = list(dict.fromkeys(site for _, site in states))
@@ -81,6 +87,7 @@ def metrics_of(
                 "kl_from_layer": (anchor.exp() * (anchor - logp)).sum(-1),
                 "agrees": (logp.argmax(-1) == final.argmax(-1)).double(),
                 "top_probs": p.sort(-1, descending=True).values[:, :5],
+                "state_norm": states[layer, site].square().sum(-1).sqrt(),
             }
             for name, value in values.items():
                 out.setdefault(name, []).append(value)
@@ -103,7 +110,8 @@ def metrics_of(
         ],
         1,
     )
-    streams = [states[layer, "resid_post"] for layer in range(1, n_layers + 1)]
+    compared = slice(max(1, response_start - 1), len(ids) - 1)
+    streams = [states[layer, "resid_post"][compared] for layer in range(1, n_layers + 1)]
     metrics["similarity"] = torch.stack([torch.stack([cosine(a, b, dim=-1).mean() for b in streams]) for a in streams])
     metrics["cka"] = torch.stack([torch.stack([_cka(a, b) for b in streams]) for a in streams])
     return metrics

@@ -53,11 +53,13 @@ def make_run(
         cosine = np.stack([np.linspace(-0.1, 0.4, n_layers), np.linspace(0.3, -0.3, n_layers)], -1) + 0.1 * rng.standard_normal(
             (n, n_layers, 2)
         )
+        lengths = np.where(np.arange(n) == 0, 1000.0, 10.0)
         values = {
             "entropy": entropy.astype(np.float32),
             "logp_next": (-entropy * 1.2).astype(np.float32),
             "kl_to_final": np.broadcast_to((1 - depth)[None, :, None] * 4, entropy.shape).astype(np.float32) + 0.01,
             "agrees": (rng.random(entropy.shape) < depth[None, :, None] ** 2).astype(np.int8),
+            "state_norm": (lengths[:, None, None] * np.exp(depth)[None, :, None] * (1 + wobble**2)).astype(np.float32),
             "similarity": sim[None].astype(np.float32),
             "cka": (sim[None] ** 0.5).astype(np.float32),
             "stream_cosine": cosine.astype(np.float32),

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
+from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
 from layerlens.analysis.row_sample import draw_rows
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
@@ -75,13 +76,13 @@ class Analysis:
             advance: is told of finished samples and tokens.
         """
         samples = self._with_responses(batch, earlier)
-        rows = [self._rows(sample) for sample in samples]
+        rows = [measured_rows(sample, self.plan.rows, reference_start(sample, self.model)) for sample in samples]
         draws = [self._draw(*each, tokens) for each in zip(batch, samples, rows, strict=True)]
         new = [drawn for drawn, _ in draws]
         if earlier is not None and tokens is not None:
             before = [self._draw(*each, tokens // 2)[0] for each in zip(batch, samples, rows, strict=True)]
             new = [np.setdiff1d(now, then) for now, then in zip(new, before, strict=True)]
-        measured = self._measure(samples, rows, new, first_round=earlier is None)
+        measured = self._measure(samples, new, first_round=earlier is None)
         advance(len(wanted), sum(len(sample.token_ids) for sample in samples))
         for place, index in enumerate(batch):
             if index in wanted:
@@ -115,20 +116,14 @@ class Analysis:
             return generate_responses(self.model, samples, self.generate, batch)
         return [replace(sample, token_ids=kept["text_token_id"].values.tolist()) for sample, kept in zip(samples, earlier, strict=True)]
 
-    def _rows(self, sample: Sample) -> Int[Array, " rows"]:
-        """Positions of the rows that count as measured: all, or those that predict a response token."""
-        return np.arange(len(sample.token_ids)) if self.plan.rows == "all" else np.flatnonzero(sample.in_response)
-
     def _draw(
         self, index: int, sample: Sample, rows: Int[Array, " rows"], tokens: int | None
     ) -> tuple[Int[Array, " drawn"], Float[Array, " drawn"] | None]:
         """The rows to decode, and how many rows each of them stands for (None: each for itself)."""
         return (rows, None) if tokens is None else draw_rows(rows, sample.in_response[rows], tokens, index)
 
-    def _measure(
-        self, samples: Sequence[Sample], rows: Sequence[Int[Array, " _"]], new: Sequence[Int[Array, " _"]], first_round: bool
-    ) -> list[Mapping[str, Array]]:
-        """Metrics at the new rows of each sample, and in the first round similarity over all rows; a text without new rows does not run."""
+    def _measure(self, samples: Sequence[Sample], new: Sequence[Int[Array, " _"]], first_round: bool) -> list[Mapping[str, Array]]:
+        """Metrics at the new rows of each sample, and in the first round similarity over its rows; a text without new rows does not run."""
         active = [place for place in range(len(samples)) if len(new[place])]
         plan = self.plan if first_round else self.plan.without("similarity")
         parts: list[Mapping[str, Array]] = [{} for _ in samples]
@@ -136,13 +131,14 @@ class Analysis:
             ids = [torch.tensor(samples[place].token_ids) for place in active]
             keep = [torch.from_numpy(new[place]) for place in active]
             names = [samples[place].name for place in active]
-            all_rows = [torch.from_numpy(rows[place]) for place in active]
-            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, names, all_rows), strict=True):
+            compared = [torch.from_numpy(similarity_rows(samples[place], plan.similarity_rows)) for place in active]
+            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, names, compared), strict=True):
                 parts[place] = part
         return parts
 
     def _attrs(self, tokens: int | None) -> Mapping[str, Any]:
         attrs = {"model": self.model.name, "norm": self.plan.norm, "temperature": self.plan.temperature, "rows": self.plan.rows}
+        attrs["similarity_rows"] = self.plan.similarity_rows
         more = {"kl_from_layer": self.plan.kl_from_layer, "tokens_per_sample": tokens}
         return {**attrs, **{name: value for name, value in more.items() if value is not None}}
 
@@ -161,6 +157,7 @@ class Analysis:
             text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids)),
             values=values,
             weight=weight,
+            reference_start=reference_start(sample, self.model),
         )
 
 

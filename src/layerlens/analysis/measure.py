@@ -13,7 +13,7 @@ from torch import Tensor
 from layerlens.analysis.plan import READOUT_FIELDS, Plan
 from layerlens.decode import readout
 from layerlens.errors import ReadoutError
-from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, stream_cosine
+from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, state_norm, stream_cosine
 from layerlens.models import LayerSite, LensModel
 from layerlens.types import SITES, STREAM_SITES, Module, Norm, Site
 
@@ -72,7 +72,7 @@ def measure_batch(
     batch = _Batch(ids, keep, names)
     wide = batch if similarity_rows is None else _Batch(ids, similarity_rows, names)
     anchors, held = _first_pass(model, batch, wide, plan)
-    values = _decode(model, batch, plan, anchors) if plan.decoded or plan.top_k or plan.modules else {}
+    values = _decode(model, batch, plan, anchors) if plan.reads_rows else {}
     parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
     if "similarity" in plan.metrics:
         for number, part in enumerate(parts):
@@ -119,7 +119,7 @@ def _first_pass(
 
 
 def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    decoding = bool(plan.decoded or plan.top_k)
+    decoding = bool(plan.decoded or plan.top_k or "state_norm" in plan.metrics)
     asked: set[LayerSite] = {(layer, site) for layer in plan.layers for site in plan.sites} if decoding else set()
     # H^(l-1) leaves one block and enters the next: decode it once
     twins: dict[LayerSite, LayerSite] = {
@@ -167,10 +167,16 @@ class _Decoder:
             k = min(plan.top_k, self.unembedding.weight.shape[0])
             self.values["top_ids"] = np.zeros((*shape, k), np.int32)
             self.values["top_probs"] = np.zeros((*shape, k), np.float32)
+        if "state_norm" in plan.metrics:
+            self.values["state_norm"] = np.zeros(shape, np.float32)
         if plan.modules:
             self.values["stream_cosine"] = np.zeros((n, len(plan.layers), len(plan.modules)), np.float32)
 
     def add(self, layer: int, site: Site, rows: Tensor) -> None:
+        if "state_norm" in self.values:
+            self.values["state_norm"][self._place(layer, site)] = state_norm(rows).cpu().numpy()
+        if not (self.plan.decoded or self.plan.top_k):
+            return
         self.waiting.append(((layer, site), self.model.normalise(rows, self.plan.norm)))
         size = sum(states.numel() * 4 for _, states in self.waiting)
         if size >= BUFFER_BYTES.get(rows.device.type, BUFFER_BYTES["cpu"]):

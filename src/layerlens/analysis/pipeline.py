@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from layerlens.analysis.batches import Advance, Analysis
 from layerlens.analysis.plan import Plan
+from layerlens.analysis.row_positions import NOWHERE, reference_start
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.errors import PromptError, RunError, SelectionError
@@ -18,7 +19,7 @@ from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
 from layerlens.storage.shared_work import share_work
-from layerlens.types import SITES, Norm, Rows, resolve_layers, resolve_metrics, resolve_norm
+from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics, resolve_norm
 
 
 def analyze(
@@ -30,6 +31,7 @@ def analyze(
     metrics: str | Iterable[str] = "all",
     norm: Norm = "none",
     rows: Rows = "all",
+    similarity_rows: SimilarityRows = "response",
     temperature: float = 1.0,
     kl_from_layer: int | None = None,
     top_k: int = 0,
@@ -48,16 +50,19 @@ def analyze(
         samples: from `read_prompts`, or made by hand.
         sites: "all" (that the architecture has) or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post.
         layers: "all" or any of 1...L.
-        metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine (docs/definitions.md).
+        metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine, state_norm (docs/definitions.md).
         norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens).
-        rows: "all", or "response" to decode only the rows that predict a response token.
+        rows: "all", "response" to decode only the rows that predict a response token, or "reference" for those that the paper's code
+            takes: from the second token after the prompt's "assistant" to the last position, which predicts nothing.
+        similarity_rows: similarity and CKA are over response rows without position 0, the attention sink, which alone would decide
+            CKA (in a text without a response: over all rows but position 0). "all" takes every row.
         temperature: divides the logits of every policy.
         kl_from_layer: also measure KL(π of this layer's resid_post ‖ π) at every layer and site.
         top_k: also keep this many of the most likely tokens at every layer and site.
         tokens_per_sample: decode at most this many response rows of each sample (and, with rows="all", at most as many of its
             other rows), drawn at random without replacement. The draw depends on the sample's number alone, so it is the same in
             any batch, process and model. Means stay unbiased under both weightings, and intervals include the error of the draw.
-            Similarity still uses all rows, since it needs no vocabulary. "auto" doubles the number until the goal is reached (see
+            Similarity is not drawn, since it needs no vocabulary. "auto" doubles the number until the goal is reached (see
             `precision`), until every row is decoded, or until decoding all other rows would narrow the interval by less than a
             tenth because the samples differ too much.
         precision: the goal of "auto": 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS with
@@ -76,18 +81,21 @@ def analyze(
         that was reached.
 
     Raises:
-        PromptError: no samples, or one that does not fit the model's context or vocabulary (before anything runs).
+        PromptError: no samples, one that does not fit the model's context or vocabulary, or one without the rows asked for (before
+            anything runs).
         SelectionError: an unknown site, layer, metric, norm or backend, a site that the architecture does not have, a backend that
             cannot be used here, or "auto" without the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
         RunError: `out` cannot be used.
     """
     chosen = _checked_samples(samples)
-    plan = _resolved_plan(model, sites, layers, metrics, norm, rows, temperature, kl_from_layer, top_k)
+    plan = _resolved_plan(model, sites, layers, metrics, norm, rows, similarity_rows, temperature, kl_from_layer, top_k)
     draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
-    if rows == "response":
+    if rows != "all":
         _require_response_rows(chosen, generate)
+    if rows == "reference":
+        _require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
     analysis = Analysis(model, chosen, plan, generate, batch_tokens, draw, precision, device)
     analysis, store = _open_store(analysis, out, backend)
@@ -127,13 +135,24 @@ def _require_response_rows(samples: Sequence[Sample], generate: Generation | Non
         raise PromptError(f"prompt {silent.name} has no response token to decode; pass generate= or rows='all'")
 
 
+def _require_assistant(samples: Sequence[Sample], model: LensModel) -> None:
+    nameless = next((sample for sample in samples if reference_start(sample, model) == NOWHERE), None)
+    if nameless is not None:
+        raise PromptError(
+            f"prompt {nameless.name} holds no 'assistant', after which the rows of the paper's code begin: use the chat template of the "
+            "model if it names one, or rows='response'"
+        )
+
+
 def _resolved_plan(
-    model: LensModel, sites: Any, layers: Any, metrics: Any, norm: str, rows: Rows, temperature: float, kl_from_layer: int | None,
-    top_k: int,
+    model: LensModel, sites: Any, layers: Any, metrics: Any, norm: str, rows: Rows, similarity_rows: SimilarityRows, temperature: float,
+    kl_from_layer: int | None, top_k: int,
 ) -> Plan:  # fmt: skip
     """What to measure, every argument of `analyze` checked. Raises SelectionError on one that makes no sense."""
-    if rows not in ("all", "response"):
-        raise SelectionError(f"rows must be 'all' or 'response', got {rows!r}")
+    if rows not in get_args(Rows):
+        raise SelectionError(f"rows must be 'response', 'all' or 'reference', got {rows!r}")
+    if similarity_rows not in get_args(SimilarityRows):
+        raise SelectionError(f"similarity_rows must be 'response' or 'all', got {similarity_rows!r}")
     if not temperature > 0:
         raise SelectionError(f"temperature must be above 0, got {temperature}")
     if kl_from_layer is not None:
@@ -150,6 +169,7 @@ def _resolved_plan(
         kl_from_layer=kl_from_layer,
         top_k=top_k,
         absent_sites=tuple(site for site in SITES if site not in model.sites),
+        similarity_rows=similarity_rows,
     )
 
 

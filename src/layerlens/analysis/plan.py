@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from layerlens.types import READOUT_METRICS, STREAM_SITES, Module, Norm, Rows, Site
+from layerlens.types import READOUT_METRICS, STREAM_SITES, Module, Norm, Rows, SimilarityRows, Site
 
 READOUT_FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
 """Names of metrics in a run, and of the fields of a Readout."""
@@ -25,6 +25,7 @@ class Plan:
     backend: str = "auto"
     absent_sites: tuple[Site, ...] = ()
     """Sites that the model's architecture does not have, such as resid_mid in parallel blocks."""
+    similarity_rows: SimilarityRows = "response"
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -38,6 +39,11 @@ class Plan:
         """Metrics that need the vocabulary."""
         names = tuple(name for name in READOUT_METRICS if name in self.metrics)
         return names if self.kl_from_layer is None else (*names, "kl_from_layer")
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether anything is measured row by row, rather than over a text."""
+        return bool(self.decoded or self.top_k or self.modules or "state_norm" in self.metrics)
 
     def without(self, metric: str) -> Plan:
         """This plan without one of its metrics."""

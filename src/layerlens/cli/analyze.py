@@ -73,7 +73,11 @@ def analyze_command(
         ),
     ] = "all",
     rows: Annotated[
-        Rows, typer.Option(help="Decode all rows, or those that predict a response token.", rich_help_panel="Measurement")
+        Rows,
+        typer.Option(
+            help="Decode all rows, those that predict a response token, or those of the paper's code (reference).",
+            rich_help_panel="Measurement",
+        ),
     ] = "all",
     top_k: Annotated[
         int,

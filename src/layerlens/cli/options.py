@@ -64,7 +64,9 @@ RuleOption = Annotated[
         "agreement: first to agree with the final policy."
     ),
 ]
-RowsOption = Annotated[Rows, typer.Option(help="Average over the rows that predict a response token, or all.")]
+RowsOption = Annotated[
+    Rows, typer.Option(help="Average over the rows that predict a response token, over all, or over those of the paper's code (reference).")
+]
 WeightingOption = Annotated[Weighting, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[
     float,

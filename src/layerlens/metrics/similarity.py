@@ -1,4 +1,4 @@
-"""How alike the residual stream is at different layers, and how a module's output relates to the residual stream it is added to."""
+"""How alike layers are, how a module's output relates to the residual stream it is added to, and how long states are."""
 
 from __future__ import annotations
 
@@ -45,3 +45,13 @@ def debiased_cka(states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "lay
 def stream_cosine(output: Float[Tensor, "*rows d"], stream: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
     """cos(module output, residual stream it is added to), float32: > 0 amplifies, near 0 writes new directions, < 0 erases."""
     return cosine_similarity(output.float(), stream.float(), dim=-1)
+
+
+def state_norm(states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+    """‖h‖, the Euclidean norm of a state as it stands at its site, before any norm convention; float32.
+
+    A few tokens, most often the first, have states a hundred times as long as all others (Sun et al. 2024, "Massive Activations in
+    Large Language Models"): means over tokens that weigh by length, such as linear CKA, are then theirs alone.
+    """
+    length: Tensor = torch.linalg.vector_norm(states.float(), dim=-1)
+    return length

@@ -27,6 +27,7 @@ from layerlens.plots.runs.family_grid import family_grid
 from layerlens.plots.runs.metric_by_layer import metric_by_layer
 from layerlens.plots.runs.pass_curves import pass_curves
 from layerlens.plots.runs.similarity import similarity
+from layerlens.plots.runs.state_norm import state_norm
 from layerlens.plots.runs.stream_cosine import stream_cosine
 from layerlens.plots.training.drift import drift
 from layerlens.plots.training.layer_entropy_over_steps import layer_entropy_over_steps
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "similarity",
     "stability",
+    "state_norm",
     "stream_cosine",
     "training_dynamics",
 ]

@@ -64,7 +64,7 @@ def difference(
     )
     attrs = {
         "long_name": f"difference of {old.attrs['long_name']}",
-        **{name: old.attrs[name] for name in ("units", "over", "rows", "drop_first")},
+        **{name: old.attrs[name] for name in ("units", "over", "rows", "drop_first", "position_0")},
         "level": level,
         "paired": int(paired),
         "samples_before": old.attrs["samples"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
@@ -16,8 +18,14 @@ def row_mask(data: xr.Dataset, rows: Rows = "response", drop_first: int = 0) -> 
     """Which rows a mean counts, along `token`; arguments as in `Run.bootstrap`. Raises SelectionError for an unknown choice of rows."""
     if drop_first < 0:
         raise SelectionError(f"drop_first must be 0 or more, got {drop_first}")
-    if rows not in ("response", "all"):
-        raise SelectionError(f"rows must be 'response' or 'all', got {rows!r}")
+    if rows not in get_args(Rows):
+        raise SelectionError(f"rows must be 'response', 'all' or 'reference', got {rows!r}")
+    if rows == "reference":
+        return _reference_rows(data, drop_first)
+    if rows == "response" and data.attrs.get("rows") == "reference":
+        raise SelectionError(
+            "this run holds the rows of the paper's code, without each sample's first response row: ask for rows='reference'"
+        )
     response = data["in_response"].values.astype(bool)
     keep = np.ones_like(response) if rows == "all" else response.copy()
     if drop_first:
@@ -72,6 +80,19 @@ def sums_by_sample(
         return sums, counts
     with np.errstate(invalid="ignore"):
         return np.where(counts > 0, sums / counts, 0.0), (counts > 0).astype(np.float64)
+
+
+def _reference_rows(data: xr.Dataset, drop_first: int) -> Bool[Array, " tokens"]:
+    """The rows that the paper's code takes, from each sample's `reference_start` to its last position."""
+    if drop_first:
+        raise SelectionError("drop_first counts response rows; the rows of rows='reference' begin where they begin in the paper's code")
+    held = data.attrs.get("rows")
+    if "reference_start" not in data.coords or (data["reference_start"].values < 0).any():
+        raise SelectionError("rows='reference' begin after the prompt's 'assistant', which this run does not know of every sample")
+    if held != "reference" and (held != "all" or (row_weights(data) != 1).any()):
+        raise SelectionError("rows='reference' keep each sample's last position, which was not decoded: analyse with rows='reference'")
+    starts = np.repeat(data["reference_start"].values, np.diff([*_first_rows(data), data.sizes["token"]]))
+    return data["position"].values >= starts
 
 
 def _response_place(data: xr.Dataset, response: Bool[Array, " tokens"]) -> Int[Array, " tokens"]:

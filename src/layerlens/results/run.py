@@ -14,12 +14,14 @@ import xarray as xr
 from layerlens.errors import RunError, SelectionError
 from layerlens.metrics.entropy import entropy_change
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
-from layerlens.metrics.perplexity import perplexity
+from layerlens.metrics.perplexity import log_perplexity, perplexity
 from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
 from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, Module, Norm, Rows, Weighting
+
+MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Run:
         return change.rename("entropy_change")
 
     def values(self, name: str) -> xr.DataArray:
-        """A variable as it was measured, or one derived from it: `entropy_change` (all modules that the sites allow).
+        """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `log_perplexity` (-logp_next).
 
         Raises SelectionError if the run does not hold it.
         """
@@ -125,6 +127,9 @@ class Run:
             return xr.concat([self.entropy_change(m) for m in modules], pd.Index(modules, name="module")).transpose(
                 "token", "layer", "module"
             )
+        if name == "log_perplexity":
+            surprise: xr.DataArray = xr.apply_ufunc(log_perplexity, self._variable("logp_next"))
+            return surprise.rename(name)
         return self._variable(name)
 
     def bootstrap(
@@ -142,17 +147,22 @@ class Run:
         Problems are resampled, each with all its answers (`problems`), since answers to one problem are not independent.
 
         Args:
-            name: a variable of `data`, or `entropy_change`, or `perplexity` (exp of the mean negative `logp_next`).
+            name: a variable of `data`, or `entropy_change`, `log_perplexity` (the mean of -`logp_next`, nats per token), or
+                `perplexity`, its exponential: with `over="sample"` the geometric mean of the samples' perplexities, with "token"
+                the perplexity of all tokens as one text.
             over: weighting: "sample" takes the mean of each sample first, "token" weighs all tokens alike, as the paper's
                 reference implementation does. A drawn row counts as many times as the rows it stands for.
-            rows: "response", or "all" to count prompt rows too. Similarity and CKA are always over the rows that were analysed;
-                the attrs of their mean say which.
-            drop_first: number of response rows to leave out at the start of each sample.
+            rows: "response"; "all" to count prompt rows too; or "reference" for exactly the rows of the paper's code, from the
+                second token after the prompt's "assistant" to the last position. Similarity and CKA are over the rows that
+                `analyze(similarity_rows=)` gave them; the attrs of their mean say which.
+            drop_first: number of response rows to leave out at the start of each sample. The paper's code leaves out 1 under ChatML
+                and none under Llama 3's template, but keeps the last position: `rows="reference"` is exact.
             resamples, seed: number of resamples and seed of the bootstrap.
 
         Returns:
             The mean, with the dims of the variable less `token` or `sample`, and the resampled means with `resample` in front.
-            Attrs name weighting, rows, the number of samples that have a row to average, and the number of their problems.
+            Attrs name weighting, rows (and whether position 0 may be one of them), the number of samples that have a row to
+            average, and the number of their problems.
 
         Raises:
             SelectionError: an unknown variable, or no row to average.
@@ -168,13 +178,14 @@ class Run:
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
         if "token" not in values.dims:  # each sample's value is over all rows that were analysed
-            rows, drop_first = self.data.attrs["rows"], 0
+            rows, drop_first = self.data.attrs.get("similarity_rows", self.data.attrs["rows"]), 0
         attrs = {
-            "long_name": f"mean {long_name}",
+            "long_name": f"{MEANS_OF_PERPLEXITY[over]}: {long_name}" if name == "perplexity" else f"mean {long_name}",
             "units": units,
             "over": over,
             "rows": rows,
             "drop_first": drop_first,
+            "position_0": int("token" in values.dims or self.data.attrs.get("similarity_rows", "all") == "all"),
             "samples": int(counted.sum()),
             "problems": len(np.unique(problems[counted])),
         }

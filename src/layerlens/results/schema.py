@@ -21,6 +21,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "top_ids": ("token", "layer", "site", "rank"),
     "top_probs": ("token", "layer", "site", "rank"),
     "stream_cosine": ("token", "layer", "module"),
+    "state_norm": ("token", "layer", "site"),
     "similarity": ("sample", "layer", "layer_to"),
     "cka": ("sample", "layer", "layer_to"),
 }
@@ -44,6 +45,7 @@ class SampleResult:
         text: the whole text, in words.
         values: arrays by metric, with the dimensions that DIMS gives.
         weight: how many rows of the text each decoded row stands for; None if all rows were decoded.
+        reference_start: the first position that the paper's code counts; -1 if the prompt names no assistant.
     """
 
     index: int
@@ -56,6 +58,7 @@ class SampleResult:
     text: str = ""
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     weight: np.ndarray | None = None
+    reference_start: int = -1
 
 
 def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -73,6 +76,7 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "sample_text": ("sample", np.array([storable(result.text)], dtype=object)),
         "ground_truth": ("sample", np.array([storable(sample.ground_truth or "")], dtype=object)),
         "response_start": ("sample", np.array([sample.response_start], np.int32)),
+        "reference_start": ("sample", np.array([result.reference_start], np.int32)),
         "text_sample": ("text_token", np.full(len(token_ids), result.index, np.int32)),
         "text_token_id": ("text_token", token_ids),
         "layer": np.asarray(result.layers, np.int32),

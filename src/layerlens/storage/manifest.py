@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from layerlens.errors import RunError
 from layerlens.storage.files import write_text
-from layerlens.types import Norm, Rows
+from layerlens.types import Norm, Rows, SimilarityRows
 
 FORMAT = 2
 """The format that is written. Format 1 (token ids as text, the stopping verdict under "readout") is still read."""
@@ -79,7 +79,8 @@ class AnalysisConfig:
     """The configuration of an analysis as it was resolved; fields as `layerlens.analyze` documents its arguments.
 
     `generate` is None when responses were given, `backend` when the folder was written before manifests named a backend.
-    `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks.
+    `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks. `similarity_rows` is None in
+    folders of before that argument: their similarity is over the rows that were analysed.
     """
 
     norm: Norm
@@ -95,6 +96,7 @@ class AnalysisConfig:
     generate: SamplingSettings | None = None
     backend: str | None = None
     absent_sites: tuple[str, ...] = ()
+    similarity_rows: SimilarityRows | None = None
 
 
 @dataclass(frozen=True)

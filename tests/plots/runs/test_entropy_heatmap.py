@@ -45,11 +45,17 @@ def test_entropy_heatmap_of_other_metrics(run, metric):
     draw(ax)
 
 
-def test_entropy_heatmap_of_perplexity_has_logarithmic_colours_and_no_formulas(run):
-    ax = plots.entropy_heatmap(run, metric="perplexity")
+def test_entropy_heatmap_of_norms_has_logarithmic_colours_and_no_formulas(run):
+    ax = plots.entropy_heatmap(run, metric="state_norm")
     draw(ax)
     assert ax.collections[0].norm(1.0) <= 0
     assert not any("$" in label for label in numbers(figure_of(ax).axes[1].yaxis))
+
+
+def test_entropy_heatmap_of_perplexity_shows_its_logarithm(run):
+    ax = plots.entropy_heatmap(run, metric="perplexity")
+    np.testing.assert_allclose(cells(ax), -run.mean("logp_next")["mean"].transpose("layer", "site"), rtol=1e-6)
+    assert "nats per token" in figure_of(ax).axes[1].get_ylabel().replace("\n", " ")
     with pytest.raises(SelectionError, match="logp_next"):
         plots.entropy_heatmap(run, 0, metric="perplexity")
 

@@ -27,11 +27,24 @@ def test_metric_by_layer_of_equal_depth_counts_layers_from_1(run):
     assert ax.get_ylim()[0] == 0
 
 
-@pytest.mark.parametrize("metric", ["entropy", "agrees", "kl_to_final", "logp_next", "perplexity"])
+@pytest.mark.parametrize("metric", ["entropy", "agrees", "kl_to_final", "logp_next"])
 def test_metric_by_layer_of_any_metric(run, metric):
     ax = plots.metric_by_layer(run, metric, site="ffn_out")
     np.testing.assert_allclose(ax.lines[0].get_ydata(), run.mean(metric)["mean"].sel(site="ffn_out"))
-    assert ax.get_yscale() == ("log" if metric == "perplexity" else "linear")
+    assert ax.get_yscale() == "linear"
+    draw(ax)
+
+
+def test_perplexity_is_drawn_in_nats_per_token(run):
+    """States that are read without a norm have perplexities up to 10^150."""
+    ax = plots.metric_by_layer(run, "perplexity", over="token")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), -run.mean("logp_next", over="token")["mean"].sel(site="resid_post"))
+    assert "log perplexity of the next token [nats per token]" in ax.get_ylabel().replace("\n", " ")
+
+
+def test_metric_by_layer_of_norms_has_a_logarithmic_axis_without_formulas(run):
+    ax = plots.metric_by_layer(run, "state_norm")
+    assert ax.get_yscale() == "log"
     draw(ax)
     assert not any("$" in label for label in numbers(ax.yaxis))
 

@@ -19,6 +19,8 @@ from layerlens.results.training_log import TrainingLog
 CAPTION = "caption"
 """The gid of a caption's text, to find it by: `figure.findobj(lambda artist: artist.get_gid() == CAPTION)`."""
 
+ROW_NAMES = {"response": "response rows", "all": "all rows", "reference": "the paper's code's rows"}
+
 NO_INTERVAL = "no interval"
 MONITOR_MEAN = "mean of per-sample means, response rows"
 """How the training monitor averages over its probe problems."""
@@ -141,9 +143,8 @@ def _samples(runs: Sequence[Run], counts: Sequence[int]) -> str:
 def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
     per_sample = mean["over"] == "sample" and max(counts) > 1
     weighting = "mean of per-sample means" if per_sample else "mean over tokens"
-    rows = "response rows" if mean["rows"] == "response" else "all rows"
     dropped = f", without each sample's first {mean['drop_first']}" if mean["drop_first"] else ""
-    return f"{weighting}, {rows}{dropped}"
+    return f"{weighting}, {ROW_NAMES[mean['rows']]}{dropped}{'' if mean.get('position_0', 1) else ', without position 0'}"
 
 
 def _interval(counts: Sequence[int], level: float) -> str:

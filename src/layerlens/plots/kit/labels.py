@@ -72,7 +72,7 @@ def power(value: float) -> str:
 def metric_label(name: str, mean: bool = True) -> str:
     """Long name and unit, for an axis or a colour bar."""
     long_name, unit = METRIC_INFO[name]
-    text = f"mean {long_name}" if mean and name != "perplexity" else long_name
+    text = f"mean {long_name}" if mean and "perplexity" not in name else long_name
     return text if unit == "1" else f"{text} [{unit}]"
 
 

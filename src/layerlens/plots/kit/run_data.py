@@ -40,6 +40,11 @@ def legend_names(runs: Sequence[Run]) -> list[str]:
     return numbered(names)
 
 
+def drawn_metric(metric: str) -> str:
+    """What a figure shows of a metric: of perplexity its logarithm, since states read without a norm reach 10^150."""
+    return "log_perplexity" if metric == "perplexity" else metric
+
+
 def require_metric(run: Run, metric: str) -> None:
     """Raises SelectionError unless the metric has one value per token, layer and site (or module)."""
     if metric in METRIC_INFO and metric not in ("perplexity", "entropy_change"):

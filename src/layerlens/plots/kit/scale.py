@@ -59,10 +59,11 @@ SCALES: dict[str, Scale] = {
     "logp_next": Scale("cividis", high=0.0, tail=0.01),
     "kl_to_final": Scale("magma", tail=0.01),
     "kl_from_layer": Scale("magma", tail=0.01),
-    "perplexity": Scale("magma", log=True),
+    "log_perplexity": Scale("magma"),
     "agrees": Scale("cividis", low=0.0, high=1.0),
     "entropy_change": DIVERGING,
     "stream_cosine": DIVERGING,
+    "state_norm": Scale("magma", log=True),
     "similarity": Scale("viridis", high=1.0),
     "cka": Scale("viridis", high=1.0),
 }

@@ -18,7 +18,7 @@ from layerlens.plots.kit.figure import axes_size
 from layerlens.plots.kit.heat_map import heat_map, label_sites
 from layerlens.plots.kit.labels import metric_label, plain
 from layerlens.plots.kit.layer_axis import number_axis
-from layerlens.plots.kit.run_data import MeanOptions, column_dim, mean_at, mean_without_interval, require_metric
+from layerlens.plots.kit.run_data import MeanOptions, column_dim, drawn_metric, mean_at, mean_without_interval, require_metric
 from layerlens.plots.kit.scale import SCALES, Limits, Scale
 from layerlens.plots.kit.style import styled
 from layerlens.plots.kit.tokens import cells_at, token_heat_map
@@ -48,7 +48,7 @@ def entropy_heatmap(
         sample: a sample's number or id; None for the mean over the run, at every site.
         site: where hidden vectors are read; for `entropy_change` and `stream_cosine` a module. By default `resid_post` (or
             `ffn`) of a sample, and all of them for the whole run.
-        metric: `entropy`, `logp_next`, `kl_to_final`, `agrees`, `entropy_change`, ... or for the whole run `perplexity`.
+        metric: `entropy`, `logp_next`, `kl_to_final`, `agrees`, `entropy_change`, ... or for the whole run `perplexity` (its logarithm).
         tokens: which of the sample's rows to draw, as a list is sliced; all by default. Labels are thinned, and numbered by
             position, if they would overlap.
         limits: ends of the colour scale, to compare figures; the data's by default.
@@ -69,6 +69,7 @@ def entropy_heatmap(
 
 
 def _by_site(run: Run, site: str | None, metric: str, limits: Limits, annotate: bool | None, ax: Axes | None, options: MeanOptions) -> Axes:
+    metric = drawn_metric(metric)
     require_metric(run, metric)
     mean = mean_without_interval(run, metric, options)
     dim = column_dim(mean)
@@ -83,7 +84,7 @@ def _by_site(run: Run, site: str | None, metric: str, limits: Limits, annotate: 
     def number(ax: Axes, cells: QuadMesh) -> None:
         width, height = axes_size(ax)
         number_axis(ax.yaxis, run.layers, height, apart=0.12, rows=True)
-        fits = height / len(run.layers) > 0.1 and width / len(names) > 0.3 and metric != "perplexity"
+        fits = height / len(run.layers) > 0.1 and width / len(names) > 0.3
         if fits if annotate is None else annotate:
             write_values(ax, cells, values, digits=2 if scale.centred or scale.high == 1.0 else 1)
 

@@ -13,7 +13,7 @@ from layerlens.plots.kit.caption import NO_INTERVAL, add_caption, describe_runs
 from layerlens.plots.kit.cells import color_bar, draw_cells, hatched_text
 from layerlens.plots.kit.figure import new_figure
 from layerlens.plots.kit.labels import families, metric_label, wrapped
-from layerlens.plots.kit.run_data import MeanOptions, as_runs, column_dim, legend_names, mean_without_interval, require_metric
+from layerlens.plots.kit.run_data import MeanOptions, as_runs, column_dim, drawn_metric, legend_names, mean_without_interval, require_metric
 from layerlens.plots.kit.scale import SCALES, Limits, normalize
 from layerlens.plots.kit.style import MODULE_NAMES, styled
 from layerlens.results import Run
@@ -46,7 +46,7 @@ def family_grid(
     Raises:
         SelectionError: a run lacks the metric, or no run has the sites.
     """
-    runs = as_runs(runs)
+    runs, metric = as_runs(runs), drawn_metric(metric)
     for run in runs:
         require_metric(run, metric)
     means = [mean_without_interval(run, metric, mean) for run in runs]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from layerlens.plots.kit.curves import metric_curves
 from layerlens.plots.kit.layer_axis import compare_relative
-from layerlens.plots.kit.run_data import MeanOptions, as_runs
+from layerlens.plots.kit.run_data import MeanOptions, as_runs, drawn_metric
 from layerlens.plots.kit.style import styled
 from layerlens.results import Run
 
@@ -28,7 +28,7 @@ def metric_by_layer(
 
     Args:
         runs: one run, or several to compare.
-        metric: `entropy`, `agrees`, `kl_to_final`, `logp_next`, `perplexity` (logarithmic axis), `kl_from_layer`, ...
+        metric: `entropy`, `agrees`, `kl_to_final`, `logp_next`, `perplexity` (its logarithm, in nats per token), `kl_from_layer`, ...
         site: where hidden vectors are read; for `entropy_change` and `stream_cosine` a module.
         relative: depth as l / L; by default if the models differ in depth.
         ax: axes to draw into; a new figure by default.
@@ -38,4 +38,4 @@ def metric_by_layer(
         SelectionError: a run lacks the metric or the site.
     """
     runs = as_runs(runs)
-    return metric_curves(runs, metric, site, compare_relative(runs, relative), "nats", ax, mean)
+    return metric_curves(runs, drawn_metric(metric), site, compare_relative(runs, relative), "nats", ax, mean)

@@ -59,7 +59,7 @@ def similarity(run: Run, kind: str = "cosine", *, ax: Axes | None = None, **mean
 
     side = float(np.clip(2.6 + 0.06 * len(run.layers), 3.2, 6))
     # similarity needs no unembedding, so it counts the rows as well that were not drawn to be decoded
-    shows = [hatched_text(values), "similarity over all tokens, decoded or not" if run.tokens_per_sample else ""]
+    shows = [hatched_text(values), "similarity over all its rows, decoded or not" if run.tokens_per_sample else ""]
     return heat_map(
         values,
         scale,
