@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from layerlens.results import RunFolder
-from layerlens.results.training_log import HIGH, LOW
+from layerlens.results.training_log import CHANGE, HIGH, LOW
 from layerlens.storage.manifest import AnalysisConfig, ModelInfo, RunManifest, SampleSet
 
 
@@ -70,6 +70,12 @@ def write_training(
                 }
             for name, value in [item for item in row.items() if item[0] != "step" and not item[0].startswith("drift/")]:
                 row |= {name + LOW: None if value is None else value - 0.1, name + HIGH: None if value is None else value + 0.2}
+            row["log_perplexity"] = float(np.log(row["perplexity"]))  # type: ignore[arg-type]
+            first = rows[0] if rows else row
+            for name, value in [item for item in row.items() if not item[0].startswith(("step", "drift/"))]:
+                if not name.endswith((LOW, HIGH)) and value is not None and first.get(name) is not None:
+                    gone = value - first[name]  # type: ignore[operator]
+                    row |= {name + CHANGE: gone, name + CHANGE + LOW: gone - 0.05, name + CHANGE + HIGH: gone + 0.05}
             rows.append(row)
             run = RunManifest(
                 model=ModelInfo("tiny-qwen3", "0", "float32", n_layers=layers),

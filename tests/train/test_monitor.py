@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import layerlens as ll
 from layerlens.errors import TrainingError
 from layerlens.models import causal_lm
 from layerlens.results import open_run
-from layerlens.results.training_log import HIGH, LOW, open_training
+from layerlens.results.training_log import CHANGE, HIGH, LOW, open_training
 from layerlens.train.monitor import Monitor
 from tests.support.training import make_trainer
 
@@ -33,7 +34,7 @@ def test_the_trainers_log_holds_the_means_of_snapshots_without_intervals(folder:
     monitor = open_training(folder).monitor
     assert logged == list(zip(monitor["step"], monitor["kl/above"], strict=True)), "each snapshot at its own step"
     assert [step for step, _ in logged] == [0, 1, 2]
-    assert not any(name.endswith((LOW, HIGH)) for entry in entries for name in entry)
+    assert not any(name.endswith((LOW, HIGH, CHANGE)) for entry in entries for name in entry)
 
 
 def test_means_and_intervals_of_a_snapshot_match_its_run(folder: Path) -> None:
@@ -52,9 +53,22 @@ def test_means_and_intervals_of_a_snapshot_match_its_run(folder: Path) -> None:
     assert row["kl/above"] == pytest.approx((row["kl/to_3"] + row["kl/to_4"]) / 2)
 
 
+def test_change_since_the_start_is_the_difference_of_its_runs(folder: Path) -> None:
+    row = open_training(folder).monitor.iloc[-1]
+    runs = [open_run(folder / "monitor" / name) for name in ("step-000000", "step-000002")]
+    change = ll.difference(*runs)
+    assert change.attrs["paired"]
+    for suffix, part in (("", "mean"), (LOW, "low"), (HIGH, "high")):
+        for layer in range(1, 5):
+            expected = float(change[part].sel(layer=layer, site="resid_post"))
+            assert row[f"entropy/layer_{layer}{CHANGE}{suffix}"] == pytest.approx(expected, abs=1e-9)
+    first = open_training(folder).monitor.iloc[0]
+    assert first[f"entropy/layer_1{CHANGE}"] == first[f"kl/above{CHANGE}{HIGH}"] == 0
+
+
 def test_every_mean_over_the_probe_has_an_interval_around_it(folder: Path) -> None:
     row = json.loads((folder / "monitor" / "summary.jsonl").read_text().splitlines()[-1])
-    means = [name for name in row if name != "step" and not name.startswith("drift/") and not name.endswith((LOW, HIGH))]
+    means = [name for name in row if name != "step" and not name.startswith("drift/") and not name.endswith((LOW, HIGH, CHANGE))]
     assert {"policy_entropy", "perplexity", "response_length", "stability/answers", "stability/entropy_path", "kl/above"} <= set(means)
     for name in means:
         assert row[name + LOW] <= row[name] <= row[name + HIGH], name

@@ -18,6 +18,8 @@ FORMATS = ("png", "svg", "pdf")
 WITHOUT_MONITOR = ("reward", "entropy", "completions/mean_length")
 """Metrics of the figure of a training without a monitor."""
 WITH_MONITOR = ("reward", "policy_entropy", "response_length", "perplexity")
+OF_MONITOR = ("policy_entropy", "response_length", "perplexity")
+"""Metrics of the figure of what the monitor's means have changed since the start."""
 ABOVE = ("similarity/above", "kl/above")
 """Metrics that are added if the watched layer has layers above it."""
 
@@ -87,6 +89,7 @@ ONE_RUN: dict[str, Callable[[Run, FigureOptions], Any]] = {
     "similarity": lambda run, options: _plots().similarity(run, "cosine", **options.means),
     "cka": lambda run, options: _plots().similarity(run, "cka", **options.means),
     "stream-cosine": lambda run, options: _plots().stream_cosine(run, **options.means),
+    "state-norm": lambda run, options: _plots().state_norm(run, options.site, **options.means),
     "agreement": _metric("agrees"),
     "kl": _metric("kl_to_final"),
     "perplexity": _metric("perplexity"),
@@ -147,7 +150,7 @@ def draw_figures(
 
 
 def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:
-    """Writes the figures of training runs: one of all runs overlaid; of each run entropy, modules, refinement, drift, difference.
+    """Writes the figures of training runs: two of all runs overlaid; of each run entropy, modules, refinement, drift, difference.
 
     Returns:
         The paths of the figures, and why each figure that a run holds no data for could not be drawn.
@@ -158,6 +161,7 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") 
     metrics = [*WITH_MONITOR, *above] if monitored else WITHOUT_MONITOR
     jobs = [
         FigureJob("training", partial(plots.training_dynamics, logs, metrics)),
+        FigureJob("training-change", partial(plots.training_dynamics, logs, [*OF_MONITOR, *above], change=True)),
         FigureJob("stability", partial(plots.stability, logs)),
     ]
     for log, name in zip(logs, _numbered([log.name for log in logs]), strict=True):

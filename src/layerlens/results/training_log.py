@@ -22,6 +22,8 @@ SUMMARY = "summary.jsonl"
 """The monitor's file with a row of numbers for each snapshot."""
 LOW, HIGH = "/low", "/high"
 """After the name of a mean in a monitor's row: the ends of its 95% bootstrap interval over the probe problems."""
+CHANGE = "/change"
+"""After the name of a mean in a monitor's row: the mean less that of the first snapshot; the ends of its interval follow it in turn."""
 STATE = "trainer_state.json"
 """The trainer's own file, with its log."""
 SCHEDULE = "schedule.json"
@@ -43,7 +45,9 @@ class TrainingLog:
     Attributes:
         name: of the folder.
         monitor: one row for each snapshot of the model, by optimizer `step` (0: before the first). Empty if none was taken. Beside
-            a mean over the probe problems stand `<its name>/low` and `<its name>/high`, its 95% bootstrap interval over problems.
+            a mean over the probe problems stand `<its name>/low` and `<its name>/high`, its 95% bootstrap interval over problems, and
+            `<its name>/change`, what it has changed since the first snapshot, with the interval of paired problems, `/change/low` and
+            `/change/high`.
         log: one row for each training entry of the trainer's log; the one at step s covers the optimizer steps since the entry
             before it. Empty as long as no checkpoint has been written.
         internal: phases of the internal policy in order, each (first optimizer step, last, layer), steps counted from 1 as the

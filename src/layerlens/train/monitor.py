@@ -22,21 +22,24 @@ from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
-from layerlens.results.training_log import HIGH, LOW, MONITOR, SUMMARY
+from layerlens.results.training_log import CHANGE, HIGH, LOW, MONITOR, SUMMARY
 from layerlens.storage.files import write_text
 from layerlens.train.monitor_metrics import (
-    Row,
     correlation,
     drift,
     entropy_path,
-    final_policy_metrics,
-    layer_metrics,
+    final_policy_means,
+    layer_means,
     mean_per_pair,
     mean_per_problem,
     weights_by_part,
 )
+from layerlens.train.probe_means import ProbeMean, Row, load_means, save_means, with_intervals
 from layerlens.train.unshard import FullModel
 from layerlens.types import Norm
+
+START_MEANS = "start-means.npz"
+"""The first snapshot's means, problem by problem."""
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
@@ -109,19 +112,16 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         final = analyze(
             lens, self.probe, norm="final", sites="resid_post", layers=lens.n_layers, metrics=("entropy", "logp_next"), progress=False
         )
-        row: Row = {
-            "step": step,
-            **layer_metrics(run, self.layer),
-            **final_policy_metrics(final),
-            **self._answer_metrics(lens),
-            **drift(lens, self.start_weights),
-        }
+        means = layer_means(run, self.layer) | final_policy_means(final) | self._answer_means(lens)
+        if step == 0:
+            save_means(self.out / START_MEANS, means)
+        row: Row = {"step": step, **with_intervals(means, load_means(self.out / START_MEANS)), **drift(lens, self.start_weights)}
         self._keep_row(row)
-        means = {name: value for name, value in row.items() if name != "step" and not name.endswith((LOW, HIGH))}
-        self.report({f"monitor/{name}": value for name, value in means.items() if value is not None})
+        told = {name: value for name, value in row.items() if name != "step" and not name.endswith((LOW, HIGH, CHANGE))}
+        self.report({f"monitor/{name}": value for name, value in told.items() if value is not None})
         return row
 
-    def _answer_metrics(self, lens: LensModel) -> Row:
+    def _answer_means(self, lens: LensModel) -> dict[str, ProbeMean]:
         """Length of fresh answers, and how far repeated answers to one problem agree: in their answer, and in their entropy path."""
         count = len(self.prompts)
         samples = [
@@ -131,17 +131,17 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         ]
         groups = np.arange(len(samples)).reshape(self.repeats, count).T
         lengths = np.array([len(sample.token_ids) - sample.response_start for sample in samples], np.float64)
-        row = mean_per_problem("response_length", groups, lengths)
+        means = {"response_length": mean_per_problem(groups, lengths)}
         if self.repeats < 2:
-            return row
+            return means
         run = analyze(
             lens, samples, norm="final", sites="resid_post", layers=lens.n_layers, metrics="entropy", rows="response", progress=False
         )
         answers = [self.answer(self.tokenizer.decode(sample.token_ids[sample.response_start :])) for sample in samples]
         paths = [entropy_path(run.sample(index)["entropy"].values[:, 0, 0]) for index in range(len(samples))]
-        row |= mean_per_pair("stability/answers", groups, lambda a, b: float(answers[a] is not None and answers[a] == answers[b]))
-        row |= mean_per_pair("stability/entropy_path", groups, lambda a, b: correlation(paths[a], paths[b]))
-        return row
+        same = mean_per_pair(groups, lambda a, b: float(answers[a] is not None and answers[a] == answers[b]), (0.0, 1.0))
+        alike = mean_per_pair(groups, lambda a, b: correlation(paths[a], paths[b]))
+        return means | {"stability/answers": same, "stability/entropy_path": alike}
 
     # ---- what is kept in the folder
 
@@ -160,6 +160,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if fresh:
             (self.out / "probe.json").unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
+            (self.out / START_MEANS).unlink(missing_ok=True)
 
     def _probe_texts(self, lens: LensModel) -> list[Sample]:
         """The probe problems with the answers that the model gave before training, from `probe.json` once they are there.

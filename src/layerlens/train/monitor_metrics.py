@@ -1,20 +1,19 @@
-"""The numbers of a monitor's snapshot, by name: each mean with its bootstrap interval over the probe problems."""
+"""What a monitor's snapshot measures, by name: means over the probe problems, each kept problem by problem."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerlens.metrics.intervals import bootstrap_means, interval
 from layerlens.models import LensModel
 from layerlens.results import Run
-from layerlens.results.training_log import HIGH, LOW
+from layerlens.results.rows import sums_by_sample
+from layerlens.train.probe_means import ProbeMean, Row
 from layerlens.types import METRIC_BOUNDS, UNBOUNDED
 
 PATH_POINTS = 32
@@ -23,67 +22,59 @@ PATH_POINTS = 32
 OUTPUTS = {"layer": "resid_post", "attn": "attn_out", "ffn": "ffn_out"}
 """Module -> the site of its output."""
 
-Row = dict[str, int | float | None]
-"""Numbers of a snapshot by name; None for a mean over nothing, and for the interval of a single problem."""
 Array = np.ndarray
 
 
-def with_interval(name: str, mean: Any, draws: Any, n: int, bounds: tuple[float, float] = UNBOUNDED) -> Row:
-    """A mean under its name, and the ends of the 95% interval of its resamples (of `n` problems) beside it; None in place of NaN."""
-    low, high = interval(np.asarray(draws, np.float64), np.asarray(mean, np.float64), n, bounds=bounds)
-    return {key: _known(value) for key, value in ((name, mean), (name + LOW, low), (name + HIGH, high))}
-
-
-def _known(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _of_run(name: str, metric: str, parts: Sequence[xr.DataArray]) -> Row:
-    """`with_interval` of a mean of a run and its resamples."""
-    mean, draws = parts
-    return with_interval(name, mean, draws, mean.attrs["problems"], METRIC_BOUNDS.get(metric, UNBOUNDED))
-
-
-def layer_metrics(run: Run, watched: int) -> Row:
+def layer_means(run: Run, watched: int) -> dict[str, ProbeMean]:
     """Entropy and ΔS of every layer and module, in nats; similarity and KL of the layer `watched` to each layer above it."""
-    row: Row = {}
-    entropy, change = run.bootstrap("entropy"), run.bootstrap("entropy_change")
+    means: dict[str, ProbeMean] = {}
+    entropy, change = by_problem(run, "entropy"), by_problem(run, "entropy_change")
     for layer in run.layers:
         for module, site in OUTPUTS.items():
-            row |= _of_run(f"entropy/{module}_{layer}", "entropy", [part.sel(layer=layer, site=site) for part in entropy])
-            parts = [part.sel(layer=layer, module=module) for part in change]
-            row |= _of_run(f"entropy_change/{module}_{layer}", "entropy_change", parts)
+            means[f"entropy/{module}_{layer}"] = probe_mean("entropy", entropy.sel(layer=layer, site=site))
+            means[f"entropy_change/{module}_{layer}"] = probe_mean("entropy_change", change.sel(layer=layer, module=module))
     above = [layer for layer in run.layers if layer > watched]
     if above:
-        similarity = [part.sel(layer=watched, layer_to=above, drop=True).rename(layer_to="layer") for part in run.bootstrap("similarity")]
-        divergence = [part.sel(site="resid_post", layer=above) for part in run.bootstrap("kl_from_layer")]
+        similarity = by_problem(run, "similarity").sel(layer=watched, layer_to=above, drop=True).rename(layer_to="layer")
+        divergence = by_problem(run, "kl_from_layer").sel(site="resid_post", layer=above)
         for name, metric, parts in (("similarity", "similarity", similarity), ("kl", "kl_from_layer", divergence)):
-            for layer in above:
-                row |= _of_run(f"{name}/to_{layer}", metric, [part.sel(layer=layer) for part in parts])
-            row |= _of_run(f"{name}/above", metric, [part.mean("layer", keep_attrs=True) for part in parts])
-    return row
+            means |= {f"{name}/to_{layer}": probe_mean(metric, parts.sel(layer=layer)) for layer in above}
+            means[f"{name}/above"] = probe_mean(metric, parts.mean("layer"))
+    return means
 
 
-def final_policy_metrics(run: Run) -> Row:
-    """Entropy (nats) and perplexity of the final policy, from a run of the last layer's `resid_post` under the final norm."""
-    row: Row = {}
-    for shown, metric in (("policy_entropy", "entropy"), ("perplexity", "perplexity")):
-        mean = run.mean(metric).isel(layer=0, site=0)
-        row |= {key: _known(mean[part]) for key, part in ((shown, "mean"), (shown + LOW, "low"), (shown + HIGH, "high"))}
-    return row
+def final_policy_means(run: Run) -> dict[str, ProbeMean]:
+    """Entropy and log perplexity of the final policy, nats, from a run of the last layer's `resid_post` under the final norm."""
+    names = {"policy_entropy": "entropy", "log_perplexity": "log_perplexity"}
+    return {name: probe_mean(metric, by_problem(run, metric).isel(layer=0, site=0)) for name, metric in names.items()}
 
 
-def mean_per_problem(name: str, groups: Int[Array, "problems repeats"], values: Float[Array, " answers"]) -> Row:
+def by_problem(run: Run, metric: str) -> xr.Dataset:
+    """Each sample's mean of a metric over its response rows as `sums`, with `counts` 1, or 0 if it has none; `sample` in front."""
+    values = run.values(metric)
+    dims = ("sample", *values.dims[1:])
+    coords = {name: values.coords[name] for name in values.dims[1:] if name in values.coords}
+    parts = sums_by_sample(run.data, values, run.row_mask(), "sample")
+    return xr.Dataset({name: (dims, part) for name, part in zip(("sums", "counts"), parts, strict=True)}, coords)
+
+
+def probe_mean(metric: str, parts: xr.Dataset) -> ProbeMean:
+    """One number per problem of `by_problem`, with the range of its metric."""
+    return ProbeMean(parts["sums"].values, parts["counts"].values, METRIC_BOUNDS.get(metric, UNBOUNDED))
+
+
+def mean_per_problem(groups: Int[Array, "problems repeats"], values: Float[Array, " answers"]) -> ProbeMean:
     """The mean of `values` over all answers. `groups` holds, for each problem, the indices of its answers in `values`."""
-    return with_interval(name, *bootstrap_means(values[groups].sum(1), np.full(len(groups), float(groups.shape[1]))), len(groups))
+    return ProbeMean(values[groups].sum(1), np.full(len(groups), float(groups.shape[1])), (0.0, np.inf))
 
 
-def mean_per_pair(name: str, groups: Int[Array, "problems repeats"], agreement: Callable[[int, int], float]) -> Row:
+def mean_per_pair(
+    groups: Int[Array, "problems repeats"], agreement: Callable[[int, int], float], bounds: tuple[float, float] = (-1.0, 1.0)
+) -> ProbeMean:
     """The mean of `agreement` over all pairs of answers to one problem; pairs whose agreement is NaN are left out."""
     pairs = np.array([[agreement(int(a), int(b)) for a, b in combinations(group, 2)] for group in groups])
     known = ~np.isnan(pairs)
-    draws = bootstrap_means(np.where(known, pairs, 0.0).sum(1), known.sum(1).astype(np.float64))
-    return with_interval(name, *draws, int(known.any(1).sum()), (-1.0, 1.0))
+    return ProbeMean(np.where(known, pairs, 0.0).sum(1), known.sum(1).astype(np.float64), bounds)
 
 
 def entropy_path(entropy: Float[Array, " tokens"]) -> Float[Array, " points"]:

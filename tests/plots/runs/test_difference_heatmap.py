@@ -5,7 +5,7 @@ import pytest
 
 from layerlens import plots
 from layerlens.errors import SelectionError
-from layerlens.plots.runs.difference_heatmap import UNSURE
+from layerlens.plots.kit.cells import UNSURE
 from layerlens.results import Run
 from tests.support.plots import (
     caption_of,

@@ -7,7 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from layerlens import plots
+from layerlens.plots.kit.cells import UNSURE
 from tests.support.plots import (
+    caption_of,
     cells,
     draw,
     numbers,
@@ -44,6 +46,19 @@ def test_layer_entropy_change_is_centred_at_zero(log):
     norm = ax.collections[0].norm
     assert norm.vmin == -norm.vmax
     assert ax.collections[0].get_cmap().name == "RdBu_r"
+
+
+def test_layer_entropy_change_has_dots_if_its_paired_interval_contains_zero(log):
+    change = {f"entropy/layer_{layer}/change{end}": value for layer in range(1, 13) for end, value in (("/low", 0.1), ("/high", 0.2))}
+    monitor = log.monitor.assign(**change)
+    monitor.loc[monitor.index[[0, 2]], "entropy/layer_5/change/low"] = -0.1
+    ax = plots.layer_entropy_over_steps(replace(log, monitor=monitor), change=True)
+    (dots,) = [item for item in ax.lines if item.get_gid() == UNSURE]
+    assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == ([2], [5]), "none in the first column, whose change is 0"
+    assert "interval over paired problems contains 0" in caption_of(ax)
+    without = log.monitor[[name for name in log.monitor if "/change" not in name]]
+    old = plots.layer_entropy_over_steps(replace(log, monitor=without), change=True)
+    assert "no interval" in caption_of(old)
 
 
 def test_one_snapshot_and_given_axes(log):

@@ -25,7 +25,7 @@ def test_training_dynamics_draw_the_log_and_the_monitor(log):
     axes = plots.training_dynamics(log, smooth=1)
     for ax, (frame, name) in zip(
         axes,
-        [(log.log, "reward"), (log.monitor, "policy_entropy"), (log.monitor, "response_length"), (log.monitor, "perplexity")],
+        [(log.log, "reward"), (log.monitor, "policy_entropy"), (log.monitor, "response_length"), (log.monitor, "log_perplexity")],
         strict=True,
     ):
         np.testing.assert_allclose(curves(ax)["bupo"], frame[["step", name]].to_numpy())
@@ -120,12 +120,22 @@ def test_bands_are_the_intervals_of_the_monitor(log):
     assert len(gap.get_paths()) == 1, "a look without a value leaves the others in one band"
 
 
-def test_training_dynamics_of_perplexities_far_apart_have_a_logarithmic_axis(log):
-    wild = replace(log, monitor=log.monitor.assign(perplexity=np.geomspace(2, 5e4, len(log.monitor))))
-    axes = plots.training_dynamics(wild)
-    assert axes[3].get_yscale() == "log"
-    assert plots.training_dynamics(log)[3].get_yscale() == "linear"
-    draw(axes)
+def test_training_dynamics_draws_perplexity_in_nats_per_token(log):
+    (ax,) = plots.training_dynamics(log, ["perplexity"])
+    np.testing.assert_allclose(curves(ax)["bupo"][:, 1], np.log(log.monitor["perplexity"]))
+    assert ax.get_ylabel().replace("\n", " ") == "log perplexity of the final policy [nats per token]"
+
+
+def test_training_dynamics_of_changes_has_paired_bands(log):
+    axes = plots.training_dynamics(log, ["policy_entropy", "perplexity"], change=True)
+    for ax, name in zip(axes, ("policy_entropy", "log_perplexity"), strict=True):
+        np.testing.assert_allclose(curves(ax)["bupo"][:, 1], log.monitor[name] - log.monitor[name].iloc[0], atol=1e-12)
+        band = ax.collections[0].get_paths()[0].vertices[:, 1]
+        assert band.max() == pytest.approx(log.monitor[f"{name}/change/high"].max())
+    assert "change since step 0" in caption_of(axes)
+    assert "over paired problems" in caption_of(axes)
+    with pytest.raises(SelectionError, match="no change of 'reward'"):
+        plots.training_dynamics(log, ["reward"], change=True)
 
 
 def test_training_dynamics_before_the_first_step(log):

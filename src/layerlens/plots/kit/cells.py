@@ -14,6 +14,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from layerlens.plots.kit.labels import families, power, wrapped
 from layerlens.plots.kit.scale import Scale
 
+UNSURE = "unsure"
+"""The gid of the dots in cells whose interval contains zero."""
+
 MANY_CELLS = 20_000
 """From here on the cells become one image inside vector files."""
 
@@ -37,6 +40,13 @@ def draw_cells(ax: Axes, values: np.ndarray, norm: Normalize, scale: Scale, *, y
         spine.set_visible(True)
         spine.set_linewidth(0.5)
     return cells
+
+
+def dot_cells(ax: Axes, unsure: np.ndarray, *, bottom: int = 0) -> None:
+    """A dot in each cell of which `unsure` is true; row 0 lies at y = `bottom`."""
+    rows, columns = np.nonzero(unsure)
+    if len(rows):
+        ax.plot(columns, rows + bottom, linestyle="", marker=".", markersize=2.5, color="0.2", gid=UNSURE)
 
 
 def hatched_text(values: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -10,11 +11,10 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
 from layerlens.errors import SelectionError
-from layerlens.plots.kit.axes import log_axis
 from layerlens.plots.kit.caption import MONITOR_MEAN, complete_axes, describe_logs
 from layerlens.plots.kit.figure import new_figure
 from layerlens.plots.kit.labels import numbered, plain
-from layerlens.plots.kit.series import Series, series_of
+from layerlens.plots.kit.series import Series, column, series_of
 from layerlens.plots.kit.steps import (
     draw_series,
     figure_legend,
@@ -26,14 +26,14 @@ from layerlens.plots.kit.steps import (
     window_of,
 )
 from layerlens.plots.kit.style import line_style
-from layerlens.results.training_log import TrainingLog
+from layerlens.results.training_log import CHANGE, TrainingLog
 
 LABELS = {
     "reward": "mean reward of a step's completions",
     "entropy": "entropy of the policy in training [nats]",
     "completions/mean_length": "length of a step's completions [tokens]",
     "policy_entropy": "mean entropy of the final policy [nats]",
-    "perplexity": "perplexity of the final policy",
+    "perplexity": "log perplexity of the final policy [nats per token]",
     "response_length": "mean response length [tokens]",
     "similarity/above": "mean cosine similarity to the layers above",
     "kl/above": "mean KL to the policies above [nats]",
@@ -46,13 +46,13 @@ OF_ANSWERS = ("response_length", "stability/answers", "stability/entropy_path")
 """Metrics of the monitor that are means over whole answers, not over rows."""
 
 
-def draw_panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, columns: int | None) -> np.ndarray:
+def draw_panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None, columns: int | None, change: bool = False) -> np.ndarray:
     """Draws a panel per metric with a line per run.
 
     Args:
         logs: one, or several to compare.
         metrics: columns of the monitor or of the log.
-        smooth, columns: as in `training_dynamics`.
+        smooth, columns, change: as in `training_dynamics`.
 
     Returns:
         An array of Axes, one per metric.
@@ -64,7 +64,7 @@ def draw_panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None,
         raise SelectionError("no metric to draw: name columns of the monitor or of the log")
     if smooth is not None and smooth < 1:
         raise SelectionError(f"smooth counts log entries, 1 or more; got {smooth}")
-    series = {metric: [series_of(log, metric) for log in logs] for metric in metrics}
+    series = {metric: [_drawn(log, metric, change) for log in logs] for metric in metrics}
     columns = min(len(metrics), columns or (3 if len(metrics) > 4 else 2))
     rows = ceil(len(metrics) / columns)
     figure = new_figure(max(4.6, 3.3 * columns), 1.0 + 2.0 * rows + 0.1 * len(logs))
@@ -75,30 +75,31 @@ def draw_panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None,
     for place, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         for number, (log, one) in enumerate(zip(logs, series[metric], strict=True)):
             draw_series(ax, one, line_style(number), log.name, smooth, log.internal)
-        frame_steps(ax, logs, LABELS.get(metric, plain(metric)))
-        if metric == "perplexity" and _spread(series[metric]) > 10:
-            log_axis(ax)
+        frame_steps(ax, logs, LABELS.get(metric, plain(metric)) + (", change" if change else ""))
+        if change:
+            ax.axhline(0, color="0.6", linewidth=0.7, zorder=0)
         if place + columns < len(metrics):
             ax.set_xlabel("")
         ax.tick_params(labelbottom=place + columns >= len(metrics))
     figure_legend(figure, _run_handles(logs))
-    complete_axes(axes, _caption(logs, series, smooth))
+    complete_axes(axes, _caption(logs, series, smooth, change))
     return axes
 
 
-def _caption(logs: Sequence[TrainingLog], series: dict[str, list[Series]], smooth: int | None) -> str:
+def _caption(logs: Sequence[TrainingLog], series: dict[str, list[Series]], smooth: int | None, change: bool) -> str:
     drawn = [one for every in series.values() for one in every]
     windows = [window_of(one, smooth) for one in drawn if one.dense]
     of_rows = any(not one.dense for metric, every in series.items() if metric not in OF_ANSWERS for one in every)
     watched = " / ".join(dict.fromkeys(f"layer {log.watched}" for log in logs))
     return describe_logs(
         logs,
+        f"change since step {drawn[0].steps[0]}" if change else "",
         f"similarity and KL of {watched}" if {"similarity/above", "kl/above"} & series.keys() else "",
         "final policy under the model's final norm" if {"policy_entropy", "perplexity"} & series.keys() else "",
         smoothing_text(windows) if windows else "",
         "thin: snapshots of the monitor" if len(windows) < len(drawn) else "",
         MONITOR_MEAN if of_rows else "",
-        interval_text(drawn),
+        interval_text(drawn, "paired problems" if change else "problems"),
     )
 
 
@@ -115,7 +116,17 @@ def _run_handles(logs: Sequence[TrainingLog]) -> list[Artist]:
     return handles + (phase_patches(logs[0].internal) if len(logs) == 1 else [])
 
 
-def _spread(series: Sequence[Series]) -> float:
-    """The largest value over the smallest; 1 if not all are above 0."""
-    values = np.concatenate([one.values[np.isfinite(one.values)] for one in series])
-    return float(values.max() / values.min()) if len(values) and values.min() > 0 else 1.0
+def _drawn(log: TrainingLog, metric: str, change: bool) -> Series:
+    """A series in the unit of its panel: of perplexity the logarithm, which is a mean over tokens."""
+    if change:
+        name = ("log_perplexity" if metric == "perplexity" else metric) + CHANGE
+        if name not in log.monitor.columns:
+            raise SelectionError(
+                f"the training {log.name} has no change of {metric!r} with its interval: only the monitor's means have one, since the "
+                "version that keeps it"
+            )
+        return column(log.monitor, name)
+    series = series_of(log, metric)
+    if metric != "perplexity":
+        return series
+    return replace(series, values=np.log(series.values), low=np.log(series.low), high=np.log(series.high))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from layerlens.errors import SelectionError
-from layerlens.results.training_log import HIGH, LOW, TrainingLog
+from layerlens.results.training_log import CHANGE, HIGH, LOW, TrainingLog
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def series_of(log: TrainingLog, metric: str) -> Series:
         name
         for frame in (log.monitor, log.log)
         for name in frame.columns
-        if name != "step" and not name[-1].isdigit() and not name.endswith((LOW, HIGH))
+        if name != "step" and not name[-1].isdigit() and not name.endswith((LOW, HIGH, CHANGE))
     ]
     lacking = "" if len(log.monitor) else "; it has no monitor: train with monitor_every"
     lacking = lacking if len(log.log) else "; it has no log yet: wait for its first checkpoint"
@@ -88,3 +88,9 @@ def by_layer(log: TrainingLog, prefix: str) -> tuple[np.ndarray, list[int], np.n
     layers = list(range(min(numbers), max(numbers) + 1))
     values = log.monitor.reindex(columns=[f"{prefix}{layer}" for layer in layers]).to_numpy(np.float64).T
     return log.monitor["step"].to_numpy(np.int64), layers, values
+
+
+def ends_by_layer(log: TrainingLog, prefix: str, layers: list[int], suffix: str) -> np.ndarray:
+    """The monitor's columns `<prefix><layer><suffix>`, layer × snapshot; NaN if there are none."""
+    ends: np.ndarray = log.monitor.reindex(columns=[f"{prefix}{layer}{suffix}" for layer in layers]).to_numpy(np.float64).T
+    return ends

@@ -60,9 +60,9 @@ def smoothing_text(windows: Sequence[int]) -> str:
     return f"thick: the trainer's log, centred mean of {lengths} entries within a phase (faint: as logged)"
 
 
-def interval_text(series: Sequence[Series]) -> str:
+def interval_text(series: Sequence[Series], over: str = "problems") -> str:
     """What a caption says of the bands."""
-    return "bands: 95% bootstrap interval over problems" if any(one.has_interval for one in series) else NO_INTERVAL
+    return f"bands: 95% bootstrap interval over {over}" if any(one.has_interval for one in series) else NO_INTERVAL
 
 
 def frame_steps(ax: Axes, logs: Sequence[TrainingLog], label: str) -> None:

@@ -11,7 +11,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics.difference import contains_zero
 from layerlens.plots.kit.axes import set_title
 from layerlens.plots.kit.caption import NO_INTERVAL, describe_runs
-from layerlens.plots.kit.cells import hatched_text
+from layerlens.plots.kit.cells import dot_cells, hatched_text
 from layerlens.plots.kit.figure import axes_size, run_layout
 from layerlens.plots.kit.heat_map import heat_map, label_sites
 from layerlens.plots.kit.labels import metric_label, plain
@@ -22,9 +22,6 @@ from layerlens.plots.kit.style import styled
 from layerlens.plots.kit.tokens import cells_at, token_heat_map
 from layerlens.results import Run
 from layerlens.results.difference import difference, sample_difference
-
-UNSURE = "unsure"
-"""The gid of the dots in cells whose interval contains zero."""
 
 
 @styled
@@ -70,12 +67,10 @@ def _of_means(before: Run, after: Run, metric: str, site: str | None, limits: Li
     dim = column_dim(change)
     names = [str(name) for name in change[dim].values]
     values, low, high = (change[name].values for name in ("mean", "low", "high"))
-    rows, columns = np.nonzero(contains_zero(low, high) & np.isfinite(values))
 
     def prepare(ax: Axes) -> None:
         label_sites(ax, names, dim)
-        if len(rows):
-            ax.plot(columns, rows, linestyle="", marker=".", markersize=2.5, color="0.2", gid=UNSURE)
+        dot_cells(ax, contains_zero(low, high) & np.isfinite(values))
         set_title(ax, _title(before, after))
         run_layout(ax)
 

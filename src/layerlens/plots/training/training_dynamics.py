@@ -17,6 +17,7 @@ def training_dynamics(
     logs: TrainingLog | Sequence[TrainingLog],
     metrics: Sequence[str] = ("reward", "policy_entropy", "response_length", "perplexity"),
     *,
+    change: bool = False,
     smooth: int | None = None,
     columns: int | None = None,
 ) -> np.ndarray:
@@ -29,6 +30,8 @@ def training_dynamics(
     Args:
         logs: one, or several to compare.
         metrics: columns of the monitor or of the log.
+        change: draws what the monitor's metrics have changed since the first snapshot, with the interval of paired problems. It is much
+            narrower than what two bands that overlap suggest, as problems differ more than a problem changes. The log has no changes.
         smooth: number of log entries that the centred mean of a line takes, within a training phase; 1 draws the log alone, None
             chooses by the length of the log.
         columns: columns of the grid; by default 2, or 3 for more than four metrics.
@@ -39,4 +42,4 @@ def training_dynamics(
     Raises:
         SelectionError: no log or metric is given, a run lacks a metric, or smooth is under 1.
     """
-    return draw_panels(as_logs(logs), list(metrics), smooth, columns)
+    return draw_panels(as_logs(logs), list(metrics), smooth, columns, change)
