@@ -75,7 +75,8 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
     one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
     one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
     asked = {"dtype": "float64", "device": None, "device_map": "auto", "revision": "main", "trust_remote_code": True}
-    assert loaded == [{"name": "m", **asked, "check": False}, {"name": "m", **asked}, {"name": "m", **asked}]
+    library = {"backend": "transformers"}
+    assert loaded == [{"name": "m", **asked, **library, "check": False}, {"name": "m", **asked, **library}, {"name": "m", **asked}]
     options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
     assert read == [{"limit": 3, **options}] * 2
 

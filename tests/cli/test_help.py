@@ -59,7 +59,7 @@ def test_help_loses_no_word(layerlens: Layerlens, verb: str, monkeypatch: pytest
     assert f"Usage: layerlens {verb} " in shown
     assert "[[" not in shown
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    for text in (command.help, *(parameter.help for parameter in command.params)):
+    for text in (command.help, *(parameter.help for parameter in command.params if not parameter.hidden)):
         assert bare(text) in bare(shown), text
 
 
