@@ -89,3 +89,14 @@ def test_wrong_usage_is_one_line(layerlens: Layerlens, words: str) -> None:
     ended = layerlens(*words.split())
     one_line(ended)
     assert WRONG_USAGE[words].lower() in ended.err.lower()
+
+
+def test_warnings_of_ours_are_one_line_and_others_stay_as_they_are() -> None:
+    from layerlens.cli.app import _warning_text
+    from layerlens.prompts import readers
+
+    assert (
+        _warning_text("the switch changes nothing", UserWarning, readers.__file__, 7) == "layerlens: warning: the switch changes nothing\n"
+    )
+    for category, file in ((UserWarning, pytest.__file__), (FutureWarning, readers.__file__)):
+        assert _warning_text("old", category, file, 7).startswith(f"{file}:7: {category.__name__}: old")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -46,6 +48,7 @@ def main() -> None:
     """Runs the command line. Exits with 2 and one line for what the user can mend, 130 on Ctrl-C."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' progress bars would fill a log
+    warnings.formatwarning = _warning_text
     try:
         # not standalone: typer would tell of wrong usage in a box of several lines
         code = app(sys.argv[1:] or ["--help"], prog_name="layerlens", standalone_mode=False)
@@ -66,6 +69,16 @@ def _usage(message: str) -> str:
     verb = next((f" {word}" for word in sys.argv[1:2] if word in verbs), "")
     message = message.replace("Value error, ", "")  # pydantic's, in front of typer's own words
     return f"{message[:1].lower()}{message[1:].rstrip('.')}; see layerlens{verb} --help"
+
+
+_python_text = warnings.formatwarning
+
+
+def _warning_text(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of ours as one line; one of another library as Python writes it."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"layerlens: warning: {message}\n"
+    return _python_text(message, category, filename, lineno, line)
 
 
 def _leave(message: str) -> NoReturn:
