@@ -40,7 +40,10 @@ def test_eval_writes_a_summary_and_compares_with_an_earlier_evaluation(tmp_path:
     assert second.exit_code == 0, second.output
     assert "tiny-qwen3 layer 12 (norm: final)" in second.stdout
     assert "Pass@2" in second.stdout
-    assert "gain over it         0.0  (0.0, 0.0)" in second.stdout, "problem by problem"
+    assert "gain over it          0.0  (-63.2, 63.2)*" in second.stdout, "alike problem by problem, of which there are three"
+    assert second.stdout.count("  with other answers") == 2
+    assert "for other problems like these; in the lines 'with other answers' for other answers to these very problems" in second.stdout
+    assert "* All are alike, so there is no spread to judge by" in second.stdout
     # the last layer through the final norm is the model: same seeds, same answers
     for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (

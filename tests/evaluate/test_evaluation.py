@@ -222,7 +222,11 @@ def test_tables_and_numbers_agree(qwen: ll.LensModel) -> None:
     assert low <= mean <= high
     assert found.per_problem()["right"].tolist() == found.correct.sum(1).tolist()
     summary = found.summary()
-    assert summary["avg@8"] == summary["pass"]["1"] == {"mean": mean, "low": low, "high": high}
+    _, answers_low, answers_high = found.avg_over_answers()
+    ends = {"answers_low": answers_low, "answers_high": answers_high}
+    assert summary["avg@8"] == summary["pass"]["1"] == {"mean": mean, "low": low, "high": high} | ends
+    assert low <= answers_low <= mean <= answers_high <= high, "problems differ more than answers"
+    assert summary["pass"]["8"]["answers_low"] is None
     assert list(summary["pass"]) == ["1", "2", "4", "8"]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     passes = found.pass_at()
@@ -245,11 +249,17 @@ def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
 def test_a_gain_is_paired_by_problem() -> None:
     before, after = evaluated([0, 2, 4, 6] * 4, answers=8), evaluated([1, 3, 5, 7] * 4, answers=8)
     assert before.avg()[2] > after.avg()[1], "the intervals of the two overlap"
-    assert after.gain_over(before) == pytest.approx((0.125, 0.125, 0.125)), "each problem gained the same"
-    assert before.gain_over(after) == pytest.approx((-0.125, -0.125, -0.125))
+    share = 0.05 ** (1 / 16)
+    ends = 0.125 * share - (1 - share), 0.125 * share + (1 - share)
+    assert after.gain_over(before) == pytest.approx((0.125, *ends)), "each problem gained the same: bounds on the others"
+    assert before.gain_over(after) == pytest.approx((-0.125, -ends[1], -ends[0]))
     mean, low, high = after.gain_over(evaluated([7, 1, 3, 5] * 4, answers=8))
     assert low < mean < high
     assert mean == pytest.approx(0.0)
+    mean, low, high = after.gain_over_answers(before)
+    shares = np.array([0, 2, 4, 6, 1, 3, 5, 7] * 4) / 8
+    reach = 1.959964 * np.sqrt((shares * (1 - shares) / 7).sum()) / 16
+    assert (mean, low, high) == pytest.approx((0.125, 0.125 - reach, 0.125 + reach), rel=1e-6)
     assert evaluated([2, 6, 10, 14] * 4, answers=16).gain_over(after)[0] == pytest.approx(0.0), "the numbers of answers may differ"
     with pytest.raises(SelectionError, match="answered different problems of toy"):
         after.gain_over(evaluated([0, 1, 2, 3] * 4, answers=8, first=1))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerlens.evaluate import Estimate, avg_at_k, pass_table
-from layerlens.evaluate.scores import estimate_mean, powers_of_two
-from layerlens.metrics.pass_at_k import pass_at_k
+from layerlens.evaluate.scores import BoundEstimate, estimate_mean, estimate_over_answers, powers_of_two
+from layerlens.metrics.intervals import constant_bounds
+from layerlens.metrics.pass_at_k import answer_variance, pass_at_k
 
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(np.array)
 flags = st.tuples(st.integers(1, 6), st.integers(1, 9)).flatmap(
@@ -43,6 +44,61 @@ def test_estimate_mean_refuses_no_problems() -> None:
 def test_estimate_in_json_has_none_for_a_missing_end() -> None:
     assert Estimate(0.5, 0.25, 0.75).to_json() == {"mean": 0.5, "low": 0.25, "high": 0.75}
     assert estimate_mean(np.array([0.5])).to_json() == {"mean": 0.5, "low": None, "high": None}
+
+
+@given(st.floats(0, 1), st.integers(2, 40))
+def test_problems_without_spread_have_bounds_that_are_marked(score: float, problems: int) -> None:
+    found = estimate_mean(np.full(problems, score))
+    assert isinstance(found, BoundEstimate)
+    assert (found.low, found.high) == pytest.approx(constant_bounds(score, problems), abs=1e-9)
+    assert found.to_json()["bound"] is True
+    assert "bound" not in estimate_mean(np.array([0.0, 1.0])).to_json()
+
+
+@given(flags.filter(lambda rows: len(rows[0]) > 1))
+def test_interval_over_answers_is_exact_from_the_counts(rows: list[list[bool]]) -> None:
+    correct = np.array(rows)
+    share, answers = correct.mean(1), correct.shape[1]
+    found = estimate_over_answers(share.mean(), correct)
+    reach = 1.959964 * np.sqrt((share * (1 - share) / (answers - 1)).sum()) / len(rows)
+    if reach == 0:
+        assert isinstance(found, BoundEstimate)
+        reach = 1 - 0.05 ** (1 / correct.size)
+    assert found == pytest.approx((share.mean(), max(0, share.mean() - reach), min(1, share.mean() + reach)), abs=1e-6)
+
+
+@given(st.integers(3, 9), st.integers(0, 99))
+def test_variance_over_answers_is_the_jackknife_written_out(n: int, seed: int) -> None:
+    """Leave each answer out in turn, and score what is left."""
+    correct = np.random.default_rng(seed).random((4, n)) < 0.5
+    for k in range(1, n):
+        found = answer_variance(n, correct.sum(1), k)
+        for row, variance in zip(correct, found, strict=True):
+            left = np.array([pass_at_k(n - 1, int(np.delete(row, i).sum()), k) for i in range(n)])
+            assert variance == pytest.approx((n - 1) / n * ((left - left.mean()) ** 2).sum(), abs=1e-12)
+    assert np.isnan(answer_variance(n, correct.sum(1), n)).all(), "Pass@n takes all answers"
+
+
+def test_interval_over_answers_covers_the_sets_own_value() -> None:
+    """30 problems that stay the same, 16 new answers each: their own Avg@16 and Pass@4 lie inside in about 95% of draws."""
+    rng = np.random.default_rng(0)
+    chances = rng.beta(0.5, 1.5, 30)
+    truths = {1: chances.mean(), 4: (1 - (1 - chances) ** 4).mean()}
+    hits: dict[int, list[bool]] = {k: [] for k in truths}
+    for _ in range(400):
+        correct = rng.random((30, 16)) < chances[:, None]
+        for k, truth in truths.items():
+            mean = float(np.mean(pass_at_k(16, correct.sum(1), k)))
+            _, low, high = estimate_over_answers(mean, correct, k=k)
+            hits[k].append(low <= truth <= high)
+    assert all(0.92 <= np.mean(found) <= 0.985 for found in hits.values())
+
+
+def test_interval_over_one_answer_does_not_exist() -> None:
+    correct = np.array([[True], [False]])
+    assert np.isnan(estimate_over_answers(0.5, correct)[1:]).all()
+    assert np.isnan(estimate_over_answers(0.75, np.array([[True, False, True]] * 2), k=3)[1:]).all(), "nor for k = K"
+    assert np.isnan(estimate_over_answers(1.0, np.ones((2, 4), bool), k=2)[1:]).all(), "nor without any spread"
 
 
 def test_pass_table_has_powers_of_two_to_256_of_300_answers() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from layerlens.cli.evaluation_table import show_evaluations
 from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
 from layerlens.types import EngineName, Norm, resolve_sites
@@ -130,7 +128,7 @@ def eval_command(
     """Measure how often a model solves problems: sample K answers to each, check them, and report Avg@K and Pass@k.
 
     Avg@K is the share of correct answers. Pass@k is the chance that at least one of k answers is correct (unbiased). Both are means over
-    problems, with 95% bootstrap intervals.
+    problems, with 95% intervals: for other problems like these, and for other answers to these very problems.
 
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
@@ -173,7 +171,7 @@ def eval_command(
         print_json({"tasks": summaries, "figures": [str(path) for path in figures]})
         return
     for each in evaluations:
-        _show([*earlier[each.task], each])
+        show_evaluations([*earlier[each.task], each])
     for path in figures:
         print(path)
 
@@ -209,10 +207,16 @@ def _failed_checks(rewards: Sequence[Any]) -> str:
 def _gains(evaluation: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """The gain in Avg@K over each earlier evaluation of the same problems."""
     return [
-        {"model": each.label, "folder": str(each.path), **evaluation.gain_over(each).to_json()}
+        {"model": each.label, "folder": str(each.path), **evaluation.gain_over(each).to_json()} | _over_answers(evaluation, each)
         for each in earlier
         if evaluation.same_problems(each)
     ]
+
+
+def _over_answers(evaluation: Evaluation, earlier: Evaluation) -> dict[str, Any]:
+    """The interval of a gain for other answers to the same problems, as plain JSON values."""
+    ends = evaluation.gain_over_answers(earlier).to_json()
+    return {"answers_low": ends["low"], "answers_high": ends["high"]}
 
 
 def _write_summary(evaluation: Evaluation) -> None:
@@ -226,30 +230,3 @@ def _draw(evaluations: Sequence[Evaluation], task: str, out: Path) -> Path:
     from layerlens import plots
 
     return plots.save(plots.pass_curves([each.pass_at().assign(task=task) for each in evaluations], task), out / f"{task}-pass.png")
-
-
-def _show(evaluations: Sequence[Evaluation]) -> None:
-    """Prints one column per evaluation, the new one last, and one row per measure, in percent with intervals in brackets."""
-    from layerlens.evaluate.scores import powers_of_two
-
-    *earlier, last = evaluations
-    table = Table(f"{last.task}, %", *(each.label for each in evaluations), box=None, pad_edge=False)
-    table.add_row("problems", *(str(len(each.problems)) for each in evaluations))
-    table.add_row("answers each", *(str(each.n_answers) for each in evaluations))
-    table.add_row("Avg@K", *(_percent(*each.avg()) for each in evaluations))
-    paired = [last.same_problems(each) for each in earlier]
-    if any(paired):
-        gains = [_percent(*last.gain_over(each)) if same else "" for each, same in zip(earlier, paired, strict=True)]
-        table.add_row("gain over it", *gains)
-    passes = [each.pass_at().set_index("k") for each in evaluations]
-    for k in powers_of_two(max(each.n_answers for each in evaluations))[1:]:
-        cells = [_percent(*rows.loc[k, ["mean", "low", "high"]]) if k in rows.index else "" for rows in passes]
-        table.add_row(f"Pass@{k}", *cells)
-    per_problem = [each.per_problem() for each in evaluations]
-    table.add_row("ended by themselves", *(f"{100 * rows['finished'].mean():.1f}" for rows in per_problem))
-    table.add_row("mean tokens", *(f"{rows['tokens'].mean():.0f}" for rows in per_problem))
-    Console(highlight=False, soft_wrap=True).print(table)
-
-
-def _percent(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f}" if math.isnan(low) else f"{100 * mean:.1f}  ({100 * low:.1f}, {100 * high:.1f})"

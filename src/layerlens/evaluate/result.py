@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from layerlens.errors import LayerLensError, SelectionError
-from layerlens.evaluate.scores import Estimate, estimate_mean, pass_table
+from layerlens.evaluate.scores import BoundEstimate, Estimate, estimate_mean, estimate_over_answers, pass_table
 from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.metrics.pass_at_k import avg_at_k
 from layerlens.storage.manifest import EvaluationManifest
@@ -63,7 +63,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`n_answers` scored answers to each of a set of problems. Means are over problems; intervals come from resampling problems.
+    """`n_answers` scored answers to each of a set of problems. Means are over problems.
+
+    Two intervals answer two questions: how the model would do on other problems like these (problems are resampled), and on these very
+    problems with other answers (from the counts of correct ones).
 
     Attributes:
         problems: the problems with their answers, in the order of the prompts.
@@ -107,8 +110,9 @@ class Evaluation:
     def pass_at(self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """Pass@k for k = 1, 2, 4, ... up to K (or `ks`), one row per k: the table that `plots.pass_curves` draws.
 
-        Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its bootstrap interval), `problems` and `answers` (how
-        many, and how many to each), `temperature`, `level`. Raises ValueError for a k outside 1..K.
+        Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its interval for other problems like these; bounds if
+        `bound`), `answers_low` and `answers_high` (for other answers to these very problems), `problems` and `answers` (how many, and
+        how many to each), `temperature`, `level`. Raises ValueError for a k outside 1..K.
         """
         table = pass_table(self.correct, ks, level=level, resamples=resamples, seed=seed)
         table.insert(0, "model", self.label)
@@ -117,8 +121,16 @@ class Evaluation:
         return table.assign(problems=len(self.problems), answers=self.n_answers, temperature=temperature, level=level)
 
     def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-        """Avg@K, the mean over problems of the share of correct answers, with its interval (NaN for a single problem)."""
+        """Avg@K, the mean over problems of the share of correct answers, with its interval for other problems like these.
+
+        The interval of a single problem is NaN. If all problems have the same score, the ends are bounds, and the result is a
+        `BoundEstimate`.
+        """
         return estimate_mean(avg_at_k(self.correct), level=level, resamples=resamples, seed=seed)
+
+    def avg_over_answers(self, *, level: float = LEVEL) -> Estimate:
+        """Avg@K with its interval for other answers to these very problems (NaN for one answer each): `estimate_over_answers`."""
+        return estimate_over_answers(float(avg_at_k(self.correct).mean()), self.correct, level=level)
 
     def same_problems(self, other: Evaluation) -> bool:
         """Whether both evaluations are of the same problems (ids and ground truths), in the same order."""
@@ -126,20 +138,29 @@ class Evaluation:
         return mine == theirs
 
     def gain_over(self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-        """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval.
+        """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval for other problems like these.
 
         The interval is paired: each bootstrap draw takes a problem with the answers of both evaluations. The two numbers of answers
         may differ.
 
         Raises SelectionError if the two evaluations are of different problems.
         """
+        gains = self._gains_over(earlier)
+        return estimate_mean(gains, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0))
+
+    def gain_over_answers(self, earlier: Evaluation, *, level: float = LEVEL) -> Estimate:
+        """The gain of `gain_over` with its interval for other answers, of both models, to these very problems."""
+        return estimate_over_answers(float(self._gains_over(earlier).mean()), self.correct, earlier.correct, level=level)
+
+    def _gains_over(self, earlier: Evaluation) -> Float[np.ndarray, " problems"]:
+        """The gain in Avg@K at each problem. Raises SelectionError if the two evaluations are of different problems."""
         if not self.same_problems(earlier):
             raise SelectionError(
                 f"the gain over an earlier evaluation needs the same problems in both: {self.label} and {earlier.label} answered different "
                 f"problems of {self.task}; evaluate both with the same --tasks, --data and --limit"
             )
-        gains = avg_at_k(self.correct) - avg_at_k(earlier.correct)
-        return estimate_mean(gains, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0))
+        gains: np.ndarray = avg_at_k(self.correct) - avg_at_k(earlier.correct)
+        return gains
 
     def per_problem(self) -> pd.DataFrame:
         """One row per problem: `id`, `ground_truth`, `n` answers, `right` (how many are correct), `avg` (Avg@K), `finished` (the share
@@ -173,7 +194,10 @@ class Evaluation:
     def summary(
         self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
     ) -> dict[str, Any]:
-        """Avg@K, Pass@k and the means of lengths as plain JSON values; the end of an interval that does not exist is None."""
+        """Avg@K, Pass@k and the means of lengths as plain JSON values; the end of an interval that does not exist is None.
+
+        `low` and `high` are for other problems like these, `answers_low` and `answers_high` for other answers to these very problems.
+        """
         passes = self.pass_at(ks, level=level, resamples=resamples, seed=seed)
         per_problem = self.per_problem()
         return {
@@ -182,8 +206,9 @@ class Evaluation:
             **{key: getattr(self.manifest.config, key) for key in ("layer", "site", "norm", "engine", "reward")},
             "problems": len(self.problems),
             "answers": self.n_answers,
-            f"avg@{self.n_answers}": self.avg(level=level, resamples=resamples, seed=seed).to_json(),
-            "pass": {str(k): Estimate(*ends).to_json() for k, *ends in passes[["k", *Estimate._fields]].itertuples(index=False)},
+            f"avg@{self.n_answers}": self.avg(level=level, resamples=resamples, seed=seed).to_json()
+            | _answers_json(self.avg_over_answers(level=level)),
+            "pass": {str(row.k): _pass_json(row) for row in passes.itertuples()},
             "level": level,
             "finished": float(per_problem["finished"].mean()),
             "tokens": float(per_problem["tokens"].mean()),
@@ -199,6 +224,17 @@ class Evaluation:
             problems.append(replace(problem, answers=answers))
         config = replace(self.manifest.config, reward=reward_name(reward))
         return Evaluation(tuple(problems), replace(self.manifest, config=config))
+
+
+def _pass_json(row: Any) -> dict[str, float | bool | None]:
+    """A row of the table of Pass@k as plain JSON values."""
+    kind = BoundEstimate if row.bound else Estimate
+    return kind(row.mean, row.low, row.high).to_json() | _answers_json(Estimate(row.mean, row.answers_low, row.answers_high))
+
+
+def _answers_json(estimate: Estimate) -> dict[str, float | bool | None]:
+    ends = estimate.to_json()
+    return {"answers_low": ends["low"], "answers_high": ends["high"]}
 
 
 def reward_name(reward: RewardFunction) -> str:

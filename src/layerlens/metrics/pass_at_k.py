@@ -47,6 +47,23 @@ def pass_at_k(n: int, c: int | Sequence[int] | Integer[Array, "*problems"], k: i
     return float(per_problem) if counts.ndim == 0 else per_problem
 
 
+def answer_variance(n: int, counts: Integer[Array, " problems"], k: int) -> Float[Array, " problems"]:
+    """The variance of each problem's Pass@k over other sets of `n` answers to it, of which `counts` are correct here.
+
+    The jackknife over answers (Efron & Stein 1981), from the counts alone: with θ₁ and θ₀ the Pass@k without one correct and without one
+    wrong answer, (n - 1) / n · (c (θ₁ - θ̄)² + (n - c) (θ₀ - θ̄)²). At k = 1 it is p (1 - p) / (n - 1), p = c / n, without bias. NaN
+    unless k < n, since Pass@n takes all answers.
+    """
+    if k >= n:
+        return np.full(len(counts), np.nan)
+    without_correct = np.where(counts > 0, pass_at_k(n - 1, np.maximum(counts - 1, 0), k), 0.0)
+    without_wrong = np.where(counts < n, pass_at_k(n - 1, np.minimum(counts, n - 1), k), 0.0)
+    middle = (counts * without_correct + (n - counts) * without_wrong) / n
+    squares = counts * (without_correct - middle) ** 2 + (n - counts) * (without_wrong - middle) ** 2
+    variance: Array = (n - 1) / n * squares
+    return variance
+
+
 def _pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")

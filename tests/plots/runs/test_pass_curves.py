@@ -20,7 +20,7 @@ def table(model: str = "Qwen3-4B", task: str = "aime24", share: float = 0.2, pro
 def test_the_line_and_band_hold_the_table() -> None:
     one = table()
     ax = pass_curves(one)
-    [line] = ax.lines
+    line, *_ = ax.lines
     np.testing.assert_allclose(line.get_xydata(), one[["k", "mean"]])
     corners = ax.collections[0].get_paths()[0].vertices
     for _, row in one.iterrows():
@@ -29,9 +29,23 @@ def test_the_line_and_band_hold_the_table() -> None:
     assert numbers(ax.xaxis) == [str(1 << power) for power in range(9)]
     assert ax.get_title(loc="left") == "Qwen3-4B · aime24"
     assert caption_of(ax) == (
-        "Pass@k of Qwen3-4B · 30 problems · 256 answers each, unbiased · T = 1 · 95% bootstrap interval over problems"
+        "Pass@k of Qwen3-4B · 30 problems · 256 answers each, unbiased · T = 1 · band: 95% interval for other problems like these"
+        " · bars: for other answers to these very problems"
     )
     draw(ax)
+
+
+def test_bars_hold_the_interval_over_answers() -> None:
+    one = table()
+    bars = pass_curves(one).collections[-1].get_segments()
+    known = one[one["k"] < 256]
+    for segment, (_, row) in zip(bars, known.iterrows(), strict=False):
+        np.testing.assert_allclose(segment, [[row["k"], row["answers_low"]], [row["k"], row["answers_high"]]])
+    old = pass_curves(one.drop(columns=["bound", "answers_low", "answers_high"]))
+    assert len(old.lines) == 1
+    assert "bars" not in caption_of(old)
+    easy = pass_table(np.ones((8, 4), bool)).assign(model="m", task="t")
+    assert "without spread, the band is a bound" in caption_of(pass_curves(easy))
 
 
 def test_models_are_told_apart() -> None:
@@ -47,8 +61,8 @@ def test_models_are_told_apart() -> None:
 
 def test_one_problem_has_no_band() -> None:
     ax = pass_curves(table(problems=1, answers=4))
-    assert not ax.collections
-    assert "1 problem: no interval" in caption_of(ax)
+    assert len(ax.collections) == 1, "the bars alone"
+    assert "1 problem: no interval for others · bars: for other answers" in caption_of(ax)
     draw(pass_curves(table(answers=1)))
 
 

@@ -18,12 +18,13 @@ from layerlens.plots.kit.labels import numbered
 from layerlens.plots.kit.style import line_style, styled
 
 COLUMNS = ("model", "task", "k", "mean", "low", "high")
-"""Columns that a table of Pass@k must have; if it has `problems`, `answers`, `temperature` and `level`, the caption names them."""
+"""Columns that a table of Pass@k must have; if it has `problems`, `answers`, `temperature` and `level`, the caption names them, and
+`answers_low` and `answers_high` are drawn as bars."""
 
 
 @styled
 def pass_curves(tables: pd.DataFrame | Sequence[pd.DataFrame], task: str | None = None, *, ax: Axes | None = None) -> Axes:
-    """Pass@k over k on a logarithmic axis, one line per model with its interval over problems.
+    """Pass@k over k on a logarithmic axis, one line per model, with a band for other problems like these and bars for other answers.
 
     Args:
         tables: tidy tables as `Evaluation.pass_at` makes them, one row per model, task and k (columns: COLUMNS of this file). A
@@ -75,6 +76,9 @@ def _draw_line(ax: Axes, curve: pd.DataFrame, number: int, label: str) -> None:
     style = line_style(number)
     k, mean, low, high = (curve[name].to_numpy(np.float64) for name in ("k", "mean", "low", "high"))
     draw_band(ax, k, low, high, style.color)
+    if _has_bars(curve):
+        ends = np.abs(curve[["answers_low", "answers_high"]].to_numpy(np.float64).T - mean)
+        ax.errorbar(k, mean, ends, fmt="none", ecolor=style.color, elinewidth=1.1)
     ax.plot(k, mean, color=style.color, linestyle=style.linestyle, marker=style.marker, markeredgewidth=0.9, label=label)
 
 
@@ -99,6 +103,8 @@ def _caption(curves: list[pd.DataFrame], names: list[str]) -> str:
         _counted(answers, "answer each", "answers each, unbiased"),
         _temperature(curves),
         _interval(curves, problems),
+        "bars: for other answers to these very problems" if any(map(_has_bars, curves)) else "",
+        "without spread, the band is a bound" if any("bound" in curve and curve["bound"].any() for curve in curves) else "",
     )
 
 
@@ -116,6 +122,11 @@ def _temperature(curves: list[pd.DataFrame]) -> str:
 
 def _interval(curves: list[pd.DataFrame], counts: list[int]) -> str:
     if not any(curve["low"].notna().any() for curve in curves):
-        return f"1 problem: {NO_INTERVAL}" if set(counts) == {1} else NO_INTERVAL
+        return f"1 problem: {NO_INTERVAL} for others" if set(counts) == {1} else NO_INTERVAL
     levels = {float(curve["level"].iloc[0]) for curve in curves if "level" in curve}
-    return f"{100 * levels.pop():g}% bootstrap interval over problems" if len(levels) == 1 else "bootstrap interval over problems"
+    level = f"{100 * levels.pop():g}% " if len(levels) == 1 else ""
+    return f"band: {level}interval for other problems like these"
+
+
+def _has_bars(curve: pd.DataFrame) -> bool:
+    return "answers_low" in curve and bool(curve["answers_low"].notna().any())
