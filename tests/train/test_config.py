@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,6 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"internal_layer": "auto"}, "needs internal_rollouts"),
         ({"internal_schedule": "2:3", "internal_rollouts": 3}, "either internal_schedule"),
         ({"internal_schedule": "4:2,2:3", "freeze_layers": 2}, "freeze_layers=2 leaves nothing but the unembedding to train in layer 2"),
-        ({"internal_layer": 2, "internal_rollouts": 3, "use_liger_kernel": True}, "set use_liger_kernel=False"),
         ({"monitor_every": -1}, "monitor_every must be 0 or more"),
         (
             {"internal_layer": "auto", "internal_rollouts": 3, "internal_rule": "guess"},
@@ -54,6 +54,15 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"layer_lr_above": 2, "layer_lr_decay": -0.1}, "layer_lr_decay must be 0 or more"),
         ({"layer_lr_factors": "1-2:-1"}, r"factors of 0 or more, got '1-2:-1'"),
         ({"layer_lr_factors": "1-2:1.0.0"}, "layer_lr_factors is like"),
+        ({"loss_type": "best"}, "loss_type is one of grpo, bnpo, .*, got 'best'"),
+        ({"scale_rewards": "yes"}, "scale_rewards is one of group, batch, none, got 'yes'"),
+        ({"importance_sampling_level": "word"}, "importance_sampling_level is one of token, sequence"),
+        ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation is one of"),
+        ({"vllm_importance_sampling_mode": "token"}, "vllm_importance_sampling_mode is one of token_truncate"),
+        ({"learning_rate": -1e-5}, "learning_rate must be at least 0, got -1e-05"),
+        ({"steps_per_generation": 0}, "steps_per_generation must be at least 1, got 0"),
+        ({"num_iterations": 0}, "num_iterations must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
     ],
 )
 def test_contradictions_are_refused_when_the_config_is_built(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -64,6 +73,31 @@ def test_contradictions_are_refused_when_the_config_is_built(settings: dict[str,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"use_liger_kernel": True}, "Liger replaces the modules"),
+        ({"torch_compile": True}, "torch_compile fixes one forward pass"),
+        ({"torch_compile_backend": "eager"}, "torch_compile fixes one forward pass"),
+        ({"beta": 0.1}, "beta > 0 needs internal_norm='final'"),
+        ({"ddp_find_unused_parameters": False}, "leave ddp_find_unused_parameters unset"),
+        ({"ddp_static_graph": True}, "set ddp_static_graph=False"),
+    ],
+)
+def test_what_an_internal_phase_cannot_honour_is_refused_and_plain_grpo_takes_it(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(name, "no")  # restored afterwards: transformers sets them
+    with pytest.raises(TrainingError, match=message):
+        build(tmp_path, internal_layer=2, internal_rollouts=3, **settings)
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(name, "no")
+    build(tmp_path, internal_layer=2, internal_rollouts=0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"internal_layer": 2, "internal_rollouts": 3, "weight_decay": 0.0, "zero_stage": 3}, "never run with DeepSpeed's ZeRO-3"),
+        ({"internal_rollouts": 0, "zero_stage": 3}, None),
         ({"internal_layer": "auto", "internal_rollouts": 3}, "cannot read DeepSpeed's model"),
         ({"monitor_every": 5}, "the monitor works with DDP and FSDP2, not with DeepSpeed"),
         ({"internal_layer": 2, "internal_rollouts": 3, "weight_decay": 0.1}, "would decay: set weight_decay=0, or decay_above=True"),
@@ -76,13 +110,15 @@ def test_what_deepspeed_cannot_do_is_refused(
 ) -> None:
     built = GRPOConfig.__post_init__
 
+    plugin = SimpleNamespace(zero_stage=settings.get("zero_stage", 2))
+
     def with_deepspeed(self: GRPOConfig) -> None:
         built(self)
-        self.deepspeed_plugin = object()
+        self.deepspeed_plugin = plugin
 
     monkeypatch.setattr(GRPOConfig, "__post_init__", with_deepspeed)
     with pytest.raises(TrainingError, match=message) if message else nullcontext():
-        BuPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
+        build(tmp_path, **{name: value for name, value in settings.items() if name != "zero_stage"})
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +166,9 @@ def build(folder: Path, **settings: Any) -> BuPOConfig:
         {"internal_layer": 2, "internal_rollouts": 0},
         {"internal_layer": "auto", "internal_rollouts": 0},
         {"internal_layer": "none", "internal_rollouts": 5},
+        {"internal_layer": "none", "internal_schedule": "1:2,3:4"},
+        {"internal_schedule": "none"},
+        {"internal_schedule": []},
         {"internal_schedule": "1:2,3:4", "internal_rollouts": 0},
         {"internal_layer": 2, "internal_rollouts": 0, "use_liger_kernel": True},
     ],

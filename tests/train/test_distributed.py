@@ -17,28 +17,33 @@ import torch
 from layerlens.results.training_log import open_training
 from tests.support.tiny_models import tiny_model
 
-WORKER = Path(__file__).parents[1] / "support" / "distributed_worker.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
 }  # fmt: skip
 
 
-def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None, **settings: Any) -> dict[str, torch.Tensor]:
-    """The weights after one optimizer step on layer 2's policy. The trainer's folder lies beside `out`, under its name without suffix."""
+def launch(worker: str, words: list[str], processes: int, env: dict[str, str] | None = None) -> None:
+    """Runs a script of tests/support to its end, in this many processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launch = [sys.executable] if processes == 1 else [
+    start = [sys.executable] if processes == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
         "--master_addr", "127.0.0.1", "--master_port", str(port),
     ]  # fmt: skip
     done = subprocess.run(
-        [*launch, str(WORKER), str(out), tied, json.dumps({"internal_layer": 2, **settings})],
+        [*start, str(SUPPORT / worker), *words],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None, **settings: Any) -> dict[str, torch.Tensor]:
+    """The weights after one optimizer step on layer 2's policy. The trainer's folder lies beside `out`, under its name without suffix."""
+    launch("distributed_worker.py", [str(out), tied, json.dumps({"internal_layer": 2, **settings})], processes, env)
     return torch.load(out, weights_only=True)
 
 

@@ -127,10 +127,12 @@ def test_training_does_not_move_blocks_above_the_layer(more: dict[str, Any], tie
         model.save_pretrained(tmp_path / "model")  # the reference is loaded by name
         model.config._name_or_path = str(tmp_path / "model")
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model, internal_layer=2, internal_rollouts=-1, max_steps=4, **more)
+    trainer = make_trainer(
+        tmp_path, model, internal_layer=2, internal_rollouts=-1, internal_norm="final" if "beta" in more else "none", max_steps=4, **more
+    )
     trainer.train()
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
-    above = {name for name in before if name.startswith(("model.layers.2", "model.layers.3", "model.norm"))}
+    above = {name for name in before if name.startswith(("model.layers.2", "model.layers.3") + (() if "beta" in more else ("model.norm",)))}
     assert not moved & above
     assert {name for name in before if name.startswith(("model.layers.0", "model.layers.1"))} <= moved
     assert "model.embed_tokens.weight" in moved
@@ -150,8 +152,9 @@ def test_reference_log_probs_are_those_of_the_internal_policy_before_training(ad
         model = get_peft_model(model, lora)
         start = causal_lm(copy.deepcopy(model))
     trainer = make_trainer(
-        tmp_path, model, internal_layer=2, internal_rollouts=-1, beta=0.1, num_iterations=2, peft_config=lora if adapters == "new" else None
-    )
+        tmp_path, model, internal_layer=2, internal_rollouts=-1, internal_norm="final", beta=0.1, num_iterations=2,
+        peft_config=lora if adapters == "new" else None,
+    )  # fmt: skip
     with torch.no_grad():
         for weight in trainer.model.parameters():
             if weight.requires_grad:
@@ -160,7 +163,7 @@ def test_reference_log_probs_are_those_of_the_internal_policy_before_training(ad
     batch = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
     mask = batch["completion_mask"]
     with torch.no_grad():
-        now, before = plain_logps(causal_lm(trainer.model), batch, 2, "none"), plain_logps(start, batch, 2, "none")
+        now, before = plain_logps(causal_lm(trainer.model), batch, 2, "final"), plain_logps(start, batch, 2, "final")
     torch.testing.assert_close(batch["old_per_token_logps"] * mask, now, atol=2e-6, rtol=1e-6)
     torch.testing.assert_close(batch["ref_per_token_logps"] * mask, before, atol=2e-6, rtol=1e-6)
     assert (now - before).abs().max() > 0.01
@@ -170,7 +173,7 @@ def test_lora_trains_in_both_phases(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     trainer = make_trainer(
-        tmp_path, internal_layer=2, internal_rollouts=1, beta=0.05, max_steps=2,
+        tmp_path, internal_layer=2, internal_rollouts=1, internal_norm="final", beta=0.05, max_steps=2,
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False),
     )  # fmt: skip
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}

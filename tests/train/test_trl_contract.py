@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 
 import layerlens.train
 from layerlens.errors import TrainingError
-from layerlens.train.trainer import FORWARD_EXTRAS
+from layerlens.train.base_trainer import FORWARD_EXTRAS
 from layerlens.train.trl_contract import require_trl_contract
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from layerlens.errors import TrainingError
 from layerlens.storage.bundled import bundled_model
-from layerlens.train.config_file import read_config, shipped_configs
+from layerlens.train.config_file import read_config, settings_in_one_line, settings_of, shipped_configs
 from layerlens.train.fields import BuPOFields, ScriptArguments, describe_fields
 
 if TYPE_CHECKING:
@@ -53,11 +54,33 @@ layerlens select RUN --json > choice.json; layerlens train --config qwen3-4b --i
 """
 
 
+class TrainCommand(TyperCommand):
+    """`layerlens train`, whose help ends with the settings of the configuration that stands beside --help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if {"-h", "--help"} & set(args) and (name := _named_config(args)):
+            lines = [f"- `{field}`: {value}" for field, value in settings_of(name).items()]
+            self.help = "\n".join([self.help or "", f"**Settings of {name}**", "", *lines])
+        return super().parse_args(ctx, args)
+
+
+def _named_config(words: list[str]) -> str | None:
+    """The value of --config among the words of the command line; None without."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+        if word in ("--config", "-c"):
+            return following
+    return None
+
+
 def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     """Trains, and saves the model into `output_dir`, beside the monitor's snapshots and the log.
 
     Raises TrainingError if `output_dir` holds another run, or with `resume` none that could go on.
     """
+    from layerlens.train.training_progress import training_progress
+
     done = _steps_done(Path(args.output_dir))
     if script.resume and not done:
         raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
@@ -67,8 +90,11 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         )
     if done and not script.resume:  # two runs would be mixed, and --resume true go on with either
         raise TrainingError(f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume true, or take a new output_dir")
+    if args.eval_strategy != "no":
+        raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     trainer = make_trainer(script, args)
-    trainer.train(resume_from_checkpoint=script.resume or None)
+    with training_progress(trainer):
+        trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
     trainer.save_state()
     if trainer.accelerator.is_main_process:
@@ -117,9 +143,9 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
     asked = [{**problem, "prompt": accepted_messages(problem["prompt"], tokenizer, options)} for problem in _problems(script)]
     render_chat(asked[0]["prompt"], tokenizer, options, "0")  # a template that refuses it is told of here, and not in TRL
     problems = Dataset.from_list(_fitting(asked, script.max_prompt_length, tokenizer, options))
-    return BuPOTrainer(
-        model, load_reward(script.reward), args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script)
-    )
+    reward = load_reward(script.reward)
+    with settings_in_one_line():
+        return BuPOTrainer(model, reward, args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script))
 
 
 def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any, template: dict[str, Any]) -> list[dict[str, Any]]:

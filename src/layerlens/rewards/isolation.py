@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 import os
 import queue
@@ -147,11 +149,16 @@ def serve(pipe_fd: int, target: str, timeout: float) -> None:
             return
         signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_SECONDS)
         try:
-            answer = (_single_score(function(**request)), None)
+            answer = (_single_score(_finished(function(**request))), None)
         except BaseException as error:
             answer = (0.0, f"{type(error).__name__}: {error}"[:500])  # type: ignore[assignment]
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send(answer)
+
+
+def _finished(result: Any) -> Any:
+    """What the function returned; if it is an async function, what it returns when it is run to its end."""
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
 def _single_score(scores: Any) -> float:

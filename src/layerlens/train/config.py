@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import ceil
+from typing import Any
 
 from trl import GRPOConfig
+from trl.trainer.utils import get_config_model_id
 
 from layerlens.errors import TrainingError
 from layerlens.selection import LayerChoice
 from layerlens.train.choice_file import read_choice
 from layerlens.train.fields import BuPOFields
+from layerlens.train.grpo_options import refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
@@ -30,10 +34,27 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
 
     layer_choice: LayerChoice | None = field(default=None, init=False)
 
+    @classmethod
+    def of(cls, args: GRPOConfig | None, model: Any) -> BuPOConfig:
+        """What BuPOTrainer was given as `args`, as a BuPOConfig: a GRPOConfig is plain GRPO, and so is None, with TRL's output_dir."""
+        if isinstance(args, cls):
+            return args
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            return cls(f"{name.split('/')[-1]}-GRPO")
+        if not isinstance(args, GRPOConfig):
+            raise TrainingError(f"BuPOTrainer needs a BuPOConfig or TRL's GRPOConfig as args, got {type(args).__name__}")
+        adopted = cls.__new__(cls)  # not built again: a configuration that is built twice refuses what it has derived itself
+        adopted.__dict__ |= {each.name: each.default for each in fields(BuPOFields)} | {"layer_choice": None} | vars(args)
+        return adopted
+
     def __post_init__(self) -> None:
+        require_values(self)
         super().__post_init__()
+        if self.internal_schedule in ("none", "", []):
+            self.internal_schedule = None
         if self.internal_layer == "none":
-            self.internal_layer, self.internal_rollouts = None, 0
+            self.internal_layer, self.internal_rollouts, self.internal_schedule = None, 0, None
         if isinstance(self.internal_layer, str) and self.internal_layer.isdigit():
             self.internal_layer = int(self.internal_layer)
         if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
@@ -57,14 +78,14 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         if self.internal_samples < 1:
             yield f"internal_samples must be at least 1, got {self.internal_samples}"
         if self.internal_schedule is not None and (self.internal_layer is not None or self.internal_rollouts):
-            yield "give either internal_schedule, or internal_layer with internal_rollouts"
+            yield "give either internal_schedule, or internal_layer with internal_rollouts; internal_schedule none takes a schedule away"
         if self.internal_layer is not None and self.internal_rollouts is None:
             yield "internal_layer needs internal_rollouts: a number, -1 for the whole run, or 0 for plain GRPO"
         if self.internal_layer is None and self.internal_rollouts:
             yield "internal_rollouts needs internal_layer: a layer from 1, a file of `layerlens select --json`, or auto"
         self.require_unfrozen(self.schedule())  # which also refuses what is no schedule
-        if self.trains_internally and self.use_liger_kernel:
-            yield "Liger replaces the modules that an internal policy needs: set use_liger_kernel=False, or internal_rollouts=0"
+        if self.trains_internally:
+            yield from refusals(self)
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
         if self.layer_lr_factors:
@@ -83,13 +104,17 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield "internal_layer='auto' cannot read DeepSpeed's model: give the layer that `layerlens analyze` and `select` find"
         if self.deepspeed_plugin and self.monitor_every:
             yield "the monitor works with DDP and FSDP2, not with DeepSpeed: set monitor_every=0 and analyse checkpoints instead"
-        if self.deepspeed_plugin and self.trains_internally and self.weight_decay > 0 and not self.decay_above:
-            yield "DeepSpeed steps every weight, so blocks above the layer would decay: set weight_decay=0, or decay_above=True"
 
     @property
     def trains_internally(self) -> bool:
         """Whether there is an internal phase."""
         return self.internal_rollouts != 0 and (self.internal_layer is not None or self.internal_schedule is not None)
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether anything in these settings needs to know the model's layers; without, every model that GRPOTrainer trains will do."""
+        named = (self.internal_layer, self.internal_schedule, self.layer_lr_factors, self.layer_lr_decay)
+        return any(value is not None for value in named) or bool(self.freeze_layers or self.monitor_every)
 
     @property
     def chooses_layer(self) -> bool:
@@ -123,6 +148,13 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         """Optimizer steps that are taken on one rollout; below 1 if one optimizer step accumulates several rollouts."""
         return float(self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps)
 
-    def optimizer_steps(self, rollouts: int) -> float:
-        """Optimizer steps that are taken on this many rollouts; infinite for -1."""
-        return float("inf") if rollouts == WHOLE_RUN else rollouts * self.optimizer_steps_per_rollout
+    def optimizer_steps(self, rollouts: int, rollouts_per_epoch: int | None = None) -> float:
+        """Optimizer steps that a run takes on its first `rollouts`; infinite for -1.
+
+        An epoch ends with an optimizer step, even if that step has fewer micro-batches than gradient_accumulation_steps: a run of
+        several epochs may take more steps than its rollouts would. `rollouts_per_epoch` None: all rollouts are in one epoch.
+        """
+        if rollouts == WHOLE_RUN:
+            return float("inf")
+        epochs, rest = divmod(rollouts, rollouts_per_epoch) if rollouts_per_epoch else (0, rollouts)
+        return epochs * ceil((rollouts_per_epoch or 0) * self.optimizer_steps_per_rollout) + rest * self.optimizer_steps_per_rollout

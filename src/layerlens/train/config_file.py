@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,9 +46,7 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
     class Parser(_OneLineErrors, TrlParser):  # type: ignore[misc]
         pass
 
-    file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
-    if not file.is_file():
-        raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
+    file = _config_path(name)
     settings, environment = _read_yaml(file)
     # an abbreviation would mean another field as soon as TRL has a new one
     parser = Parser((ScriptArguments, BuPOConfig), allow_abbrev=False)
@@ -57,13 +56,32 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
     words = _rename_options(words)
     _refuse_unknown(parser.parse_known_args(words)[1], known)
     os.environ.update(environment)
-    try:
+    with settings_in_one_line(f"{file}: "):
         script, args = parser.parse_args_into_dataclasses(words)
-    except ValueError as error:
-        raise TrainingError(f"{file}: {error}") from error
     if not script.model:
         raise TrainingError(f"{file}: which model? give model: in the file or --model")
     return script, args
+
+
+@contextmanager
+def settings_in_one_line(where: str = "") -> Iterator[None]:
+    """Inside, what TRL, transformers and accelerate raise for settings that they cannot honour becomes a TrainingError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, ArithmeticError) as error:
+        raise TrainingError(f"{where}{' '.join(str(error).split())[:500]} ({type(error).__name__})") from error
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The fields that a configuration file sets, by its path or, if it is shipped, by its name. Raises TrainingError as `read_config`."""
+    return _read_yaml(_config_path(name))[0]
+
+
+def _config_path(name: str) -> Path:
+    file = CONFIGS / f"{name}.yaml" if name in shipped_configs() else Path(name)
+    if not file.is_file():
+        raise TrainingError(f"{name}: no such configuration file; shipped are {', '.join(shipped_configs())}")
+    return file
 
 
 class _OneLineErrors:
@@ -80,8 +98,18 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The fields that a configuration file sets, and the environment variables under its `env`, as TRL's files have them."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """Like SafeLoader's, which takes the last of two values without a word."""
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if lines.setdefault(key.value, line) != line:
+                    raise TrainingError(f"{file}: {key.value} is given twice, in lines {lines[key.value]} and {line}: keep one of them")
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainingError(f"{file}: not YAML ({error})") from error
     if not isinstance(found, dict):

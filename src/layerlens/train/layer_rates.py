@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from layerlens.errors import TrainingError
 from layerlens.models import causal_lm, count_blocks, decoder_of
+from layerlens.models.layout import submodule_at
 
 Factors = dict[int, float]
 """Layer, from 1 -> factor of the learning rate."""
@@ -77,6 +78,18 @@ def freeze_up_to(model: Any, layer: int) -> None:
     embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
     if embedding is not head:
         embedding.requires_grad_(False)
+
+
+def require_trainable(model: Any, layer: int, norm: str) -> None:
+    """Raises TrainingError if no weight of layer `layer`'s policy is trained, as with adapters on the blocks above it alone."""
+    _, decoder, layout = decoder_of(model)
+    final_norm = {id(weight) for weight in submodule_at(decoder, layout.final_norm, "the final norm").parameters()}
+    path = blocks_path(model)
+    for name, weight in causal_lm(model).named_parameters():
+        takes_part = (layer_of(name, path) or 1) <= layer and (norm == "final" or id(weight) not in final_norm)
+        if weight.requires_grad and takes_part:
+            return
+    raise TrainingError(f"no weight of layer {layer}'s policy is trained: give adapters to blocks 1 to {layer}, or train a higher layer")
 
 
 def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str, factors: Factors, lr: float) -> list[dict[str, Any]]:

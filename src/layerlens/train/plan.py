@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,39 +10,34 @@ from layerlens.errors import TrainingError
 from layerlens.results.training_log import read_schedule
 from layerlens.selection.layer import LayerChoice
 from layerlens.train.layer_rates import Factors, describe_rates
-from layerlens.train.schedule import WHOLE_RUN, Schedule
+from layerlens.train.schedule import WHOLE_RUN, Span
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
 
 
-def plan_rows(args: BuPOConfig, schedule: Schedule, factors: Factors, choice: LayerChoice | None) -> Iterator[tuple[str, str]]:
+def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice: LayerChoice | None) -> Iterator[tuple[str, str]]:
     """Yields what is trained, and when or how, as rows of two texts."""
-    if choice is not None and schedule.phases:
+    if choice is not None and spans:
         yield "choice", choice.reason
         if choice.run is not None:
             yield "chosen on", f"{choice.run} ({choice.model}), rule {choice.rule}"
-    for layer, rollouts in schedule.phases:
-        steps = args.optimizer_steps(rollouts)
-        length = "the rest of the run" if rollouts == WHOLE_RUN else f"{_count(rollouts, 'rollout')} ({_count(steps, 'optimizer step')})"
+    for layer, rollouts, first, last in spans:
+        steps = 0 if last is None else last - first + 1
+        counted = _count(steps, "optimizer step") if steps > 0 else "within one optimizer step"
+        length = "the rest of the run" if last is None else f"{_count(rollouts, 'rollout')} ({counted})"
         yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}"
-    if schedule.rollouts != WHOLE_RUN:
-        yield "final policy (GRPO)", "then" if schedule.phases else "throughout"
-    if set(factors.values()) != {1.0} or args.freeze_layers:
+    if not spans or spans[-1][-1] is not None:
+        yield "final policy (GRPO)", "then" if spans else "throughout"
+    if set(factors.values()) - {1.0} or args.freeze_layers:
         yield from describe_rates(factors, args.freeze_layers)
-    per_rollout = args.optimizer_steps_per_rollout
-    if args.save_strategy == "steps" and args.save_steps >= 1 and args.save_steps % per_rollout:
-        yield (
-            "checkpoints",
-            f"every {args.save_steps:g} optimizer steps, some inside a rollout of {per_rollout:g}, which a resumed run samples anew",
-        )
 
 
 def _count(number: int | float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
-def schedule_contents(args: BuPOConfig, schedule: Schedule, choice: LayerChoice | None) -> dict[str, Any]:
+def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoice | None) -> dict[str, Any]:
     """What `schedule.json` keeps: phases in rollouts and optimizer steps, the norm, and where the choice of the layer comes from."""
     phases = [
         {
@@ -51,7 +46,7 @@ def schedule_contents(args: BuPOConfig, schedule: Schedule, choice: LayerChoice 
             "first_optimizer_step": first,
             "last_optimizer_step": last,
         }
-        for layer, rollouts, first, last in schedule.spans(args.optimizer_steps_per_rollout)
+        for layer, rollouts, first, last in spans
     ]
     return {
         "norm": args.internal_norm,

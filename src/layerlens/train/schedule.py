@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -11,6 +11,9 @@ from layerlens.errors import TrainingError
 
 WHOLE_RUN = -1
 """As a number of rollouts: all that the run still has."""
+
+Span = tuple[int, int, int, int | None]
+"""Layer, rollouts, first and last optimizer step of a phase."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,15 @@ class Schedule:
         """Rollouts of all internal phases together; -1 if the last phase lasts for the rest of the run."""
         return WHOLE_RUN if self.phases and self.phases[-1][1] == WHOLE_RUN else sum(rollouts for _, rollouts in self.phases)
 
-    def spans(self, optimizer_steps_per_rollout: float) -> Iterator[tuple[int, int, int, int | None]]:
+    def spans(self, optimizer_steps: Callable[[int], float]) -> Iterator[Span]:
         """Yields each phase's layer, its rollouts, and its first and last optimizer step.
 
-        Optimizer steps count from 1; the last one is None if the phase lasts for the rest of the run. An optimizer step that
-        takes its batches from two phases counts to the earlier one.
+        `optimizer_steps(rollouts)` says how many of them the first rollouts of a run take. Optimizer steps count from 1; the last
+        one is None if the phase lasts for the rest of the run. An optimizer step that takes its batches from two phases counts to
+        the earlier one.
         """
-        done = 0.0
+        done = 0
         for layer, rollouts in self.phases:
-            first = ceil(done) + 1
-            done += rollouts * optimizer_steps_per_rollout
-            yield layer, rollouts, first, None if rollouts == WHOLE_RUN else ceil(done)
+            first = ceil(optimizer_steps(done)) + 1
+            done += rollouts
+            yield layer, rollouts, first, None if rollouts == WHOLE_RUN else ceil(optimizer_steps(done))

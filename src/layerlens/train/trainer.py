@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from trl import GRPOTrainer
+from trl import GRPOConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
@@ -27,26 +30,32 @@ from layerlens.results.training_log import PHASE, SCHEDULE
 from layerlens.rewards.boxed import last_boxed
 from layerlens.selection.layer import LayerChoice
 from layerlens.storage.files import write_text
+from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, warn_of_differences
-from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, freeze_up_to, layer_factors, scaled_groups
+from layerlens.train.layer_rates import (
+    DecayWithoutGradient,
+    blocks_path,
+    freeze_up_to,
+    layer_factors,
+    require_trainable,
+    scaled_groups,
+)
 from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
-from layerlens.train.schedule import Schedule
+from layerlens.train.resume import require_resumable_fsdp
+from layerlens.train.schedule import Schedule, Span
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
 
 LAYER = "internal_layer"
 """Under this key a batch carries the layer that it trains, as a 0-d tensor (0-d tensors survive TRL's shuffle and split)."""
 
-FORWARD_EXTRAS = (
-    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
-    "token_type_ids", "mm_token_type_ids", "image_position_ids",
-)  # fmt: skip
-"""What a batch may hold beside tokens and masks for the model's forward."""
+INTERNAL = "internal/"
+"""In front of what TRL logs of the loss (entropy, kl, clip_ratio/...) in an internal phase."""
 
 
-class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class BuPOTrainer(BaseTrainer):
     """TRL's GRPOTrainer with internal phases in front. Takes what GRPOTrainer takes, with a `BuPOConfig` as `args`.
 
     In an internal phase at layer l, the policy in the objective is the internal policy π_l = softmax(E_u · N(H^l)), with N the
@@ -87,18 +96,21 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         "id": "2512.19673",
     }
 
-    def __init__(self, model: Any, reward_funcs: Any, args: BuPOConfig, **kwargs: Any):
-        if not isinstance(args, BuPOConfig):
-            raise TrainingError(f"BuPOTrainer needs a BuPOConfig as args, got {type(args).__name__}")
+    def __init__(self, model: Any, reward_funcs: Any = None, args: GRPOConfig | None = None, *more: Any, **options: Any):
+        args = BuPOConfig.of(args, model)
         if args.trains_internally and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
         self._active_layer: int | None = None
-        self._started_at = 0
-        n_layers = require_layers(model, args)  # before anything is loaded or started that a refusal would waste
+        n_layers = require_layers(model, args) if args.reads_layers else 0  # before a refusal would waste what is loaded
+        if options.get("environment_factory") and (args.monitor_every or args.chooses_layer):
+            raise TrainingError(
+                "prompts that an environment makes are not there before training, and the monitor and internal_layer='auto' need them: "
+                "set monitor_every=0, and name a layer"
+            )
         in_memory = isinstance(model, nn.Module)
         if args.layer_choice and in_memory and args.process_index == 0:  # before TRL puts adapters into it
             warn_of_differences(args.layer_choice, model, args.internal_norm)
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        super().__init__(model, reward_funcs, args, *more, **options)
         if args.layer_choice and not in_memory and args.process_index == 0:
             warn_of_differences(args.layer_choice, self.model, args.internal_norm)
         self.choice = choose_together(self.accelerator, self._analyse_and_choose) if args.chooses_layer else args.layer_choice
@@ -108,20 +120,16 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
         above = first if args.layer_lr_above is None else args.layer_lr_above
         self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
         freeze_up_to(self.model, args.freeze_layers)
+        for layer, _ in self.schedule.phases:
+            require_trainable(self.model, layer, args.internal_norm)
+        if self.schedule.phases and self.is_fsdp_enabled:
+            require_resumable_fsdp(args, self.accelerator.state.fsdp_plugin)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
             self.add_callback(DecayWithoutGradient())
         if args.monitor_every:
             self.add_callback(self._monitor(args.monitor_layer or first or n_layers))
 
     # ---- which policy a batch is for
-
-    @property
-    def rollout(self) -> int:
-        """Rollouts that are done, those before a resumed run's checkpoint included: the number of the present one, from 0."""
-        if self._step == 0:
-            self._started_at = self.state.global_step
-        done = self._started_at * self.args.gradient_accumulation_steps + self._step
-        return int(done // (self.args.steps_per_generation * self.num_iterations))
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         layer = self.schedule.layer_at(self.rollout) if self.model.training else None
@@ -168,19 +176,35 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         layer = inputs.get(LAYER)
-        self._active_layer = None if layer is None else int(layer)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode][PHASE].append(float(self._active_layer or 0))
+        self._metrics["train" if self.model.training else "eval"][PHASE].append(float(layer or 0))
+        with nullcontext() if layer is None else self._internal_objective(int(layer)):
+            return super()._compute_loss(model, inputs)
+
+    @contextmanager
+    def _internal_objective(self, layer: int) -> Iterator[None]:
+        """Inside, the loss is that of layer l's policy: what it logs is named `internal/...`, and adaptive entropy control rests.
+
+        Entropy, KL and clip ratios of an internal policy are other quantities than those of the final policy. The controller has
+        one target, which is for the final policy's entropy: it starts when the final policy is trained, from its first state.
+        """
+        logged, adaptive = self._metrics["train"], self.args.use_adaptive_entropy
+        self._metrics["train"], self._active_layer = defaultdict(list), layer
+        if adaptive:
+            self.use_adaptive_entropy = self._entropy_bonus_enabled = False
         try:
-            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+            yield
         finally:
-            self._active_layer = None
+            for name, values in self._metrics["train"].items():
+                logged[INTERNAL + name].extend(values)
+            self._metrics["train"], self._active_layer = logged, None
+            if adaptive:
+                self.use_adaptive_entropy = self._entropy_bonus_enabled = True
 
     # ---- learning rates by layer, and the start of training
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
-        if set(self.layer_factors.values()) != {1.0}:
+        if set(self.layer_factors.values()) - {1.0}:
             names = {id(weight): name for name, weight in self.model.named_parameters()}
             groups = scaled_groups(optimizer.param_groups, names, blocks_path(self.model), self.layer_factors, self.args.learning_rate)
             optimizer.param_groups[:] = groups
@@ -188,14 +212,20 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def plan(self) -> list[tuple[str, str]]:
         """What will be trained, and when or how, as rows of two texts."""
-        return list(plan_rows(self.args, self.schedule, self.layer_factors, self.choice))
+        return list(plan_rows(self.args, self._spans(), self.layer_factors, self.choice))
+
+    def _spans(self) -> list[Span]:
+        """The phases, in the optimizer steps of this data set. An epoch's last optimizer step may take fewer micro-batches."""
+        count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        problems = self.args.generation_batch_size // self.num_generations
+        return list(self.schedule.spans(partial(self.args.optimizer_steps, rollouts_per_epoch=count and count // problems)))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Shows the plan and writes it to `schedule.json`, then trains as GRPOTrainer does.
 
         Raises TrainingError if a run that is resumed had another schedule before.
         """
-        contents = schedule_contents(self.args, self.schedule, self.choice)
+        contents = schedule_contents(self.args, self._spans(), self.choice)
         file = Path(self.args.output_dir) / SCHEDULE
         if resume_from_checkpoint and file.exists():
             require_same_schedule(file, contents)
@@ -221,7 +251,7 @@ class BuPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.processing_class,
             FullModel(self.model, self.accelerator, self.is_fsdp_enabled),
             every=self.args.monitor_every,
-            phase_ends=[last for *_, last in self.schedule.spans(self.args.optimizer_steps_per_rollout) if last],
+            phase_ends=[last for *_, last in self._spans() if last],
             layer=layer,
             norm=self.args.internal_norm,
             repeats=self.args.monitor_repeats,

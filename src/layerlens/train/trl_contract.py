@@ -13,8 +13,14 @@ METHODS = {
     "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
     "_compute_loss": {"model", "inputs"},
     "_tokenize_prompts": {"prompts"},
+    "_calculate_rewards": {"inputs", "prompts", "completions", "completion_ids_list"},
+    "_get_train_sampler": {"dataset"},
+    "_save_rng_state": {"output_dir"},
+    "_load_rng_state": {"checkpoint"},
+    "_save_optimizer_and_scheduler": {"output_dir"},
+    "_get_grad_norm": {"model", "grad_norm"},
 }
-"""Methods of GRPOTrainer that BuPO overrides or calls, each with the parameters that BuPO passes or reads."""
+"""Methods of GRPOTrainer, its own or transformers', that BuPO overrides or calls, with the parameters that BuPO passes or reads."""
 KERNEL = (
     "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
 )  # fmt: skip

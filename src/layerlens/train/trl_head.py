@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor
-from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer import utils
 
 from layerlens.decode.autograd import token_log_probs
@@ -39,12 +38,6 @@ class _ReadoutKernel:
         scale: float = 1.0,
         outputs: tuple[str, ...] = (),
     ) -> tuple[Any, ...]:
-        """Returns what `ChunkedLogProbFunction.apply` does: log-probabilities, entropies, and three values that GRPO never asks for.
-
-        ZeRO-3 frees the gathered weight before the backward pass, and TRL's kernel knows how to gather it again: there it stays.
-        """
-        if hasattr(weight, "ds_id"):
-            plain = ChunkedLogProbFunction.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-            return plain  # type: ignore[no-any-return]
+        """Returns what TRL's kernel does: log-probabilities, entropies, and three values that GRPO never asks for."""
         logp, entropy = token_log_probs(hidden, Unembedding(weight, bias, scale, softcap, temperature), targets)
         return logp, entropy if "entropy" in outputs else None, None, None, None

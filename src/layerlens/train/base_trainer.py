@@ -1,0 +1,115 @@
+"""TRL's GRPOTrainer, made to resume exactly, to stop when nothing is learned, and to compute no more padding than it must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from trl import GRPOTrainer
+
+from layerlens.train.guards import require_finite_gradient, require_finite_loss, require_finite_weights, require_rewards
+from layerlens.train.padding import padded, without_common_padding
+from layerlens.train.resume import EpochOrder, fill_adam_states, load_position, save_position
+
+FORWARD_EXTRAS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
+    "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
+"""What a batch may hold beside tokens and masks for the model's forward."""
+
+
+class BaseTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPO as TRL has it. A run that is resumed takes the steps of a run that never stopped, bit for bit.
+
+    TRL 1.16 counts from 0 again in a run that is resumed: it forgets how many rollouts are done, samples the present rollout anew
+    and, from the second epoch on, takes the problems in the first epoch's order. Here each process keeps, beside its random state, its
+    count of micro-batches and, inside a rollout, the rollout's batches; the order of problems depends on the epoch alone; and
+    weights that have had no gradient yet have an optimizer state, which FSDP2 needs to resume.
+
+    A checkpoint without these files, or of another number of processes, is resumed too: a rollout that it lies in is sampled anew.
+
+    Raises TrainingError in the middle of a run if a loss, a gradient or a weight is not finite, and if every reward of a rollout
+    failed.
+    """
+
+    # ---- where a run is
+
+    @property
+    def rollout(self) -> int:
+        """Rollouts that are done, those before a resumed run's checkpoint included: the number of the present one, from 0."""
+        return int(self._step // self._micro_batches_per_rollout)
+
+    @property
+    def _micro_batches_per_rollout(self) -> int:
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._step, self._buffered_inputs = 0, None  # an earlier call's
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        inside = self._step % self._micro_batches_per_rollout != 0
+        rollout = self._buffered_inputs if inside else None
+        save_position(output_dir, self.args.process_index, self.args.world_size, self._step, rollout)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        kept = load_position(checkpoint, self.args.process_index, self.args.world_size)
+        self._step, batches = kept or (self.state.global_step * self.args.gradient_accumulation_steps, None)
+        self._buffered_inputs = send_to_device(batches, self.args.device)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            optimizer: Any = self.optimizer
+            fill_adam_states(getattr(optimizer, "optimizer", optimizer))
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    # ---- what stops it
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        require_finite_weights(self.model, self.accelerator, self.state.global_step)
+        return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        score = super()._calculate_rewards
+        return require_rewards(lambda: score(*args), self.reward_funcs, self.reward_func_names, self.accelerator)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if self.model.training:
+            require_finite_loss(loss, self.accelerator, self.state.global_step + 1)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self.accelerator.scaler is None:  # which takes no step on such a gradient, and goes on
+            require_finite_gradient(norm, self.state.global_step + 1)
+        return norm
+
+    # ---- what it computes
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, batch_size: int | None = None, **options: Any
+    ) -> Any:
+        compute = super()._get_per_token_logps_and_entropies
+        if self.pad_to_multiple_of or any(options.get(extra) is not None for extra in FORWARD_EXTRAS):
+            return compute(model, input_ids, attention_mask, logits_to_keep, batch_size, **options)
+        found, width = [], input_ids.size(1)
+        for rows, padding in without_common_padding(attention_mask, logits_to_keep, batch_size or len(input_ids)):
+            ids, mask = (tensor[rows, : width - padding] for tensor in (input_ids, attention_mask))
+            logps, entropies, aux_loss = compute(model, ids, mask, logits_to_keep - padding, **options)
+            found.append((padded(logps, padding), None if entropies is None else padded(entropies, padding), aux_loss))
+        logps, entropies, aux_losses = zip(*found, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )

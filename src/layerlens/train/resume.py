@@ -1,0 +1,89 @@
+"""What a checkpoint of TRL's leaves out, so that a resumed run takes the steps of a run that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers.training_args import OptimizerNames
+from trl import GRPOConfig
+from trl.trainer.utils import RepeatSampler
+
+from layerlens.errors import TrainingError
+
+ADAM = ("adamw_torch", "adamw_torch_fused")
+"""Values of `optim` whose optimizer state is known to begin with zeros."""
+
+
+def save_position(folder: str, process: int, processes: int, micro_batches: int, rollout: list[dict[str, Any]] | None) -> None:
+    """Keeps, for one of `processes`, how many micro-batches it has trained on, and the batches of a rollout that is not done."""
+    torch.save({"processes": processes, "micro_batches": micro_batches, "rollout": rollout}, position_file(folder, process))
+
+
+def load_position(folder: str, process: int, processes: int) -> tuple[int, list[dict[str, Any]] | None] | None:
+    """What `save_position` kept, on the CPU; None in a checkpoint without it. Another number of processes cannot share the batches."""
+    mine, main = position_file(folder, process), position_file(folder, 0)
+    if not main.is_file():
+        return None
+    kept = torch.load(mine if mine.is_file() else main, map_location="cpu", weights_only=True)
+    return kept["micro_batches"], kept["rollout"] if kept["processes"] == processes else None
+
+
+def position_file(checkpoint: str, process: int) -> Path:
+    """The file of a checkpoint that says where in its rollout a process was."""
+    return Path(checkpoint) / f"rollout_{process}.pt"
+
+
+class EpochOrder(Sampler[int]):
+    """TRL's sampler, in the order that it has in an uninterrupted run's epoch `epoch()`, counted from 0.
+
+    TRL's own draws the next order from its generator each time it is read, so a new one always begins with the first epoch's.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
+        self.sampler, self.epoch = sampler, epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+
+def require_resumable_fsdp(args: GRPOConfig, plugin: Any) -> None:
+    """Raises TrainingError for FSDP1, and for an optimizer of which a checkpoint of an internal phase could not be resumed under FSDP2.
+
+    A checkpoint of FSDP2 must have a state for each weight, and `fill_adam_states` knows Adam's.
+    """
+    if plugin.fsdp_version != 2:
+        raise TrainingError(f"internal phases work with FSDP2, got FSDP{plugin.fsdp_version}: set fsdp_version: 2 in accelerate's file")
+    optim = OptimizerNames(args.optim).value
+    if args.save_strategy != "no" and optim not in ADAM:
+        raise TrainingError(
+            f"under FSDP2 a checkpoint of an internal phase can be resumed with {' or '.join(ADAM)} alone, got optim {optim}: "
+            "choose one of them, or save_strategy no"
+        )
+
+
+def fill_adam_states(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each weight without a state, since it has had no gradient yet, the state that Adam makes at the first one: zeros.
+
+    Steps do not change: Adam passes over a weight without a gradient, and begins with these zeros at the first. But torch's
+    distributed checkpoint refuses to load an optimizer if a weight that needs a gradient has no state.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+    example = next((weight for weight in weights if optimizer.state.get(weight)), None)
+    if example is None:
+        return
+    for weight in weights:
+        if not optimizer.state.get(weight):
+            optimizer.state[weight] = {
+                name: torch.zeros_like(value if value.ndim == 0 else weight) for name, value in optimizer.state[example].items()
+            }

@@ -1,0 +1,55 @@
+"""A run over two internal rollouts and one of GRPO, alone or as one of several processes, and runs resumed from its checkpoints.
+
+Leaves a line of JSON in `out`: for each kind of checkpoint, by the optimizer steps before it, the weights in which a resumed run differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.distributed_worker import shard_on_cpu
+from tests.support.tiny_models import tiny_model
+from tests.support.training import make_trainer
+
+torch.set_num_threads(1)
+SETTINGS = {"internal_layer": 2, "internal_rollouts": 2, "num_iterations": 2, "num_generations": 4, "per_device_train_batch_size": 2}
+
+
+def train(folder: Path, checkpoint: Path | None = None, **settings: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    trainer = make_trainer(folder, tiny_model("qwen3"), **SETTINGS, **settings)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return trainer, {name: weight.clone() for name, weight in weights.items()}
+
+
+def main(out: str) -> None:
+    shard_on_cpu()
+    folder = Path(out).with_suffix("")
+    found: dict[str, Any] = {}
+    for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
+        os.environ["FSDP_STATE_DICT_TYPE"] = kind
+        AcceleratorState._reset_state(reset_partial_state=False)
+        trainer, whole = train(folder / kind, max_steps=6, save_strategy="steps", save_steps=1)
+        assert trainer.accelerator.state.fsdp_plugin.state_dict_type.name == kind
+        for step in (3, 4, 5):  # inside the internal phase and inside a rollout, at the phase's end, after it
+            _, resumed = train(folder / f"{kind}-{step}", folder / kind / f"checkpoint-{step}", max_steps=6)
+            found[f"{kind} {step}"] = [name for name, weight in whole.items() if not torch.equal(weight, resumed[name])]
+    if trainer.accelerator.is_main_process:
+        start = tiny_model("qwen3").state_dict()
+        moved = sum(not torch.equal(weight.cpu(), start[name]) for name, weight in whole.items())
+        Path(out).write_text(json.dumps({"differing": found, "weights": len(whole), "moved": moved}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(0)  # a thread of gloo may still hold a tensor, which aborts an interpreter that closes (pytorch#190489)

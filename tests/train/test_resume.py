@@ -1,0 +1,137 @@
+"""A run that is resumed takes the steps of a run that never stopped, wherever its checkpoint lies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens.errors import TrainingError
+from layerlens.results.training_log import open_training
+from layerlens.train import BuPOTrainer
+from layerlens.train.resume import fill_adam_states, position_file, require_resumable_fsdp
+from layerlens.train.trainer import LAYER
+from tests.support.training import make_trainer
+from tests.train.test_distributed import FSDP2, launch
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
+
+RUNS: dict[str, tuple[dict[str, Any], tuple[int, ...], list[int]]] = {
+    # settings; checkpoints to resume from; the layer of each micro-batch
+    "inside the phase, at its end, after it": ({"internal_rollouts": 3, "max_steps": 6}, (2, 3, 4), [2] * 3 + [0] * 3),
+    "inside a rollout": ({"internal_rollouts": 2, "max_steps": 6, "num_iterations": 2}, (1, 3, 5), [2] * 4 + [0] * 2),
+    "in later epochs, of four rollouts": (
+        {"internal_rollouts": 5, "max_steps": 10, "per_device_train_batch_size": 16}, (4, 6, 9), [2] * 5 + [0] * 5,
+    ),
+    "after an epoch that ends inside an accumulation window: five micro-batches in three optimizer steps": (
+        {
+            "internal_rollouts": 7, "max_steps": 6, "per_device_train_batch_size": 12,
+            "gradient_accumulation_steps": 2, "steps_per_generation": 1,
+        },
+        (3, 4), [2] * 7 + [0] * 3,
+    ),
+}  # fmt: skip
+
+
+def trained_layers(trainer: BuPOTrainer, checkpoint: Path | None = None) -> list[int]:
+    """Trains, and returns the layer of each micro-batch; 0 for the final policy."""
+    seen: list[int] = []
+    compute = trainer._compute_loss
+
+    def watch(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        seen.append(int(inputs.get(LAYER, 0)))
+        return compute(model, inputs)
+
+    trainer._compute_loss = watch
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return seen
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_resumed_run_ends_on_the_weights_of_one_that_never_stopped(case: str, tmp_path: Path) -> None:
+    settings, stops, layers = RUNS[case]
+    settings = {"internal_layer": 2, **settings}
+    unstopped = make_trainer(tmp_path / "unstopped", **settings, save_strategy="steps", save_steps=1)
+    assert trained_layers(unstopped) == layers
+    for stop in stops:
+        resumed = make_trainer(tmp_path / f"from-{stop}", **settings)
+        rest = trained_layers(resumed, tmp_path / "unstopped" / f"checkpoint-{stop}")
+        assert 0 < len(rest) < len(layers)
+        assert rest == layers[-len(rest) :]
+        for (name, a), b in zip(unstopped.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(a, b), (stop, name)
+
+
+def test_the_plan_counts_the_short_windows_at_the_ends_of_epochs(tmp_path: Path) -> None:
+    settings, _, layers = RUNS["after an epoch that ends inside an accumulation window: five micro-batches in three optimizer steps"]
+    trainer = make_trainer(tmp_path, internal_layer=2, **settings)
+    assert ("internal policy of layer 2", "7 rollouts (4 optimizer steps), norm none") in trainer.plan()
+    trainer.train()
+    trainer.save_state()
+    log = open_training(tmp_path)
+    assert log.internal == [(1, 4, 2)]
+    windows = [layers[start:end] for start, end in ((0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10))]
+    assert log.log["bupo/internal_layer"].tolist() == [sum(window) / len(window) for window in windows]
+
+
+def test_a_checkpoint_without_its_rollout_goes_on_with_another_of_the_same_number(tmp_path: Path) -> None:
+    settings = {"internal_layer": 2, "internal_rollouts": 2, "max_steps": 6, "num_iterations": 2}
+    make_trainer(tmp_path, **settings | {"max_steps": 3}, save_strategy="steps", save_steps=3).train()
+    kept = position_file(str(tmp_path / "checkpoint-3"), 0)
+    position = torch.load(kept, weights_only=True)
+    assert (position["micro_batches"], len(position["rollout"])) == (3, 1)
+    torch.save({**position, "processes": 2}, kept)
+    assert trained_layers(make_trainer(tmp_path / "other", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
+    kept.unlink()  # a checkpoint of before 0.2
+    assert trained_layers(make_trainer(tmp_path / "old", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
+
+
+def test_a_second_run_of_one_trainer_has_the_phases_of_its_plan(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, max_steps=3, num_iterations=2)
+    assert trained_layers(trainer) == [2, 2, 0]
+    assert trained_layers(trainer) == [2, 2, 0]
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_filled_states_are_those_that_adam_makes_itself(amsgrad: bool) -> None:
+    def weights() -> list[nn.Parameter]:
+        return [nn.Parameter(torch.linspace(0, 1, size)) for size in (3, 4)]
+
+    filled, plain = weights(), weights()
+    optimizers = [torch.optim.AdamW(each, weight_decay=0.1, amsgrad=amsgrad) for each in (filled, plain)]
+    for step in range(3):
+        for each, optimizer in zip((filled, plain), optimizers, strict=True):
+            for weight in each if step else each[:1]:
+                weight.grad = torch.full_like(weight, step + 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 0:
+            fill_adam_states(optimizers[0])
+            assert len(optimizers[0].state) == 2
+            assert len(optimizers[1].state) == 1
+    for a, b in zip(filled, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_sharded_run_resumes_inside_at_the_end_of_and_after_the_internal_phase(tmp_path: Path) -> None:
+    out = tmp_path / "resumed.json"
+    launch("resume_worker.py", [str(out)], 2, FSDP2)
+    found = json.loads(out.read_text())
+    assert found["differing"] == {f"{kind} {step}": [] for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT") for step in (3, 4, 5)}
+    assert found["moved"] == found["weights"] > 40
+
+
+def test_what_fsdp_could_not_resume_is_refused(tmp_path: Path) -> None:
+    args = make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, save_strategy="steps", optim="adafactor").args
+    plugin = type("Plugin", (), {"fsdp_version": 2})
+    with pytest.raises(TrainingError, match="adamw_torch or adamw_torch_fused alone, got optim adafactor"):
+        require_resumable_fsdp(args, plugin)
+    args.save_strategy = "no"
+    require_resumable_fsdp(args, plugin)
+    plugin.fsdp_version = 1
+    with pytest.raises(TrainingError, match="work with FSDP2, got FSDP1"):
+        require_resumable_fsdp(args, plugin)
