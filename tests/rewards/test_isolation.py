@@ -27,6 +27,12 @@ def test_reward_scores_0_and_counts_if_a_check_hangs_raises_or_dies(checkers: An
     assert reward(["none"], ["7"])[0] != reward(["none"], ["7"])[0]  # NaN: TRL leaves it out
 
 
+def test_an_async_function_is_run_to_its_end(checkers: Any) -> None:
+    reward = checkers("later", timeout=60.0)
+    assert reward(["a", "b"], ["a", "c"]) == [1, 0]
+    assert reward.counts.raised == 0
+
+
 def test_reward_ends_hung_checks_side_by_side(checkers: Any) -> None:
     reward = checkers("bad_mannered", timeout=4.0, workers=3)
     assert reward(["7"] * 3, ["7"] * 3) == [1, 1, 1]
