@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from layerlens.decode.autograd import token_log_probs
+from layerlens.errors import TrainingError
 from layerlens.models import causal_lm, count_blocks
 from layerlens.train import BuPOConfig, BuPOTrainer, trl_head
 from layerlens.train.trainer import LAYER
@@ -206,3 +207,68 @@ def test_probe_prompts_have_the_tokens_of_training_prompts(tmp_path: Path) -> No
     [probe] = trainer._prompts(1)
     assert trainer.processing_class.decode(probe.token_ids).startswith("think user w9")
     assert [list(probe.token_ids)] == trainer._tokenize_prompts([asked[0]["prompt"]])[0]
+
+
+def test_what_is_logged_of_an_internal_policy_has_its_own_names(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, internal_layer=2, internal_rollouts=1, internal_norm="final", max_steps=2, beta=0.1, **reference(tmp_path)
+    )
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "reward" in entry)
+    of_the_loss = {"entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_max"}
+    assert {f"internal/{name}" for name in of_the_loss} <= first.keys()
+    assert not of_the_loss & first.keys()
+    assert of_the_loss <= second.keys()
+    assert not any(name.startswith("internal/") for name in second)
+    assert {"reward", "completions/mean_length", "step_time", "bupo/internal_layer"} <= first.keys() & second.keys()
+
+
+def reference(folder: Path) -> dict[str, Any]:
+    """The model of a trainer with beta above 0, whose reference TRL loads by name."""
+    model = tiny_model("llama")
+    model.save_pretrained(folder / "model")
+    model.config._name_or_path = str(folder / "model")
+    return {"model": model}
+
+
+def test_adaptive_entropy_control_rests_in_an_internal_phase_and_then_starts_as_in_grpo(tmp_path: Path) -> None:
+    adaptive = {"use_adaptive_entropy": True, "entropy_target": 100.0, "entropy_coef_delta": 0.25, "max_steps": 4}
+    trainer = make_trainer(tmp_path / "a", internal_layer=2, internal_rollouts=2, **adaptive)
+    states: list[tuple[int, float, float]] = []
+    compute = trainer._compute_loss
+
+    def watch(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        states.append((int(inputs.get(LAYER, 0)), trainer.entropy_coef, trainer._last_world_entropy))
+        return compute(model, inputs)
+
+    trainer._compute_loss = watch
+    trainer.train()
+    assert [(layer, coef) for layer, coef, _ in states] == [(2, 0), (2, 0), (0, 0), (0, 0.25)]
+    assert [entropy == float("inf") for *_, entropy in states] == [True, True, True, False]
+    ended = []
+    for name, settings in (("with control", adaptive), ("without", {"max_steps": 4})):
+        trainer = make_trainer(tmp_path / name, internal_layer=2, internal_rollouts=-1, **settings)
+        trainer.train()
+        ended.append(trainer.model)
+    for (name, a), b in zip(ended[0].named_parameters(), ended[1].parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_adapters_above_the_layer_alone_are_refused_when_the_trainer_is_built(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    above = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[2, 3])
+    with pytest.raises(TrainingError, match="no weight of layer 2's policy is trained: give adapters to blocks 1 to 2"):
+        make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, peft_config=above)
+    make_trainer(tmp_path, internal_layer=3, internal_rollouts=1, peft_config=above)
+    norm_alone = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[3], modules_to_save=["model.norm"])
+    make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, internal_norm="final", peft_config=norm_alone)
+    with pytest.raises(TrainingError, match="no weight of layer 2's policy is trained"):
+        make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, peft_config=norm_alone)
+
+
+@pytest.mark.parametrize("settings", [{"monitor_every": 1}, {"internal_layer": "auto", "internal_rollouts": 1}])
+def test_what_needs_prompts_beforehand_is_refused_where_an_environment_makes_them(settings: dict[str, Any], tmp_path: Path) -> None:
+    args = BuPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
+    with pytest.raises(TrainingError, match="prompts that an environment makes are not there before training"):
+        BuPOTrainer(tiny_model("qwen3"), reward, args, environment_factory=object, processing_class=tiny_tokenizer())

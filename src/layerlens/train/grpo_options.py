@@ -61,7 +61,7 @@ def refusals(args: BuPOConfig) -> Iterator[str]:
     if args.beta > 0 and args.internal_norm == "none":
         yield (
             "beta > 0 needs internal_norm='final': without a norm the KL estimate of an internal policy, exp(d) - d - 1 of "
-            "log-probabilities that are d apart, grows beyond all bounds (measured: 1e9 where GRPO has 0.2)"
+            "log-probabilities that are d apart, grows beyond all bounds: set internal_norm='final', or beta=0"
         )
     if args.ddp_find_unused_parameters is False:
         yield "blocks above the layer take no part in an internal phase: leave ddp_find_unused_parameters unset, or set it to True"
