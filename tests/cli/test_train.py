@@ -137,7 +137,7 @@ def test_a_choice_on_a_model_of_another_depth_is_refused_before_the_model_is_loa
 def test_adapters_as_reference_of_beta_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
-    words = ["--model", str(tmp_path / "adapters"), "--beta", "0.1", "--output_dir", str(tmp_path / "out")]
+    words = ["--model", str(tmp_path / "adapters"), "--beta", "0.1", "--internal_norm", "final", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(TrainingError, match="holds adapters, which TRL cannot load as the reference of beta: give lora_rank, or beta 0"):
         make_trainer(*read_config("tiny-qwen3-cpu", words))
 
@@ -151,16 +151,31 @@ MISTAKES = {
     "--learning_rate": "argument --learning_rate/--learning-rate: expected one argument; see layerlens train --help",
     "--bf16 maybe": "argument --bf16: Truthy value expected: got maybe",
     "--optim best": "argument --optim: invalid choice: 'best'",
+    "--loss_type best": "loss_type is one of grpo, bnpo",
+    "--scale_rewards maybe": "scale_rewards is one of group, batch, none, got 'maybe'",
+    "--learning_rate -1": "learning_rate must be at least 0, got -1",
+    "--steps_per_generation 0": "steps_per_generation must be at least 1, got 0",
+    "--deepspeed nowhere.json": "",
+    "--eval_strategy steps": "layerlens train evaluates nothing while it trains",
+    "--reward_weights 1 2": "Number of reward weights (2) must match number of reward functions (1) (ValueError)",
+    "--use_vllm true": "",
+    "--max_steps 1 --adam_beta1 2": "Invalid beta parameter at index 0: 2.0 (ValueError)",
+    "--max_steps 1 --repetition_penalty 0": "`penalty` has to be a strictly positive float, but is 0.0 (ValueError)",
+    "--internal_rollouts 5 --internal_schedule 2:3": "give either internal_schedule, or internal_layer with internal_rollouts",
 }
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistaken_field_is_told_in_one_line(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", *words.split()) == 2
+def test_a_mistaken_field_is_told_in_one_line(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", "--monitor_every", "0", *words.split()) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith(f"layerlens: {MISTAKES[words]}")
-    assert told.err.count("\n") == 1
+    *_, last = lines = told.err.splitlines()
+    assert MISTAKES[words] in last
+    assert [line for line in lines if line.startswith(("layerlens: ", "Traceback", "usage"))] == [last]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -176,6 +191,20 @@ def test_help_names_every_field_once_by_its_new_name(monkeypatch: pytest.MonkeyP
     assert listed == [field.name for cls in (ScriptArguments, BuPOFields) for field in fields(cls)]
     rules = next(field.metadata["help"] for field in fields(BuPOFields) if field.name == "internal_rule")
     assert [rule for rule in RULES if rule not in rules] == []
+
+
+def test_help_beside_a_configuration_shows_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("model: tiny-llama\ninternal_layer: 7\nlearning_rate: 3.0e-5\n")
+    for words in (("--config", str(tmp_path / "mine.yaml"), "--help"), ("--help", f"--config={tmp_path / 'mine.yaml'}")):
+        assert command(monkeypatch, "train", *words) == 0
+        told = capsys.readouterr().out
+        assert re.findall(r"^ *• (\w+): (\S+) *$", told, re.M)[-3:] == [
+            ("model", "tiny-llama"), ("internal_layer", "7"), ("learning_rate", "3e-05"),
+        ]  # fmt: skip
+    assert command(monkeypatch, "train", "-c", "nowhere", "-h") == 2
+    assert "layerlens: nowhere: no such configuration file; shipped are" in capsys.readouterr().err
 
 
 class Recorder(TrainerCallback):

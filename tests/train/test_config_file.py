@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerlens.errors import TrainingError
-from layerlens.train.config_file import CONFIGS, read_config, shipped_configs
+from layerlens.train.config_file import CONFIGS, read_config, settings_in_one_line, shipped_configs
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -29,6 +30,8 @@ def test_shipped_configurations_are_valid(name: str, tmp_path: Path) -> None:
         assert answers == 128 * args.num_generations == 1024
         assert args.max_steps == 4 * 300
         assert (script.max_prompt_length, args.vllm_max_model_length) == (1024, 1024 + args.max_completion_length)
+        assert (args.vllm_enable_sleep_mode, args.vllm_gpu_memory_utilization, args.save_total_limit) == (True, 0.6, 2)
+        assert args.vllm_importance_sampling_mode == "token_truncate"
         assert (args.learning_rate, args.epsilon, args.delta, args.beta, args.temperature) == (1e-6, 0.2, 10.0, 0.0, 1.0)
 
 
@@ -61,6 +64,17 @@ def test_every_accelerate_file_is_tested() -> None:
     assert {file.stem for file in (CONFIGS / "accelerate").glob("*.yaml")} == {"one-gpu", "fsdp2-8gpu", "fsdp2-multinode"}
 
 
+def test_none_takes_a_schedule_of_the_file_away(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("model: tiny-qwen3\ninternal_schedule: [[4, 10], [8, 20]]\nuse_cpu: true\nbf16: false\n")
+    for words, phases in (
+        (["--internal_layer", "none"], ()),
+        (["--internal_schedule", "none"], ()),
+        (["--internal_schedule", "none", "--internal_layer", "3", "--internal_rollouts", "5"], ((3, 5),)),
+    ):
+        _, args = read_config(str(tmp_path / "two.yaml"), ["--output_dir", str(tmp_path), *words])
+        assert args.schedule().phases == phases
+
+
 @pytest.mark.parametrize("words", [["--internal_layer", "none"], ["--internal_rollouts", "0"]])
 def test_internal_layer_none_or_no_rollouts_is_the_grpo_control(words: list[str], tmp_path: Path) -> None:
     _, args = read_config("tiny-qwen3-cpu", ["--output_dir", str(tmp_path), *words])
@@ -86,6 +100,9 @@ def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
         "- model\n": "odd.yaml: expected a field: value on each line, got list",
         "": "odd.yaml: expected a field: value on each line, got NoneType",
         "output_dir: x\n": "odd.yaml: which model?",
+        "model: a\nmax_steps: 3\n# no\nmodel: b\n": "odd.yaml: model is given twice, in lines 1 and 4: keep one of them",
+        "env: {A: 1, A: 2}\nmodel: a\n": "odd.yaml: A is given twice",
+        "model: tiny-qwen3\nnum_generations: 1\n": "odd.yaml: GRPO requires at least 2 generations",
     }.items():
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(TrainingError, match=re.escape(told)):
@@ -100,3 +117,17 @@ def test_environment_variables_of_a_file_are_set(tmp_path: Path, monkeypatch: py
     (tmp_path / "env.yaml").write_text("env: 3\nmodel: tiny-qwen3\n")
     with pytest.raises(TrainingError, match="expected env to hold a variable: value on each line, got int"):
         read_config(str(tmp_path / "env.yaml"), [])
+
+
+def test_only_other_libraries_errors_about_settings_are_told_in_one_line() -> None:
+    with (
+        pytest.raises(TrainingError, match=r"^x: Expecting value: line 1 column 1 \(char 0\) \(JSONDecodeError\)$"),
+        settings_in_one_line("x: "),
+    ):
+        json.loads("a b")
+    with pytest.raises(ValueError, match="Expecting value"), settings_in_one_line(while_true=lambda: False):
+        json.loads("a b")
+    with pytest.raises(ValueError, match="ours"), settings_in_one_line():
+        exec("raise ValueError('ours')", {"__name__": "layerlens.train.somewhere"})
+    with pytest.raises(KeyError), settings_in_one_line():
+        raise KeyError("a bug")

@@ -93,7 +93,7 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     if args.eval_strategy != "no":
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     trainer = make_trainer(script, args)
-    with training_progress(trainer):
+    with settings_in_one_line(while_true=lambda: trainer.state.global_step == done), training_progress(trainer):
         trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
     trainer.save_state()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from layerlens.errors import TrainingError
@@ -56,7 +57,7 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
     words = _rename_options(words)
     _refuse_unknown(parser.parse_known_args(words)[1], known)
     os.environ.update(environment)
-    with settings_in_one_line(f"{file}: "):
+    with settings_in_one_line(f"{name}: "):
         script, args = parser.parse_args_into_dataclasses(words)
     if not script.model:
         raise TrainingError(f"{file}: which model? give model: in the file or --model")
@@ -64,11 +65,17 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
 
 
 @contextmanager
-def settings_in_one_line(where: str = "") -> Iterator[None]:
-    """Inside, what TRL, transformers and accelerate raise for settings that they cannot honour becomes a TrainingError of one line."""
+def settings_in_one_line(where: str = "", while_true: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Inside, an error of TRL, transformers or torch about a setting that it cannot honour becomes a TrainingError of one line.
+
+    An error that is raised in layerlens stays what it is, and so does one that is raised when `while_true()` is no longer so.
+    """
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, ArithmeticError) as error:
+        innermost = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
+        if innermost.partition(".")[0] == "layerlens" or not while_true():
+            raise
         raise TrainingError(f"{where}{' '.join(str(error).split())[:500]} ({type(error).__name__})") from error
 
 
@@ -104,8 +111,9 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             lines: dict[Any, int] = {}
             for key, _ in node.value:
                 line = key.start_mark.line + 1
-                if lines.setdefault(key.value, line) != line:
+                if key.value in lines:
                     raise TrainingError(f"{file}: {key.value} is given twice, in lines {lines[key.value]} and {line}: keep one of them")
+                lines[key.value] = line
             return super().construct_mapping(node, deep)
 
     try:
