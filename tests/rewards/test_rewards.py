@@ -16,6 +16,7 @@ import pytest
 import layerlens.rewards
 from layerlens.rewards.rewards import Reward, RewardError, arithmetic_reward, boxed_reward, load_reward, math_fast_path, math_reward
 from tests.support.data import public_data
+from tests.support.markdown import ROOT, tables
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,12 @@ def test_train_rewards_has_the_names_that_training_scripts_import() -> None:
         assert getattr(alias, name) is getattr(layerlens.rewards, name)
         assert name in alias.__all__
     assert layerlens.rewards.REWARDS.keys() == {"math", "boxed", "arithmetic"}
+
+
+def test_the_docs_compare_boxed_and_math_as_they_score(patient: Reward) -> None:
+    compared = [row for table in tables((ROOT / "docs" / "training.md").read_text()) for row in table if "answer in the box" in row]
+    assert len(compared) > 8
+    for row in compared:
+        truth, answer = (row[name].strip("`") for name in ("ground truth", "answer in the box"))
+        text = [rf"so \boxed{{{answer}}}"]
+        assert [boxed_reward(text, [truth]), patient(text, [truth])] == [[float(row["boxed"])], [float(row["math"])]], row

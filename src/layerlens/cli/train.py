@@ -93,6 +93,10 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     if args.eval_strategy != "no":
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     trainer = make_trainer(script, args)
+    if script.reward == "boxed" and trainer.accelerator.is_main_process:
+        print(
+            f"{'reward boxed':34}  the text in the box is that of the ground truth, letter by letter; math compares values", file=sys.stderr
+        )
     with settings_in_one_line(while_true=lambda: trainer.state.global_step == done), training_progress(trainer):
         trainer.train(resume_from_checkpoint=script.resume or None)
     trainer.save_model()
