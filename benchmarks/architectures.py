@@ -27,7 +27,7 @@ from layerlens.errors import ModelLayoutError, ModelLoadError
 from layerlens.models import check_identities, discover_layout, find_decoder_parts, truncated_at
 from layerlens.models.layout import REFUSED
 from layerlens.models.transformer_lens import library_version
-from layerlens.types import NORMS
+from layerlens.types import FORWARD_NORMS
 
 TOKENS = 17
 SAME = 1e-5
@@ -110,7 +110,7 @@ def entropy_errors(name: str, dtype: torch.dtype) -> torch.Tensor:
         model, ids = tiny_architecture(name, tied=tied), random_ids(TOKENS, 3)
         states, log_policy = architecture_states(model, name, ids)
         lens = ll.LensModel.wrap(model.to(dtype), check=False)
-        for norm in NORMS:
+        for norm in FORWARD_NORMS:
             run = ll.analyze(lens, [ll.Sample(ids)], metrics="entropy", norm=norm)
             for (layer, site), state in states.items():
                 logp = log_policy(state, norm)
@@ -124,7 +124,7 @@ def cut_error(name: str) -> float:
     model, ids = tiny_architecture(name), random_ids(TOKENS)
     lens, worst = ll.LensModel.wrap(model), 0.0
     for layer in range(1, lens.n_layers + 1):
-        for norm in NORMS:
+        for norm in FORWARD_NORMS:
             with truncated_at(model, layer, norm):
                 logp = model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
             worst = max(worst, float((-(logp.exp() * logp).sum(-1) - lens.policy(layer, norm=norm).entropy(ids)).abs().max()))

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from layerlens import plots
     from layerlens.analysis.pipeline import analyze
     from layerlens.errors import LayerLensError
-    from layerlens.models import Generation, InternalPolicy, LensModel
+    from layerlens.models import FittedLens, Generation, InternalPolicy, LensModel, read_lens
     from layerlens.models.lens import load
     from layerlens.prompts.readers import read_prompts
     from layerlens.prompts.sample import Sample
     from layerlens.results.difference import difference
     from layerlens.results.run import Run, open_run
+    from layerlens.results.scale_shape import scale_shape
     from layerlens.results.training_log import TrainingLog, open_training
     from layerlens.selection.comparison import compare
     from layerlens.selection.layer import LayerChoice, select_layer
@@ -28,13 +29,16 @@ _WHERE = {
     "difference": "layerlens.results.difference",
     "InternalPolicy": "layerlens.models",
     "LayerLensError": "layerlens.errors",
+    "FittedLens": "layerlens.models",
     "Generation": "layerlens.models",
+    "read_lens": "layerlens.models",
     "LensModel": "layerlens.models",
     "load": "layerlens.models.lens",
     "Sample": "layerlens.prompts.sample",
     "read_prompts": "layerlens.prompts.readers",
     "Run": "layerlens.results.run",
     "open_run": "layerlens.results.run",
+    "scale_shape": "layerlens.results.scale_shape",
     "TrainingLog": "layerlens.results.training_log",
     "open_training": "layerlens.results.training_log",
     "LayerChoice": "layerlens.selection.layer",
@@ -42,8 +46,9 @@ _WHERE = {
 }
 
 __all__ = [
-    "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
-    "analyze", "compare", "difference", "load", "open_run", "open_training", "plots", "read_prompts", "select_layer",
+    "FittedLens", "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
+    "analyze", "compare", "difference", "load", "open_run", "open_training", "plots", "read_lens", "read_prompts", "scale_shape",
+    "select_layer",
 ]  # fmt: skip
 
 

@@ -10,7 +10,11 @@ from typing import Literal, TypeVar, get_args
 from layerlens.errors import SelectionError
 
 Site = Literal["resid_pre", "attn_in", "attn_out", "resid_mid", "ffn_in", "ffn_out", "resid_post"]
-Norm = Literal["none", "final"]
+ForwardNorm = Literal["none", "final"]
+"""Norm conventions that the model's own forward can compute, so that a policy can answer and be trained under them."""
+Norm = Literal["none", "final", "matched"]
+FittedLensName = Literal["jacobian", "tuned"]
+LensName = Literal["logit", "jacobian", "tuned"]
 Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all", "reference"]
@@ -23,6 +27,8 @@ SITES: tuple[Site, ...] = get_args(Site)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 """Libraries that can run a model that is analysed."""
+FORWARD_NORMS: tuple[ForwardNorm, ...] = get_args(ForwardNorm)
+FITTED_LENSES: tuple[FittedLensName, ...] = get_args(FittedLensName)
 RULES: tuple[Rule, ...] = get_args(Rule)
 """Rules by which `select_layer` chooses."""
 
@@ -39,13 +45,14 @@ STREAM_SITES: dict[Module, tuple[Site, Site]] = {"attn": ("attn_out", "resid_pre
 READOUT_METRICS = ("entropy", "logp_next", "kl_to_final", "agrees")
 """Metrics decoded through the vocabulary, one value per token, layer and site."""
 
-STATE_METRICS = ("similarity", "stream_cosine", "state_norm")
+STATE_METRICS = ("logit_sd", "similarity", "stream_cosine", "state_norm")
 """Metrics computed on hidden states alone."""
 
 METRICS = READOUT_METRICS + STATE_METRICS
 
 METRIC_INFO: dict[str, tuple[str, str]] = {
     "entropy": ("entropy of the internal policy", "nats"),
+    "logit_sd": ("spread of the logits over the vocabulary", "logits"),
     "logp_next": ("log-probability of the next token", "nats"),
     "kl_to_final": ("KL divergence to the final policy", "nats"),
     "kl_from_layer": ("KL divergence from the reference layer's policy", "nats"),
@@ -90,6 +97,11 @@ def resolve_metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
 def resolve_norm(norm: str) -> Norm:
     """The norm convention, checked. Raises SelectionError on an unknown one."""
     return _resolve("norm", norm, NORMS)[0]
+
+
+def resolve_forward_norm(norm: str) -> ForwardNorm:
+    """A norm convention under which a policy can answer and be trained, checked. Raises SelectionError on any other."""
+    return _resolve("norm", norm, FORWARD_NORMS)[0]
 
 
 def resolve_layers(layers: str | Iterable[int] | int, n_layers: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.models import LAYOUTS, check_identities, find_decoder_parts, truncated_at
-from layerlens.types import NORMS, SITES
+from layerlens.types import FORWARD_NORMS, SITES
 from tests.support.architectures import ARCHITECTURES, architecture_states, tiny_architecture
 from tests.support.float64_reference import metrics_of
 from tests.support.tiny_models import random_ids
@@ -42,7 +42,7 @@ def test_every_metric_of_every_row_matches_float64(name: str, tied: bool) -> Non
     ids = random_ids(17, 3)
     states, log_policy = architecture_states(model, name, ids)
     assert {site for _, site in states} == set(lens.sites)
-    for norm in NORMS:
+    for norm in FORWARD_NORMS:
         run = ll.analyze(lens, [ll.Sample(random_ids(5, 1)), ll.Sample(ids)], norm=norm, kl_from_layer=REFERENCE, top_k=5)
         data = run.sample(1)
         expected = metrics_of(states, log_policy, ids, norm, REFERENCE)
@@ -82,7 +82,7 @@ def test_truncated_model_is_the_internal_policy_and_runs_no_further_block(name: 
         with truncated_at(model, len(blocks), "final"):
             assert torch.equal(model(ids, use_cache=False).logits, full)
         for layer in range(1, len(blocks) + 1):
-            for norm in NORMS:
+            for norm in FORWARD_NORMS:
                 ran.clear()
                 with truncated_at(model, layer, norm):
                     logp = model(ids, use_cache=False).logits[0].log_softmax(-1)

@@ -8,7 +8,7 @@ import torch
 
 import layerlens as ll
 from layerlens.types import NORMS, SITES
-from tests.support.float64_reference import plain_metrics
+from tests.support.float64_reference import plain_metrics, plain_spread
 from tests.support.tiny_models import random_ids, tiny_model
 
 REFERENCE = 2
@@ -21,8 +21,10 @@ def test_every_metric_matches_float64(architecture: str, tied: bool, norm: str) 
     lengths = (9, 17, 7)
     samples = [ll.Sample(random_ids(n, seed), n // 3) for seed, n in enumerate(lengths)]
     run = ll.analyze(ll.LensModel.wrap(model), samples, norm=norm, kl_from_layer=REFERENCE, top_k=5)
+    if norm == "matched":
+        assert run.spread == pytest.approx(plain_spread(model, [list(sample.token_ids) for sample in samples]), rel=1e-6)
     for index, sample in enumerate(samples):
-        expected = plain_metrics(model, list(sample.token_ids), norm, REFERENCE, sample.response_start)
+        expected = plain_metrics(model, list(sample.token_ids), norm, REFERENCE, sample.response_start, run.spread)
         data = run.sample(index)
         for name, values in expected.items():
             if name == "entropy_change":
@@ -67,11 +69,11 @@ def test_subset_of_sites_and_layers_gives_the_same_numbers(qwen: ll.LensModel) -
     samples = [ll.Sample(random_ids(n, n), 3) for n in (7, 12)]
     everything = ll.analyze(qwen, samples)
     some = ll.analyze(qwen, samples, sites=["ffn_out", "resid_pre"], layers=[4, 2], metrics=["entropy", "stream_cosine"])
-    assert set(some.data.data_vars) == {"entropy", "stream_cosine"}
+    assert set(some.data.data_vars) == {"entropy", "logit_sd", "stream_cosine"}
     assert some.layers == [2, 4]
     assert some.sites == ["resid_pre", "ffn_out"]
     for name in some.data.data_vars:
-        where = {"site": some.sites} if name == "entropy" else {}
+        where = {"site": some.sites} if name != "stream_cosine" else {}
         np.testing.assert_allclose(some.data[name], everything.data[name].sel(layer=[2, 4], **where), atol=1e-5)
     response = ll.analyze(qwen, samples, rows="response")
     keep = everything.data["in_response"].values.astype(bool)

@@ -14,15 +14,17 @@ from layerlens.errors import PromptError, SelectionError
 from layerlens.types import NORMS, SITES
 from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
 
+SPREAD = 2.5
 PLACES = [(1, "resid_pre"), (1, "attn_in"), (1, "attn_out"), (2, "resid_mid"), (3, "ffn_in"), (2, "ffn_out"), (4, "resid_post")]
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_policy_scores_match_analysis(lens: ll.LensModel, norm: str) -> None:
     ids, temperature = random_ids(9), 2.5
-    run = ll.analyze(lens, [ll.Sample(ids)], norm=norm, temperature=temperature, top_k=4)
+    spread = SPREAD if norm == "matched" else None
+    run = ll.analyze(lens, [ll.Sample(ids)], norm=norm, spread=spread, temperature=temperature, top_k=4)
     for layer, site in PLACES:
-        policy = lens.policy(layer, site, norm, temperature)
+        policy = lens.policy(layer, site, norm, temperature, spread=spread)
         at = run.data.sel(layer=layer, site=site)
         np.testing.assert_allclose(policy.log_probs(ids), at["logp_next"][:-1], atol=1e-5)
         np.testing.assert_allclose(policy.entropy(ids), at["entropy"], atol=1e-5)
@@ -55,7 +57,7 @@ def argmax_loop(policy: ll.InternalPolicy, ids: list[int], steps: int) -> list[i
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("layer", "site"), PLACES)
 def test_cached_sampling_matches_uncached_loop(qwen: ll.LensModel, layer: int, site: str, norm: str) -> None:
-    policy, ids = qwen.policy(layer, site, norm), random_ids(6, 2)
+    policy, ids = qwen.policy(layer, site, norm, spread=SPREAD if norm == "matched" else None), random_ids(6, 2)
     assert policy.sample(ids, n=2, max_new_tokens=9, temperature=0.0) == [argmax_loop(policy, ids, 9)] * 2
 
 
@@ -180,3 +182,10 @@ def test_policy_refuses_invalid_arguments(qwen: ll.LensModel) -> None:
         with pytest.raises(SelectionError, match=r"layers must be in 1\.\.4"):
             qwen.policy(layer)
     assert qwen.policy(1, "attn_in").site in SITES
+    with pytest.raises(SelectionError, match="norm='matched' needs spread=, the spread of the logits that states are scaled to"):
+        qwen.policy(2, norm="matched")
+    with pytest.raises(SelectionError, match="spread= is what norm='matched' scales logits to; got it with norm='final'"):
+        qwen.policy(2, norm="final", spread=2.0)
+    for spread in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(SelectionError, match="spread must be above 0"):
+            qwen.policy(2, norm="matched", spread=spread)

@@ -56,7 +56,7 @@ def test_manifest_written_and_read_is_the_same(manifest: Any, tmp_path: Path) ->
         (lambda m: m["samples"].update(count="many"), "expected int, got 'many'"),
         (lambda m: m["config"].update(layers=3), "expected a list, got int"),
         (lambda m: m["config"].update(generate=[1]), "expected an object for SamplingSettings, got list"),
-        (lambda m: m["config"].update(norm="foo"), "expected one of none, final, got 'foo'"),
+        (lambda m: m["config"].update(norm="foo"), "expected one of none, final, matched, got 'foo'"),
         (lambda m: m["config"].update(temperature="hot"), "expected float, got 'hot'"),
         (lambda m: m["samples"].update(count=True), "expected int, got True"),
         (lambda m: m.update(format=3), "not of format 1 or 2"),

@@ -42,14 +42,27 @@ def plain_states(model: nn.Module, ids: list[int]) -> dict[tuple[int, str], Tens
     return states
 
 
-def plain_metrics(model: nn.Module, ids: list[int], norm: str, reference: int, response_start: int = 0) -> dict[str, Tensor]:
-    """`metrics_of` a Llama-like model."""
+def plain_metrics(
+    model: nn.Module, ids: list[int], norm: str, reference: int, response_start: int = 0, spread: float | None = None
+) -> dict[str, Tensor]:
+    """`metrics_of` a Llama-like model; `spread` goes with norm "matched"."""
     net = copy.deepcopy(model).double()
 
-    def log_policy(h: Tensor, how: str) -> Tensor:
-        return net.lm_head(net.model.norm(h) if how == "final" else h).log_softmax(-1)
+    def logits(h: Tensor, how: str) -> Tensor:
+        raw = net.lm_head(net.model.norm(h) if how == "final" else h)
+        return raw * (spread / raw.std(-1, unbiased=False, keepdim=True)) if how == "matched" else raw
 
-    return metrics_of(plain_states(model, ids), log_policy, ids, norm, reference, response_start)
+    def log_policy(h: Tensor, how: str) -> Tensor:
+        return logits(h, how).log_softmax(-1)
+
+    return metrics_of(plain_states(model, ids), log_policy, ids, norm, reference, response_start, logits)
+
+
+@torch.no_grad()
+def plain_spread(model: nn.Module, texts: list[list[int]]) -> float:
+    """The mean over all rows of all texts of the standard deviation of the final policy's logits."""
+    net = copy.deepcopy(model).double()
+    return float(torch.cat([net(torch.tensor([ids])).logits[0].std(-1, unbiased=False) for ids in texts]).mean())
 
 
 @torch.no_grad()
@@ -60,6 +73,7 @@ def metrics_of(
     norm: str,
     reference: int,
     response_start: int = 0,
+    logits: Callable[[Tensor, str], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Every metric of docs/definitions.md, float64; those of the readout have the shape [seq, layer, site].
 
@@ -68,6 +82,7 @@ def metrics_of(
         log_policy: from states and a norm to log-probabilities [seq, vocabulary].
         reference: the layer of `kl_from_layer`.
         response_start: index of the first response token. Similarity and CKA are over the rows that predict one, without position 0.
+        logits: from states and a norm to logits without bias and soft cap, for `logit_sd`.
     """
     n_layers = max(layer for layer, _ in states)
     sites = list(dict.fromkeys(site for _, site in states))
@@ -89,6 +104,8 @@ def metrics_of(
                 "top_probs": p.sort(-1, descending=True).values[:, :5],
                 "state_norm": states[layer, site].square().sum(-1).sqrt(),
             }
+            if logits is not None:
+                values["logit_sd"] = logits(states[layer, site], norm).std(-1, unbiased=False)
             for name, value in values.items():
                 out.setdefault(name, []).append(value)
     metrics = {name: torch.stack(v, 1).reshape(len(ids), n_layers, len(sites), *v[0].shape[1:]) for name, v in out.items()}

@@ -16,7 +16,7 @@ from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
 from layerlens.analysis.row_sample import draw_rows
-from layerlens.models import Generation, LensModel, generate_responses
+from layerlens.models import Convention, Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
 from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
@@ -37,11 +37,13 @@ class Analysis:
         batch_tokens: padded tokens of a batch at most.
         tokens_per_sample, precision: as in `analyze`.
         device: name of the card or processor that decodes.
+        convention: how states are read; under norm "matched" its spread is None until it is measured.
     """
 
     model: LensModel
     samples: Sequence[Sample]
     plan: Plan
+    convention: Convention
     generate: Generation | None
     batch_tokens: int
     tokens_per_sample: int | Literal["auto"] | None = None
@@ -75,8 +77,8 @@ class Analysis:
             earlier: the batch's data sets with half of `tokens` decoded, to which the other half is added; None starts anew.
             advance: is told of finished samples and tokens.
         """
-        samples = self._with_responses(batch, earlier)
-        rows = [measured_rows(sample, self.plan.rows, reference_start(sample, self.model)) for sample in samples]
+        samples = self.answered(batch, earlier)
+        rows = [self.rows_read(sample) for sample in samples]
         draws = [self._draw(*each, tokens) for each in zip(batch, samples, rows, strict=True)]
         new = [drawn for drawn, _ in draws]
         if earlier is not None and tokens is not None:
@@ -105,9 +107,10 @@ class Analysis:
             samples=SampleSet(len(self.samples), digest.hexdigest()[:16]),
             batch_tokens=self.batch_tokens,
             device=self.device,
+            lens_file=None if self.convention.lens is None else self.convention.lens.file,
         )
 
-    def _with_responses(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None) -> list[Sample]:
+    def answered(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None = None) -> list[Sample]:
         """The batch's samples with their responses: sampled now, or kept by an earlier round."""
         samples = [self.samples[index] for index in batch]
         if self.generate is None:
@@ -115,6 +118,10 @@ class Analysis:
         if earlier is None:
             return generate_responses(self.model, samples, self.generate, batch)
         return [replace(sample, token_ids=kept["text_token_id"].values.tolist()) for sample, kept in zip(samples, earlier, strict=True)]
+
+    def rows_read(self, sample: Sample) -> Int[Array, " rows"]:
+        """Positions of the rows that count as measured, as the argument `rows` says."""
+        return measured_rows(sample, self.plan.rows, reference_start(sample, self.model))
 
     def _draw(
         self, index: int, sample: Sample, rows: Int[Array, " rows"], tokens: int | None
@@ -132,14 +139,15 @@ class Analysis:
             keep = [torch.from_numpy(new[place]) for place in active]
             names = [samples[place].name for place in active]
             compared = [torch.from_numpy(similarity_rows(samples[place], plan.similarity_rows)) for place in active]
-            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, names, compared), strict=True):
+            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, self.convention, names, compared), strict=True):
                 parts[place] = part
         return parts
 
     def _attrs(self, tokens: int | None) -> Mapping[str, Any]:
-        attrs = {"model": self.model.name, "norm": self.plan.norm, "temperature": self.plan.temperature, "rows": self.plan.rows}
-        attrs["similarity_rows"] = self.plan.similarity_rows
-        more = {"kl_from_layer": self.plan.kl_from_layer, "tokens_per_sample": tokens}
+        plan = self.plan
+        attrs = {"model": self.model.name, "norm": plan.norm, "lens": plan.lens, "temperature": plan.temperature, "rows": plan.rows}
+        attrs["similarity_rows"] = plan.similarity_rows
+        more = {"spread": self.convention.spread, "kl_from_layer": plan.kl_from_layer, "tokens_per_sample": tokens}
         return {**attrs, **{name: value for name, value in more.items() if value is not None}}
 
     def _result(

@@ -14,8 +14,8 @@ from layerlens.analysis.plan import READOUT_FIELDS, Plan
 from layerlens.decode import readout
 from layerlens.errors import ReadoutError
 from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, state_norm, stream_cosine
-from layerlens.models import LayerSite, LensModel
-from layerlens.types import SITES, STREAM_SITES, Module, Norm, Site
+from layerlens.models import Convention, LayerSite, LensModel
+from layerlens.types import SITES, STREAM_SITES, Module, Site
 
 BUFFER_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Bytes of states that are collected before they go through the vocabulary together, by device type."""
@@ -54,6 +54,7 @@ def measure_batch(
     ids: Sequence[Int[Tensor, " _"]],
     keep: Sequence[Int[Tensor, " _"]],
     plan: Plan,
+    convention: Convention,
     names: Sequence[str],
     similarity_rows: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> list[dict[str, np.ndarray]]:
@@ -62,6 +63,7 @@ def measure_batch(
     Args:
         ids: token ids of each text.
         keep: positions of the rows to measure in each text.
+        convention: how states are read.
         names: what errors call each text.
         similarity_rows: positions of the rows that similarity is over, which needs no vocabulary; by default `keep`.
 
@@ -71,8 +73,8 @@ def measure_batch(
     """
     batch = _Batch(ids, keep, names)
     wide = batch if similarity_rows is None else _Batch(ids, similarity_rows, names)
-    anchors, held = _first_pass(model, batch, wide, plan)
-    values = _decode(model, batch, plan, anchors) if plan.reads_rows else {}
+    anchors, held = _first_pass(model, batch, wide, plan, convention)
+    values = _decode(model, batch, plan, convention, anchors) if plan.reads_rows else {}
     parts = [{name: array[a:b] for name, array in values.items()} for a, b in pairwise(batch.cuts)]
     if "similarity" in plan.metrics:
         for number, part in enumerate(parts):
@@ -86,7 +88,7 @@ def measure_batch(
 
 
 def _first_pass(
-    model: LensModel, batch: _Batch, wide: _Batch, plan: Plan
+    model: LensModel, batch: _Batch, wide: _Batch, plan: Plan, convention: Convention
 ) -> tuple[dict[str, Tensor], Float[Tensor, "layers rows d"] | None]:
     """The anchors: vectors of the policies that all others are compared with, which must be known before anything is decoded.
 
@@ -113,14 +115,13 @@ def _first_pass(
             stream.append(wide.rows(states).to(device, torch.float32))
 
     model.forward(batch.ids, sorted(places), on_state)
-    norms: dict[str, Norm] = {"final": "final", "reference": plan.norm}
-    anchors = {name: model.normalise(seen[place], norms[name]) for name, place in wanted.items()}
+    conventions = {"final": model.convention("final"), "reference": convention}
+    anchors = {name: conventions[name].vectors(*place, seen[place]) for name, place in wanted.items()}
     return anchors, torch.stack(stream) if holding else None
 
 
-def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    decoding = bool(plan.decoded or plan.top_k or "state_norm" in plan.metrics)
-    asked: set[LayerSite] = {(layer, site) for layer in plan.layers for site in plan.sites} if decoding else set()
+def _decode(model: LensModel, batch: _Batch, plan: Plan, convention: Convention, anchors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    asked: set[LayerSite] = {(layer, site) for layer in plan.layers for site in plan.sites} if plan.reads_states else set()
     # H^(l-1) leaves one block and enters the next: decode it once
     twins: dict[LayerSite, LayerSite] = {
         (layer, "resid_pre"): (layer - 1, "resid_post")
@@ -129,7 +130,7 @@ def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tens
     }
     decode = asked - twins.keys()
     streams = {(layer, site) for layer in plan.layers for module in plan.modules for site in STREAM_SITES[module]}
-    decoder = _Decoder(model, batch, plan, anchors)
+    decoder = _Decoder(model, batch, plan, convention, anchors)
     held: dict[LayerSite, Tensor] = {}
 
     def on_state(layer: int, site: Site, states: Tensor) -> None:
@@ -154,8 +155,8 @@ def _decode(model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tens
 class _Decoder:
     """Decodes states in the order they come, in stacks of bounded size, and keeps the numbers."""
 
-    def __init__(self, model: LensModel, batch: _Batch, plan: Plan, anchors: dict[str, Tensor]):
-        self.model, self.batch, self.plan, self.anchors = model, batch, plan, anchors
+    def __init__(self, model: LensModel, batch: _Batch, plan: Plan, convention: Convention, anchors: dict[str, Tensor]):
+        self.model, self.batch, self.plan, self.convention, self.anchors = model, batch, plan, convention, anchors
         self.unembedding = model.unembedding(plan.temperature)
         self.waiting: list[tuple[LayerSite, Tensor]] = []
         n = len(batch.flat)
@@ -163,6 +164,8 @@ class _Decoder:
         self.values: dict[str, np.ndarray] = {
             name: np.zeros(shape, np.int8) if name == "agrees" else np.full(shape, np.nan, np.float32) for name in plan.decoded
         }
+        if plan.spreads:
+            self.values["logit_sd"] = np.zeros(shape, np.float32)
         if plan.top_k:
             k = min(plan.top_k, self.unembedding.weight.shape[0])
             self.values["top_ids"] = np.zeros((*shape, k), np.int32)
@@ -175,9 +178,9 @@ class _Decoder:
     def add(self, layer: int, site: Site, rows: Tensor) -> None:
         if "state_norm" in self.values:
             self.values["state_norm"][self._place(layer, site)] = state_norm(rows).cpu().numpy()
-        if not (self.plan.decoded or self.plan.top_k):
+        if not self.plan.unembeds:
             return
-        self.waiting.append(((layer, site), self.model.normalise(rows, self.plan.norm)))
+        self.waiting.append(((layer, site), self.convention.vectors(layer, site, rows)))
         size = sum(states.numel() * 4 for _, states in self.waiting)
         if size >= BUFFER_BYTES.get(rows.device.type, BUFFER_BYTES["cpu"]):
             self.flush()
@@ -189,9 +192,11 @@ class _Decoder:
         if not self.waiting:
             return
         device = self.unembedding.weight.device
+        states = torch.stack([vectors.to(device) for _, vectors in self.waiting])
+        spreads = self.model.logit_spread.sd(states).cpu().numpy() if self.plan.spreads else None
         try:
             read = readout(
-                torch.stack([states.to(device) for _, states in self.waiting]),
+                states,
                 self.unembedding,
                 want=[READOUT_FIELDS[name] for name in self.plan.decoded],
                 targets=self.batch.targets,
@@ -216,6 +221,8 @@ class _Decoder:
             at = self._place(layer, site)
             for name in self.plan.decoded:
                 self.values[name][at] = getattr(read, READOUT_FIELDS[name])[stack].cpu().numpy()
+            if spreads is not None:
+                self.values["logit_sd"][at] = spreads[stack]
             if self.plan.top_k:
                 assert read.top_ids is not None
                 assert read.top_probs is not None

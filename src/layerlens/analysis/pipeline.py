@@ -11,15 +11,16 @@ from typing import Any, Literal, get_args
 from layerlens.analysis.batches import Advance, Analysis
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import NOWHERE, reference_start
+from layerlens.analysis.spread import with_spread
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.errors import PromptError, RunError, SelectionError
-from layerlens.models import Generation, LensModel, require_fits_context
+from layerlens.models import Convention, FittedLens, Generation, LensModel, require_fits_context
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
 from layerlens.storage.shared_work import share_work
-from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics, resolve_norm
+from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
 
 def analyze(
@@ -30,6 +31,8 @@ def analyze(
     layers: str | int | Iterable[int] = "all",
     metrics: str | Iterable[str] = "all",
     norm: Norm = "none",
+    spread: float | None = None,
+    lens: str | FittedLens = "logit",
     rows: Rows = "all",
     similarity_rows: SimilarityRows = "response",
     temperature: float = 1.0,
@@ -48,10 +51,18 @@ def analyze(
     Args:
         model: from `load` or `LensModel.wrap`.
         samples: from `read_prompts`, or made by hand.
-        sites: "all" (that the architecture has) or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in, ffn_out, resid_post.
+        sites: "all" (that the architecture has and the lens can read) or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in,
+            ffn_out, resid_post.
         layers: "all" or any of 1...L.
-        metrics: "all" or any of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine, state_norm (docs/definitions.md).
-        norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens).
+        metrics: "all" or any of entropy (with logit_sd), logp_next, kl_to_final, agrees, similarity, stream_cosine, state_norm
+            (docs/definitions.md).
+        norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens), "matched" scaled
+            so that the logits of every state have one spread over the vocabulary: entropies then differ by shape alone.
+        spread: that spread, in logits. By default it is the mean spread of the final policy's logits on the rows of this run, which
+            takes one more forward pass of every text; the manifest stores it.
+        lens: what carries a state to the final layer before it is read: "logit" leaves it where it is; a fitted lens, "jacobian:FILE"
+            or "tuned:FOLDER" (docs/definitions.md, "Lenses"), goes with norm "final" and reads the residual stream and what modules add
+            to it. One from `read_lens` is taken as it is.
         rows: "all", "response" to decode only the rows that predict a response token, or "reference" for those that the paper's code
             takes: from the second token after the prompt's "assistant" to the last position, which predicts nothing.
         similarity_rows: similarity and CKA are over response rows without position 0, the attention sink, which alone would decide
@@ -89,7 +100,8 @@ def analyze(
         RunError: `out` cannot be used.
     """
     chosen = _checked_samples(samples)
-    plan = _resolved_plan(model, sites, layers, metrics, norm, rows, similarity_rows, temperature, kl_from_layer, top_k)
+    convention = model.convention(norm, spread, lens)
+    plan = _resolved_plan(model, convention, sites, layers, metrics, rows, similarity_rows, temperature, kl_from_layer, top_k)
     draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows != "all":
@@ -97,8 +109,11 @@ def analyze(
     if rows == "reference":
         _require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
-    analysis = Analysis(model, chosen, plan, generate, batch_tokens, draw, precision, device)
+    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device)
     analysis, store = _open_store(analysis, out, backend)
+    if norm == "matched" and spread is None:
+        with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as advance:
+            analysis = with_spread(analysis, store, advance)
 
     def run_round(tokens: int | None) -> Run | None:
         title = f"analysing {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
@@ -114,7 +129,7 @@ def analyze(
         assert run is not None
         return run
     run, stopping = run_until_stopped(run_round, precision)
-    store.conclude(stopping)
+    store.amend(stopping=stopping)
     return Run(run.data, store.manifest(), store.path)
 
 
@@ -145,8 +160,8 @@ def _require_assistant(samples: Sequence[Sample], model: LensModel) -> None:
 
 
 def _resolved_plan(
-    model: LensModel, sites: Any, layers: Any, metrics: Any, norm: str, rows: Rows, similarity_rows: SimilarityRows, temperature: float,
-    kl_from_layer: int | None, top_k: int,
+    model: LensModel, convention: Convention, sites: Any, layers: Any, metrics: Any, rows: Rows, similarity_rows: SimilarityRows,
+    temperature: float, kl_from_layer: int | None, top_k: int,
 ) -> Plan:  # fmt: skip
     """What to measure, every argument of `analyze` checked. Raises SelectionError on one that makes no sense."""
     if rows not in get_args(Rows):
@@ -156,20 +171,27 @@ def _resolved_plan(
     if not temperature > 0:
         raise SelectionError(f"temperature must be above 0, got {temperature}")
     if kl_from_layer is not None:
-        resolve_layers(kl_from_layer, model.n_layers)
+        convention.require_readable(resolve_layers(kl_from_layer, model.n_layers), ["resid_post"])
     if top_k < 0:
         raise SelectionError(f"top_k must be 0 or more, got {top_k}")
+    names = resolve_metrics(metrics)
+    chosen = resolve_layers(layers, model.n_layers)
+    read = convention.readable_sites(chosen) if isinstance(sites, str) and sites == "all" else model.resolve_sites(sites)
+    convention.require_readable(chosen, read)
     return Plan(
-        sites=model.resolve_sites(sites),
-        layers=resolve_layers(layers, model.n_layers),
-        metrics=resolve_metrics(metrics),
-        norm=resolve_norm(norm),
+        sites=read,
+        layers=chosen,
+        metrics=resolve_metrics((*names, "logit_sd") if "entropy" in names else names),
+        norm=convention.norm,
         rows=rows,
         temperature=temperature,
         kl_from_layer=kl_from_layer,
         top_k=top_k,
         absent_sites=tuple(site for site in SITES if site not in model.sites),
         similarity_rows=similarity_rows,
+        spread=convention.spread,
+        lens=convention.lens_name,
+        lens_fingerprint=None if convention.lens is None else convention.lens.fingerprint,
     )
 
 

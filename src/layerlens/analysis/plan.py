@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from layerlens.types import READOUT_METRICS, STREAM_SITES, Module, Norm, Rows, SimilarityRows, Site
+from layerlens.types import READOUT_METRICS, STREAM_SITES, LensName, Module, Norm, Rows, SimilarityRows, Site
 
 READOUT_FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
 """Names of metrics in a run, and of the fields of a Readout."""
@@ -22,6 +22,9 @@ class Plan:
     temperature: float = 1.0
     kl_from_layer: int | None = None
     top_k: int = 0
+    spread: float | None = None
+    lens: LensName = "logit"
+    lens_fingerprint: str | None = None
     backend: str = "auto"
     absent_sites: tuple[Site, ...] = ()
     """Sites that the model's architecture does not have, such as resid_mid in parallel blocks."""
@@ -41,9 +44,24 @@ class Plan:
         return names if self.kl_from_layer is None else (*names, "kl_from_layer")
 
     @property
+    def spreads(self) -> bool:
+        """Whether the spread of logits is measured."""
+        return "logit_sd" in self.metrics
+
+    @property
+    def unembeds(self) -> bool:
+        """Whether states are turned into vectors to unembed."""
+        return bool(self.decoded or self.top_k or self.spreads)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether states are read at every layer and site of the plan."""
+        return self.unembeds or "state_norm" in self.metrics
+
+    @property
     def reads_rows(self) -> bool:
         """Whether anything is measured row by row, rather than over a text."""
-        return bool(self.decoded or self.top_k or self.modules or "state_norm" in self.metrics)
+        return bool(self.reads_states or self.modules)
 
     def without(self, metric: str) -> Plan:
         """This plan without one of its metrics."""

@@ -54,9 +54,27 @@ def analyze_command(
     norm: Annotated[
         Norm,
         typer.Option(
-            help="none: states as they are (the BuPO paper); final: through the final norm (logit lens).", rich_help_panel="Measurement"
+            help="none: states as they are (the BuPO paper); final: through the final norm (logit lens); matched: scaled to one spread of "
+            "logits, so that entropies differ by shape alone.",
+            rich_help_panel="Measurement",
         ),
     ] = "none",
+    spread: Annotated[
+        float | None,
+        typer.Option(
+            help="With matched: that spread, in logits. [default: the mean of the final policy's logits on the rows of the run]",
+            rich_help_panel="Measurement",
+            show_default=False,
+        ),
+    ] = None,
+    lens: Annotated[
+        str,
+        typer.Option(
+            help="logit: states as they are; jacobian:FILE or tuned:FOLDER: carried to the final layer by a fitted lens, with --norm final "
+            "(`layerlens fit-lens` makes one).",
+            rich_help_panel="Measurement",
+        ),
+    ] = "logit",
     sites: Annotated[
         str,
         typer.Option(
@@ -126,15 +144,17 @@ def analyze_command(
     import layerlens as ll
     from layerlens.storage.bundled import bundled_prompts
 
-    lens = ll.load(model, **loading.keywords(), backend=library)
-    samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, lens, limit)
+    loaded = ll.load(model, **loading.keywords(), backend=library)
+    samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, loaded, limit)
     run = ll.analyze(
-        lens,
+        loaded,
         samples,
         sites=parse_names(sites),
         layers=parse_layers(layers),
         metrics=parse_names(metrics),
         norm=norm,
+        spread=spread,
+        lens=lens,
         rows=rows,
         top_k=top_k,
         kl_from_layer=kl_from_layer,
@@ -146,7 +166,7 @@ def analyze_command(
         generate=sampling.generation(max_new_tokens) if generate else None,
     )
     tokens = run.data.sizes["token"]
-    what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.norm}"
+    what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.convention}"
     stopping = run.manifest.stopping
     if as_json:
         answer = {"run": str(out), "model": run.model, "samples": run.n_samples, "tokens": tokens, "layers": run.n_layers, "norm": run.norm}

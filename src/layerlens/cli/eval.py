@@ -13,7 +13,7 @@ import typer
 from layerlens.cli.evaluation_table import show_evaluations
 from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
-from layerlens.types import EngineName, Norm, resolve_sites
+from layerlens.types import EngineName, ForwardNorm, resolve_sites
 
 if TYPE_CHECKING:
     from layerlens.evaluate import Engine, Evaluation, Task
@@ -96,7 +96,7 @@ def eval_command(
         str, typer.Option(help="With --layer: the site whose states the internal policy reads.", rich_help_panel="Answers")
     ] = "resid_post",
     norm: Annotated[
-        Norm,
+        ForwardNorm,
         typer.Option(
             help="With --layer: none reads the states as they are (the BuPO paper), final through the model's final norm (logit lens).",
             rich_help_panel="Answers",

@@ -111,8 +111,14 @@ def _difference(runs: Sequence[Run], options: FigureOptions) -> Any:
     return _plots().difference_heatmap(*runs, sample=options.sample, site=options.site)
 
 
-TWO_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {"difference": _difference}
-"""Figures of a model before and after, drawn if they are asked for by name."""
+def _scale_shape(runs: Sequence[Run], options: FigureOptions) -> Any:
+    if len(runs) != 2:
+        raise SelectionError(f"scale and shape are of two runs of one model, norm none and norm matched; got {len(runs)}")
+    return _plots().scale_shape(*runs, **options.means)
+
+
+TWO_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {"difference": _difference, "scale-shape": _scale_shape}
+"""Figures of two runs of a model (before and after training, norm none and norm matched), drawn if they are asked for by name."""
 
 
 def draw_figures(
@@ -200,9 +206,10 @@ def _write(jobs: Sequence[FigureJob], folder: Path, form: str, *, strict: bool) 
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A file name for each run: its model's, with the norm or a number if two are alike."""
+    """A file name for each run: its model's, with the norm (or the fitted lens) or a number if two are alike."""
     plain = [run.model.rstrip("/").split("/")[-1] for run in runs]
-    named = [f"{name}-{run.norm}" if plain.count(name) > 1 else name for name, run in zip(plain, runs, strict=True)]
+    read_by = [run.norm if run.lens == "logit" else run.lens for run in runs]
+    named = [f"{name}-{how}" if plain.count(name) > 1 else name for name, how in zip(plain, read_by, strict=True)]
     return _numbered(named)
 
 

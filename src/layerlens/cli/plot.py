@@ -12,7 +12,7 @@ from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, FigureOp
 from layerlens.cli.options import AsJson, RowsOption, RunFolders, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
 
-KINDS = f"{', '.join(ONE_RUN)}; for several runs: {', '.join(ALL_RUNS)}; for a model before and after training: {', '.join(TWO_RUNS)}"
+KINDS = f"{', '.join(ONE_RUN)}; for several runs: {', '.join(ALL_RUNS)}; of two runs of one model: {', '.join(TWO_RUNS)}"
 
 
 def plot(

@@ -24,7 +24,7 @@ from layerlens.models import (
 from layerlens.models.lens import load
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import ModelInfo
-from layerlens.types import EngineName, Norm, Site, resolve_layers, resolve_norm, resolve_sites
+from layerlens.types import EngineName, ForwardNorm, Site, resolve_forward_norm, resolve_layers, resolve_sites
 
 
 @runtime_checkable
@@ -95,12 +95,12 @@ class LensEngine:
     model: LensModel
     layer: int | None = None
     site: Site = "resid_post"
-    norm: Norm = "none"
+    norm: ForwardNorm = "none"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         resolve_sites(self.site)
-        resolve_norm(self.norm)
+        resolve_forward_norm(self.norm)
         if self.layer is not None:
             resolve_layers(self.layer, self.model.n_layers)
 
@@ -147,7 +147,7 @@ def open_engine(
     *,
     layer: int | None = None,
     site: Site = "resid_post",
-    norm: Norm = "none",
+    norm: ForwardNorm = "none",
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,

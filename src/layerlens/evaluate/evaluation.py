@@ -18,7 +18,7 @@ from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, SampleSet, SamplingSettings
 from layerlens.storage.shared_work import share_work
-from layerlens.types import Norm, Site
+from layerlens.types import ForwardNorm, Site
 
 Advance = Callable[[int, int], None]
 """Takes the numbers of answers and tokens that have been finished, for a progress bar."""
@@ -38,7 +38,7 @@ def evaluate(
     name: str = "problems",
     layer: int | None = None,
     site: Site = "resid_post",
-    norm: Norm = "none",
+    norm: ForwardNorm = "none",
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:

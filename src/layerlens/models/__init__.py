@@ -1,11 +1,13 @@
 """Models: loading them, finding their parts, reading and cutting their residual stream, sampling from them."""
 
 from layerlens.models.capture import LayerSite
+from layerlens.models.convention import Convention
 from layerlens.models.discover import discover_layout, layout_row
 from layerlens.models.generation import generate_responses, require_fits_context
 from layerlens.models.identities import check_identities
 from layerlens.models.layout import LAYOUTS, Layout, layout_for, require_readable, text_config
 from layerlens.models.lens import LensModel
+from layerlens.models.lenses import FittedLens, read_lens, save_lens
 from layerlens.models.load import holds_adapters, load_pretrained, read_unembedding_shape
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
@@ -15,7 +17,9 @@ from layerlens.models.truncate import causal_lm, count_blocks, decoder_of, trunc
 
 __all__ = [
     "LAYOUTS",
+    "Convention",
     "DecoderParts",
+    "FittedLens",
     "Generation",
     "InternalPolicy",
     "LayerSite",
@@ -36,10 +40,12 @@ __all__ = [
     "layout_row",
     "load_pretrained",
     "mixers",
+    "read_lens",
     "read_unembedding_shape",
     "require_fits_context",
     "require_readable",
     "response_seed",
+    "save_lens",
     "text_config",
     "truncated_at",
 ]

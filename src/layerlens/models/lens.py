@@ -14,11 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from layerlens.decode.spread import LogitSpread
 from layerlens.decode.unembedding import Unembedding
-from layerlens.errors import ModelLoadError, PromptError
+from layerlens.errors import ModelLoadError, PromptError, SelectionError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
+from layerlens.models.convention import Convention, require_spread
 from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.identities import check_identities, evaluation_mode
+from layerlens.models.lenses import FittedLens, read_lens
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
@@ -132,9 +135,35 @@ class LensModel:
         """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""
         return self.parts.unembedding(temperature)
 
-    def normalise(self, states: Float[Tensor, "*rows d"], norm: Norm) -> Float[Tensor, "*rows d"]:
-        """N(h) of docs/definitions.md: the states unchanged for "none", the model's final norm applied to them for "final"."""
-        return states if norm == "none" else self.parts.apply_final_norm(states)
+    @cached_property
+    def logit_spread(self) -> LogitSpread:
+        """How the spread of a state's logits over the vocabulary is measured; made at the first access and kept."""
+        return LogitSpread.of(self.unembedding())
+
+    def convention(self, norm: Norm = "none", spread: float | None = None, lens: str | FittedLens = "logit") -> Convention:
+        """How states become the vectors that are unembedded.
+
+        Args:
+            spread: goes with norm "matched" alone, in logits.
+            lens: "logit", or a fitted lens, which goes with norm "final" alone: "jacobian:FILE" or "tuned:FOLDER", of which shape, model
+                and revision must be this model's; or one from `read_lens`, of which only the shape must.
+
+        Raises SelectionError for an unknown norm or lens, for arguments that do not go together, and for a lens of another model.
+        """
+        require_spread(resolve_norm(norm), spread)
+        fitted = self._fitted(lens)
+        if fitted is not None and norm != "final":
+            raise SelectionError(f"a {fitted.name} lens carries states to the final norm: pass norm='final' with it, got {norm!r}")
+        return Convention(self.parts, norm, spread, self.logit_spread if norm == "matched" else None, fitted)
+
+    def _fitted(self, lens: str | FittedLens) -> FittedLens | None:
+        if lens == "logit":
+            return None
+        fitted = read_lens(lens) if isinstance(lens, str) else lens
+        fitted.require_shape(self.parts.unembedding_weight.shape[1], self.n_layers)
+        if isinstance(lens, str):
+            fitted.require_model(self.name, self.revision, lambda: self.fingerprint)
+        return fitted
 
     def forward(self, ids: Int[Tensor, "batch seq"], places: Sequence[LayerSite], on_state: OnState, cache: Any = None) -> None:
         """Runs the blocks on token ids, calling `on_state(layer, site, states)` at each place, in the order the data flows.
@@ -168,19 +197,35 @@ class LensModel:
         if max(token_ids) >= vocabulary or min(token_ids) < 0:
             raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocabulary} tokens); wrong tokenizer?")
 
-    def policy(self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0) -> InternalPolicy:
-        """The internal policy at a layer (1...L) and site. At `resid_post` of layer L with `norm="final"` it is the final policy."""
-        layer, site, norm = resolve_layers(layer, self.n_layers)[0], self.resolve_sites(site)[0], resolve_norm(norm)
+    def policy(
+        self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0, *,
+        spread: float | None = None, lens: str | FittedLens = "logit",
+    ) -> InternalPolicy:  # fmt: skip
+        """The internal policy at a layer (1...L) and site. At `resid_post` of layer L with `norm="final"` it is the final policy.
+
+        Args:
+            spread: what norm "matched" scales the logits' spread to, in logits; that of a run is `run.spread`.
+            lens: as in `convention`.
+
+        Raises SelectionError for a layer, site or norm that the model lacks, for norm "matched" without a spread, and for a lens that does
+        not carry this layer and site.
+        """
+        layer, site = resolve_layers(layer, self.n_layers)[0], self.resolve_sites(site)[0]
+        convention = self.convention(norm, spread, lens)
+        convention.require_readable([layer], [site])
+        if norm == "matched" and spread is None:
+            raise SelectionError("norm='matched' needs spread=, the spread of the logits that states are scaled to: a run's is run.spread")
 
         def read_states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
             kept: list[Tensor] = []
             self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
-            return self.normalise(kept[0], norm)
+            return convention.vectors(layer, site, kept[0])
 
         return InternalPolicy(
             layer=layer,
             site=site,
             norm=norm,
+            lens=convention.lens_name,
             read_states=read_states,
             unembedding=self.unembedding(temperature),
             require_fits_context=self.require_fits_context,

@@ -16,7 +16,7 @@ from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import PromptError
 from layerlens.models.sampling import Generation, until_end
 from layerlens.prompts.tokens import plain_ids, token_texts
-from layerlens.types import Norm, Site
+from layerlens.types import LensName, Norm, Site
 
 StateReader = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq d"]]
 """Takes token ids and a key-value cache (or None), and gives the vectors that a policy unembeds."""
@@ -43,6 +43,7 @@ class InternalPolicy:
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
+    lens: LensName = "logit"
 
     def log_probs(self, ids: Sequence[int] | Tensor | str) -> Float[Tensor, " seq_minus_1"]:
         """log π(token t+1 | tokens up to t) for each t but the last of a text of `seq` tokens, in nats, float32."""

@@ -12,7 +12,7 @@ from layerlens.errors import SelectionError
 from layerlens.models.capture import input_of
 from layerlens.models.layout import Layout, submodule_at
 from layerlens.models.parts import find_blocks, layout_of
-from layerlens.types import Norm
+from layerlens.types import ForwardNorm
 
 
 def causal_lm(model: Any) -> Any:
@@ -40,7 +40,7 @@ def count_blocks(model: Any) -> int:
 
 
 @contextmanager
-def truncated_at(model: Any, layer: int | None, norm: Norm = "none") -> Iterator[None]:
+def truncated_at(model: Any, layer: int | None, norm: ForwardNorm = "none") -> Iterator[None]:
     """Inside, `model` computes softmax(E_u · N(H^layer)): only blocks 1...layer run, forward and backward.
 
     `layer` None changes nothing: the model computes its final policy, as it does at layer L with `norm="final"`.

@@ -26,6 +26,7 @@ from layerlens.plots.runs.entropy_heatmap import entropy_heatmap
 from layerlens.plots.runs.family_grid import family_grid
 from layerlens.plots.runs.metric_by_layer import metric_by_layer
 from layerlens.plots.runs.pass_curves import pass_curves
+from layerlens.plots.runs.scale_shape import scale_shape
 from layerlens.plots.runs.similarity import similarity
 from layerlens.plots.runs.state_norm import state_norm
 from layerlens.plots.runs.stream_cosine import stream_cosine
@@ -51,6 +52,7 @@ __all__ = [
     "pass_curves",
     "refinement",
     "save",
+    "scale_shape",
     "similarity",
     "stability",
     "state_norm",

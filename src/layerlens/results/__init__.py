@@ -3,7 +3,9 @@
 from layerlens.results.folder import RunFolder
 from layerlens.results.memory import RunMemory
 from layerlens.results.run import Run, open_run
+from layerlens.results.scale_shape import scale_shape
 from layerlens.results.schema import SampleResult, join_samples, sample_dataset
+from layerlens.results.text_spread import TextSpread
 from layerlens.results.training_log import TrainingLog, open_training
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "RunFolder",
     "RunMemory",
     "SampleResult",
+    "TextSpread",
     "TrainingLog",
     "join_samples",
     "open_run",
     "open_training",
     "sample_dataset",
+    "scale_shape",
 ]

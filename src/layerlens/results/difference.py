@@ -101,12 +101,13 @@ def sample_difference(before: Run, after: Run, sample: int | str, metric: str = 
 
 
 def require_comparable(before: Run, after: Run, metric: str) -> None:
-    """Raises SelectionError if the runs differ in norm, temperature or layers, or the metric is one that is not subtracted."""
+    """Raises SelectionError if the runs differ in norm, lens, temperature or layers, or the metric is one that is not subtracted."""
     if metric == "perplexity":
         raise SelectionError("a difference of perplexities has no scale of its own: take metric='logp_next', its negative logarithm")
     if before.norm != after.norm:
         raise SelectionError(f"norm is {before.norm!r} before and {after.norm!r} after: their policies do not compare, analyse both alike")
     for name, values in (
+        ("lens", [run.lens for run in (before, after)]),
         ("temperature", [run.manifest.config.temperature for run in (before, after)]),
         ("kl_from_layer", [run.manifest.config.kl_from_layer if metric == "kl_from_layer" else None for run in (before, after)]),
     ):
@@ -115,6 +116,19 @@ def require_comparable(before: Run, after: Run, metric: str) -> None:
     if (before.n_layers, before.layers) != (after.n_layers, after.layers):
         shown = [f"{len(run.layers)} of {run.n_layers}" for run in (before, after)]
         raise SelectionError(f"the runs hold other layers, {shown[0]} before and {shown[1]} after: analyse both with the same layers")
+
+
+def require_same_tokens(one: Run, other: Run) -> None:
+    """Raises SelectionError unless two runs read the same layers of the same weights, at one temperature, on the same tokens."""
+    for name, values in (
+        ("weights", [run.manifest.model.fingerprint for run in (one, other)]),
+        ("temperature", [run.manifest.config.temperature for run in (one, other)]),
+        ("layers", [run.layers for run in (one, other)]),
+    ):
+        if values[0] != values[1]:
+            raise SelectionError(f"the runs differ in {name}, {values[0]} and {values[1]}: analyse one model twice, with the same settings")
+    if not same_tokens(one, other):
+        raise SelectionError("the runs read other tokens: analyse the same texts twice, or sample responses with the same seed")
 
 
 def same_tokens(before: Run, after: Run) -> bool:

@@ -10,17 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5netcdf
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
 from layerlens.results.schema import upgraded
-from layerlens.storage.files import defer_interrupt, disk_errors_as_run_errors, write_atomic
+from layerlens.results.text_spread import TextSpread
+from layerlens.storage.files import defer_interrupt, disk_errors_as_run_errors, write_atomic, write_text
 from layerlens.storage.folder import SharedFolder
-from layerlens.storage.manifest import RunManifest, Stopping, write_manifest
+from layerlens.storage.manifest import RunManifest, write_manifest
 
 SAMPLES = "samples"
+SPREADS = "spread"
+"""Folder of what the samples contribute to the spread of norm "matched"."""
 
 
 class RunFolder(SharedFolder[RunManifest]):
@@ -30,7 +34,7 @@ class RunFolder(SharedFolder[RunManifest]):
     manifest_type = RunManifest
     holds = "run"
     made_by = "layerlens analyze --out"
-    entries = frozenset({SAMPLES})
+    entries = frozenset({SAMPLES, SPREADS})
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -46,12 +50,27 @@ class RunFolder(SharedFolder[RunManifest]):
         """The readout's backend that the folder was begun with; None if it was not begun, or by a version that named none."""
         return self.manifest().config.backend if (self.path / self.manifest_file).is_file() else None
 
-    def conclude(self, stopping: Stopping) -> None:
-        """Adds the stopping verdict to run.json; other processes that fill the folder come to the same verdict."""
+    def amend(self, **found: Any) -> None:
+        """Adds what all samples together gave to run.json, such as `stopping`; other processes that fill the folder find the same."""
         with disk_errors_as_run_errors(self.path), self.lock("manifest"):
             manifest = self.manifest()
-            if manifest.stopping != stopping:
-                write_manifest(self.path / self.manifest_file, replace(manifest, stopping=stopping))
+            if (amended := replace(manifest, **found)) != manifest:
+                write_manifest(self.path / self.manifest_file, amended)
+
+    def text_spread(self, index: int) -> TextSpread | None:
+        """What a sample contributes to the run's spread; None if it is not known yet."""
+        file = self._text_spread(index)
+        try:
+            return TextSpread.from_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
+
+    def write_text_spread(self, index: int, part: TextSpread) -> None:
+        """Writes what a sample contributes to the run's spread, whole or not at all."""
+        with defer_interrupt():
+            write_text(self._text_spread(index), part.to_json())
 
     def has(self, index: int, tokens: int | None = None) -> bool:
         """Whether a sample is there; with `tokens`, whether (up to) that many of its response tokens are decoded."""
@@ -90,6 +109,9 @@ class RunFolder(SharedFolder[RunManifest]):
             raise
         except Exception as error:  # a damaged HDF5 file fails in many ways
             raise RunError(f"{file} is damaged ({error}); remove it and run the same analysis again to restore it") from error
+
+    def _text_spread(self, index: int) -> Path:
+        return self.path / SPREADS / f"{index:06d}.json"
 
     def _sample(self, index: int) -> Path:
         return self.path / SAMPLES / f"{index:06d}.nc"

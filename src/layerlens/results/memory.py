@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import xarray as xr
 
-from layerlens.storage.manifest import RunManifest, Stopping
+from layerlens.results.text_spread import TextSpread
+from layerlens.storage.manifest import RunManifest
 
 
 class RunMemory:
@@ -18,12 +20,19 @@ class RunMemory:
     def __init__(self, manifest: RunManifest):
         self._manifest = manifest
         self._samples: dict[int, xr.Dataset] = {}
+        self._spreads: dict[int, TextSpread] = {}
 
     def manifest(self) -> RunManifest:
         return self._manifest
 
-    def conclude(self, stopping: Stopping) -> None:
-        self._manifest = replace(self._manifest, stopping=stopping)
+    def amend(self, **found: Any) -> None:
+        self._manifest = replace(self._manifest, **found)
+
+    def text_spread(self, index: int) -> TextSpread | None:
+        return self._spreads.get(index)
+
+    def write_text_spread(self, index: int, part: TextSpread) -> None:
+        self._spreads[index] = part
 
     def has(self, index: int, tokens: int | None = None) -> bool:
         return index in self._samples and (tokens is None or self._samples[index].attrs["tokens_per_sample"] >= tokens)

@@ -19,7 +19,7 @@ from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, Module, Norm, Rows, Weighting
+from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, LensName, Module, Norm, Rows, Weighting
 
 MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
 
@@ -47,6 +47,22 @@ class Run:
     @property
     def norm(self) -> Norm:
         return self.manifest.config.norm
+
+    @property
+    def spread(self) -> float | None:
+        """The spread in logits that norm "matched" scaled every state to; None under another norm."""
+        return self.manifest.spread if self.manifest.config.spread is None else self.manifest.config.spread
+
+    @property
+    def lens(self) -> LensName:
+        """The lens that carried states to the final layer; "logit" left them where they are."""
+        return self.manifest.config.lens
+
+    @property
+    def convention(self) -> str:
+        """The norm by which states were read, with what belongs to it: "final, tuned lens", "matched (spread 2.31 logits)"."""
+        norm = self.norm if self.spread is None else f"{self.norm} (spread {self.spread:.3g} logits)"
+        return norm if self.lens == "logit" else f"{norm}, {self.lens} lens"
 
     @property
     def n_layers(self) -> int:
@@ -108,9 +124,8 @@ class Run:
         if absent:
             raise SelectionError(f"ΔS of {module} does not exist here: {self.manifest.model.architecture} has no {' and no '.join(absent)}")
         if lacking:
-            raise SelectionError(
-                f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: analyse it with them"
-            )
+            hint = "analyse it with them" if self.lens == "logit" else f"a {self.lens} lens reads no input of a module"
+            raise SelectionError(f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: {hint}")
         change: xr.DataArray = xr.apply_ufunc(entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
         change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
         return change.rename("entropy_change")

@@ -14,6 +14,7 @@ from layerlens.types import METRIC_INFO
 
 DIMS: dict[str, tuple[str, ...]] = {
     "entropy": ("token", "layer", "site"),
+    "logit_sd": ("token", "layer", "site"),
     "logp_next": ("token", "layer", "site"),
     "kl_to_final": ("token", "layer", "site"),
     "kl_from_layer": ("token", "layer", "site"),

@@ -49,6 +49,9 @@ def compare(
     temperatures = {run.manifest.config.temperature for run in runs}
     if len(temperatures) > 1:
         raise SelectionError(f"these runs mix the temperatures {', '.join(map(str, sorted(temperatures)))}, whose entropies do not compare")
+    lenses = {run.lens for run in runs}
+    if len(lenses) > 1:
+        raise SelectionError(f"these runs mix the lenses {' and '.join(sorted(lenses))}, whose policies do not compare")
     norms = {run.norm for run in runs}
     if len(norms) > 1:
         raise SelectionError(f"these runs mix the norm conventions {' and '.join(sorted(norms))}, whose entropies do not compare")

@@ -15,7 +15,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
 from layerlens.metrics.intervals import RESAMPLES
 from layerlens.results import Run
-from layerlens.types import NORMS, RULES, Norm, Rows, Rule, Weighting
+from layerlens.types import NORMS, RULES, LensName, Norm, Rows, Rule, Weighting
 
 Array = np.ndarray
 
@@ -35,6 +35,7 @@ class LayerChoice:
         norm, model, n_layers: norm, model name and number of blocks of the run; samples: how many of its samples have rows that count.
         run: the run's folder; None for a run that was never saved.
         fingerprint: digest of the weights that the run measured (`DecoderParts.fingerprint`), None if the run has none.
+        lens: lens of the run.
         settings: the arguments of `select_layer` and the constants of its `PhaseRule`, by name.
     """
 
@@ -50,6 +51,7 @@ class LayerChoice:
     n_layers: int
     run: str | None
     fingerprint: str | None
+    lens: LensName = "logit"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class LayerChoice:
             "run": self.run,
             "fingerprint": self.fingerprint,
             "norm": self.norm,
+            "lens": self.lens,
             "samples": self.samples,
             "layer": self.layer,
             "rule": self.rule,
@@ -84,6 +87,7 @@ class LayerChoice:
                 )
             return cls(
                 **{name: plain[name] for name in ("layer", "rule", "norm", "n_layers", "model", "samples", "run", "fingerprint", "reason")},
+                lens=plain.get("lens", "logit"),
                 frequency=float("nan") if plain["frequency"] is None else float(plain["frequency"]),
                 phases={name: None if span is None else (span[0], span[1]) for name, span in plain["phases"].items()},
                 candidates=_table([tuple(row[column] for column in _COLUMNS) for row in plain["candidates"]]),
@@ -177,6 +181,7 @@ def select_layer(
         candidates=_candidates(answers, rule, samples),
         phases=spans,
         norm=run.norm,
+        lens=run.lens,
         model=run.model,
         samples=samples,
         n_layers=run.n_layers,

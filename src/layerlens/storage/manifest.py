@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from layerlens.errors import RunError
 from layerlens.storage.files import write_text
-from layerlens.types import Norm, Rows, SimilarityRows
+from layerlens.types import LensName, Norm, Rows, SimilarityRows
 
 FORMAT = 2
 """The format that is written. Format 1 (token ids as text, the stopping verdict under "readout") is still read."""
@@ -80,7 +80,8 @@ class AnalysisConfig:
 
     `generate` is None when responses were given, `backend` when the folder was written before manifests named a backend.
     `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks. `similarity_rows` is None in
-    folders of before that argument: their similarity is over the rows that were analysed.
+    folders of before that argument: their similarity is over the rows that were analysed. `spread` is None unless norm "matched" was
+    given one. `lens_fingerprint` is a digest of a fitted lens.
     """
 
     norm: Norm
@@ -97,6 +98,9 @@ class AnalysisConfig:
     backend: str | None = None
     absent_sites: tuple[str, ...] = ()
     similarity_rows: SimilarityRows | None = None
+    spread: float | None = None
+    lens: LensName = "logit"
+    lens_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,13 +172,19 @@ class ManifestBase:
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest(ManifestBase):
-    """What an analysis measured, on which model and samples. `device` is the card or processor that decoded."""
+    """What an analysis measured, on which model and samples.
+
+    `device` is the card or processor that decoded, `spread` the spread in logits that norm "matched" measured on the run's rows,
+    `lens_file` the file or folder that a fitted lens was read from.
+    """
 
     samples: SampleSet
     config: AnalysisConfig
     batch_tokens: int | None = None
     device: str | None = None
     stopping: Stopping | None = None
+    spread: float | None = None
+    lens_file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from layerlens.train.grpo_options import refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
-from layerlens.types import NORMS, RULES
+from layerlens.types import FORWARD_NORMS, RULES
 
 
 @takes_old_names
@@ -71,8 +71,8 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield f"internal layers count from 1, got {self.internal_layer}"
         if (self.internal_rollouts or 0) < WHOLE_RUN:
             yield f"an internal phase lasts at least one rollout (0: no such phase; -1: the whole run), got {self.internal_rollouts}"
-        if self.internal_norm not in NORMS:
-            yield f"internal_norm is one of {', '.join(NORMS)}, got {self.internal_norm!r}"
+        if self.internal_norm not in FORWARD_NORMS:
+            yield f"internal_norm is one of {', '.join(FORWARD_NORMS)}, got {self.internal_norm!r}"
         if self.internal_rule not in RULES:
             yield f"internal_rule is one of {', '.join(RULES)}, got {self.internal_rule!r}"
         if self.internal_samples < 1:

@@ -17,7 +17,7 @@ from layerlens.models import Generation, LensModel, causal_lm, count_blocks, fin
 from layerlens.prompts.sample import Sample
 from layerlens.selection.layer import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
-from layerlens.types import Norm, Rule
+from layerlens.types import ForwardNorm, Rule
 
 log = logging.getLogger("layerlens.train")
 
@@ -96,7 +96,7 @@ def choose_together(accelerator: Any, choose: Callable[[], LayerChoice]) -> Laye
 
 
 def choose_by_analysis(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Sample], generation: Generation, norm: Norm, rule: Rule, device: torch.device
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sample], generation: Generation, norm: ForwardNorm, rule: Rule, device: torch.device
 ) -> LayerChoice:
     """Analyses the model's own answers to the prompts, on `device`, and applies the rule. The model ends on the device it came from."""
     network = causal_lm(model)

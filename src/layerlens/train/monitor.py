@@ -36,7 +36,7 @@ from layerlens.train.monitor_metrics import (
 )
 from layerlens.train.probe_means import ProbeMean, Row, load_means, save_means, with_intervals
 from layerlens.train.unshard import FullModel
-from layerlens.types import Norm
+from layerlens.types import ForwardNorm
 
 START_MEANS = "start-means.npz"
 """The first snapshot's means, problem by problem."""
@@ -72,7 +72,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         every: int,
         phase_ends: Collection[int],
         layer: int,
-        norm: Norm,
+        norm: ForwardNorm,
         repeats: int,
         generation: Generation,
         answer: Callable[[str], str | None],

@@ -51,7 +51,7 @@ def describe_runs(
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
     means = [means] * len(runs) if isinstance(means, Mapping) else list(means)
-    parts = [*shows, _models(runs), _norms(runs), _temperatures(runs), _layers(runs), _draws(runs)]
+    parts = [*shows, _models(runs), _conventions(runs), _temperatures(runs), _layers(runs), _draws(runs)]
     if means:
         counts = [int(mean["samples"]) for mean in means]
         parts += [_samples(runs, counts), _weighting(counts, means[0])]
@@ -107,8 +107,8 @@ def _models(runs: Sequence[Run]) -> str:
     return listed([plain(name) if how is None else f"{plain(name)} ({how})" for name, how in stored.items()])
 
 
-def _norms(runs: Sequence[Run]) -> str:
-    return "norm: " + one_or_each([run.norm for run in runs])
+def _conventions(runs: Sequence[Run]) -> str:
+    return "norm: " + one_or_each([run.convention for run in runs])
 
 
 def _temperatures(runs: Sequence[Run]) -> str:

@@ -35,8 +35,8 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
 def legend_names(runs: Sequence[Run]) -> list[str]:
     """A legend entry per run: its model, and the norm or a number if models come twice."""
     names = [run.model for run in runs]
-    if len({run.norm for run in runs}) > 1:
-        names = [f"{name} (norm: {run.norm})" for name, run in zip(names, runs, strict=True)]
+    if len({run.convention for run in runs}) > 1:
+        names = [f"{name} (norm: {run.convention})" for name, run in zip(names, runs, strict=True)]
     return numbered(names)
 
 

@@ -56,6 +56,7 @@ DIVERGING = Scale("RdBu_r", centred=True, tail=0.01)
 
 SCALES: dict[str, Scale] = {
     "entropy": Scale("viridis"),
+    "logit_sd": Scale("cividis", tail=0.01),
     "logp_next": Scale("cividis", high=0.0, tail=0.01),
     "kl_to_final": Scale("magma", tail=0.01),
     "kl_from_layer": Scale("magma", tail=0.01),
