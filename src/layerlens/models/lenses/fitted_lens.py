@@ -47,7 +47,7 @@ class FittedLens:
     weights: str | None = None
     n_prompts: int = 0
     file: str | None = None
-    _moved: dict[tuple[str, Place, torch.device, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _moved: dict[tuple[str, Place, torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def d_model(self) -> int:
