@@ -46,7 +46,7 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     assert done.code == 0, done.err
     run = ll.open_run(tmp_path / "r")
     assert (run.n_samples, run.norm, run.layers, run.sites) == (2, "final", [1, 2, 4], ["ffn_out", "resid_post"])
-    assert set(run.data.data_vars) == {"entropy", "kl_from_layer", "top_ids", "top_probs"}
+    assert set(run.data.data_vars) == {"entropy", "logit_sd", "kl_from_layer", "top_ids", "top_probs"}
     assert run.manifest.config.generate is None
     assert run.manifest.model.dtype == "float64"
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"

@@ -197,3 +197,32 @@ def test_model_that_the_library_cannot_run_is_refused_in_one_line() -> None:
         with pytest.raises(ModelLoadError, match=rf"cannot run .*{message}.*load it directly") as told:
             build_bridge(build(name, config), name)
         assert "\n" not in str(told.value)
+
+
+@needs_library
+def test_our_jacobian_lens_is_the_one_that_transformer_lens_fits_and_reads(folder: Path, bridge: Any, tmp_path: Path) -> None:
+    from transformer_lens.tools.analysis import JacobianLens
+
+    from layerlens.models.lenses.fit_jacobian import fit_jacobian
+
+    texts = [" ".join(f"w{i}" for i in random_ids(n, n)) for n in (14, 20)]
+    options = {"max_seq_len": 16, "skip_first_positions": 4, "show_progress": False}
+    theirs = JacobianLens.fit(bridge, texts, corpus="test", **options)
+    ids = [bridge.to_tokens(text)[0].tolist() for text in texts]
+    model = ll.load(folder)
+    ours = fit_jacobian(model, ids, tmp_path / "ours.pt", max_tokens=16, skip_first=4)
+    for index, matrix in theirs.jacobians.items():
+        torch.testing.assert_close(ours.matrices[index + 1, "resid_post"], matrix, atol=1e-5, rtol=0)
+
+    # each reads the other's file, and the policies are the same
+    theirs.save(str(tmp_path / "theirs.pt"), dtype=torch.float32)
+    read = JacobianLens.load(str(tmp_path / "ours.pt"))
+    assert read.source_layers == theirs.source_layers == [0, 1, 2]
+    text = torch.tensor([random_ids(9)])
+    read.metadata.pop("model_name")  # the folder's name here, its whole path there
+    logits = read.readout(bridge, text, return_full_logits=True).lens_logits
+    for layer in (1, 2, 3, 4):
+        expected = logits[layer - 1].log_softmax(-1)
+        for file in ("ours.pt", "theirs.pt"):
+            policy = model.policy(layer, norm="final", lens=ll.read_lens(f"jacobian:{tmp_path / file}"))
+            torch.testing.assert_close(policy.entropy(text), -(expected.exp() * expected).sum(-1), atol=1e-4, rtol=0)

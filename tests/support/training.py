@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from layerlens.models import FittedLens
 from layerlens.train import BuPOConfig, BuPOTrainer
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
@@ -53,8 +54,8 @@ def fixed_batch(seed: int = 0, rows: int = 4, prompt: int = 5, answer: int = 6) 
     }
 
 
-def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str) -> torch.Tensor:
-    """log softmax(E_u N(H^layer)) of the completions, from a forward through all blocks; 0 on padding."""
+def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, norm: str, lens: FittedLens | None = None) -> torch.Tensor:
+    """log softmax(E_u N(T H^layer + b)) of the completions, from a forward through all blocks; 0 on padding."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     states: dict[int, torch.Tensor] = {}
@@ -65,7 +66,8 @@ def plain_logps(model: nn.Module, batch: dict[str, torch.Tensor], layer: int, no
     model.model(input_ids=ids, attention_mask=mask, use_cache=False)
     for hook in hooks:
         hook.remove()
-    h = states[layer] if norm == "none" else model.model.norm(states[layer])
+    h = states[layer] if lens is None else states[layer] @ lens.matrices[layer, "resid_post"].T + lens.biases.get((layer, "resid_post"), 0)
+    h = h if norm == "none" else model.model.norm(h)
     logp = model.lm_head(h).log_softmax(-1)[:, :-1]
     width = batch["completion_ids"].size(1)
     return logp.gather(-1, ids[:, 1:, None])[..., 0][:, -width:] * batch["completion_mask"]

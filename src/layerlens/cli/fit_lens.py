@@ -121,6 +121,6 @@ def _judged(model: LensModel, samples: list[Sample], lens: str) -> list[dict[str
     means = {}
     for name, which in (("logit", "logit"), ("lens", lens)):
         run = ll.analyze(model, samples, norm="final", lens=which, sites="resid_post", metrics=("kl_to_final", "logp_next"))
-        for short, metric, more in (("kl", "kl_to_final", 0.0), ("skill", "logp_next", math.log(model.parts.unembedding.shape[0]))):
+        for short, metric, more in (("kl", "kl_to_final", 0.0), ("skill", "logp_next", math.log(model.parts.unembedding_weight.shape[0]))):
             means[f"{short}_{name}"] = run.mean(metric, rows="all", resamples=1)["mean"].values[:, 0] + more
     return [{"layer": layer, **{name: float(means[name][layer - 1]) for name in COLUMNS}} for layer in range(1, model.n_layers + 1)]

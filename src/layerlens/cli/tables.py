@@ -39,7 +39,8 @@ def show_comparison(table: pd.DataFrame) -> None:
 def show_choice(choice: LayerChoice) -> None:
     """The answer, the phases, and what else the data would say."""
     console = _console()
-    console.print(f"[bold]{choice.model}[/bold], norm {choice.norm}, {choice.samples} samples", highlight=False)
+    lens = "" if choice.lens == "logit" else f", {choice.lens} lens"
+    console.print(f"[bold]{choice.model}[/bold], norm {choice.norm}{lens}, {choice.samples} samples", highlight=False)
     console.print(choice.reason, highlight=False, style="bold")
     for name, span in choice.phases.items():
         console.print(f"  {name:12} {'-' if span is None else f'layers {span[0]}-{span[1]}'}", highlight=False)

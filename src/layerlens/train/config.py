@@ -73,6 +73,10 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield f"an internal phase lasts at least one rollout (0: no such phase; -1: the whole run), got {self.internal_rollouts}"
         if self.internal_norm not in FORWARD_NORMS:
             yield f"internal_norm is one of {', '.join(FORWARD_NORMS)}, got {self.internal_norm!r}"
+        if self.internal_lens != "logit" and self.internal_norm != "final":
+            yield f"internal_lens={self.internal_lens} goes with internal_norm=final, got {self.internal_norm!r}"
+        if self.internal_lens != "logit" and self.chooses_layer:
+            yield "internal_layer='auto' reads with the logit lens: choose on a run with this lens, and name the file of the choice"
         if self.internal_rule not in RULES:
             yield f"internal_rule is one of {', '.join(RULES)}, got {self.internal_rule!r}"
         if self.internal_samples < 1:

@@ -60,6 +60,11 @@ class BuPOFields:
     internal_schedule: list[Any] | str | None = _field(
         None, "Several internal phases, bottom-up, as layer:rollouts: 4:10,8:20; in a file also as a list of [layer, rollouts]."
     )
+    internal_lens: str = _field(
+        "logit",
+        "What carries the layer's state to the final norm: logit (nothing), or jacobian:FILE or tuned:FOLDER, with internal_norm final. "
+        "The lens is held fixed, and the monitor reads without it.",
+    )
     internal_norm: str = _field("none", "What stands between the layer and the unembedding: none (the paper), or final (the final norm).")
     internal_rule: str = _field("boundary", "With auto: the rule that chooses, boundary, entropy_drop or agreement.")
     internal_samples: int = _field(32, "With auto: how many training prompts are analysed.")

@@ -13,11 +13,11 @@ from transformers import AutoConfig
 
 from layerlens.analysis.pipeline import analyze
 from layerlens.errors import ModelLoadError, TrainingError
-from layerlens.models import Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, require_readable, text_config
+from layerlens.models import FittedLens, Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, require_readable, text_config
 from layerlens.prompts.sample import Sample
 from layerlens.selection.layer import LayerChoice, select_layer
 from layerlens.train.config import BuPOConfig
-from layerlens.types import ForwardNorm, Rule
+from layerlens.types import FORWARD_NORMS, ForwardNorm, Rule
 
 log = logging.getLogger("layerlens.train")
 
@@ -52,8 +52,26 @@ def _depth_of(name: str, options: Mapping[str, Any]) -> int:
     return int(text_config(config).num_hidden_layers)
 
 
-def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str) -> None:
-    """Logs a warning if the layer was chosen on other weights than the model's, or under another norm than `norm`.
+def require_lens(lens: FittedLens, model: nn.Module, n_layers: int, layers: Sequence[int]) -> None:
+    """Raises SelectionError unless the lens fits the model's shape and holds a map for every layer that is trained.
+
+    Logs a warning if the lens names a model, or weights, that are not known to be those which training starts from.
+    """
+    lens.require_shape(int(text_config(causal_lm(model).config).hidden_size), n_layers)
+    for layer in layers:
+        lens.place(layer, "resid_post", n_layers)
+    if lens.weights is None or hasattr(model, "peft_config") or any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        return
+    fingerprint = find_decoder_parts(causal_lm(model)).fingerprint()
+    if fingerprint != lens.weights:
+        log.warning(
+            f"internal_lens was fitted to {lens.model} with weights {lens.weights}, and the model to train has other weights, or another "
+            f"dtype ({fingerprint}): fit one to this model with `layerlens fit-lens`"
+        )
+
+
+def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str, lens: str = "logit") -> None:
+    """Logs a warning if the layer was chosen on other weights than the model's, or under another norm or lens.
 
     Weights are compared by fingerprint (`DecoderParts.fingerprint`, which the dtype is part of), and only if the choice has
     one and the model's weights are those of its checkpoint: neither mixed with adapters nor spread out by DeepSpeed.
@@ -61,8 +79,10 @@ def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str) -> Non
     if choice.norm != norm:
         log.warning(
             f"internal_layer was chosen with norm {choice.norm} and is trained with internal_norm {norm}: "
-            f"choose again on a run with norm {norm}, or set internal_norm to {choice.norm}"
+            f"choose again on a run with norm {norm}" + (f", or set internal_norm to {choice.norm}" if choice.norm in FORWARD_NORMS else "")
         )
+    if choice.lens != lens:
+        log.warning(f"internal_layer was chosen with the {choice.lens} lens and is trained with the {lens} lens: choose and train with one")
     if choice.fingerprint is None or hasattr(model, "peft_config") or any(hasattr(weight, "ds_id") for weight in model.parameters()):
         return
     parts = find_decoder_parts(causal_lm(model))

@@ -26,7 +26,8 @@ def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice:
         steps = 0 if last is None else last - first + 1
         counted = _count(steps, "optimizer step") if steps > 0 else "within one optimizer step"
         length = "the rest of the run" if last is None else f"{_count(rollouts, 'rollout')} ({counted})"
-        yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}"
+        lens = "" if args.internal_lens == "logit" else f", through {args.internal_lens}, held fixed"
+        yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}{lens}"
     if not spans or spans[-1][-1] is not None:
         yield "final policy (GRPO)", "then" if spans else "throughout"
     if set(factors.values()) - {1.0} or args.freeze_layers:
@@ -38,7 +39,7 @@ def _count(number: int | float, noun: str) -> str:
 
 
 def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoice | None) -> dict[str, Any]:
-    """What `schedule.json` keeps: phases in rollouts and optimizer steps, the norm, and where the choice of the layer comes from."""
+    """What `schedule.json` keeps: phases in rollouts and optimizer steps, norm and lens, and where the choice of the layer comes from."""
     phases = [
         {
             "layer": layer,
@@ -50,6 +51,7 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
     ]
     return {
         "norm": args.internal_norm,
+        "lens": args.internal_lens,
         "optimizer_steps_per_rollout": args.optimizer_steps_per_rollout,
         "phases": phases,
         "choice": choice.to_dict() if choice else None,
@@ -57,7 +59,7 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
 
 
 def require_same_schedule(file: Path, contents: dict[str, Any]) -> None:
-    """Raises TrainingError if the run that left `file` had other phases or another norm than the run that is to go on with it."""
-    before = read_schedule(file)
-    if (before.get("phases"), before.get("norm")) != (contents["phases"], contents["norm"]):
+    """Raises TrainingError if the run that left `file` had other phases, norm or lens than the run that is to go on with it."""
+    before = {"lens": "logit", **read_schedule(file)}
+    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens")):
         raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")

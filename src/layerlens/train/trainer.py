@@ -24,7 +24,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from layerlens.errors import TrainingError
-from layerlens.models import Generation, count_blocks, truncated_at
+from layerlens.models import Generation, count_blocks, read_lens, truncated_at
 from layerlens.prompts.sample import Sample
 from layerlens.results.training_log import PHASE, SCHEDULE
 from layerlens.rewards.boxed import last_boxed
@@ -32,7 +32,7 @@ from layerlens.selection.layer import LayerChoice
 from layerlens.storage.files import write_text
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
-from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, warn_of_differences
+from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
 from layerlens.train.layer_rates import (
     DecayWithoutGradient,
     blocks_path,
@@ -59,7 +59,8 @@ class BuPOTrainer(BaseTrainer):
     """TRL's GRPOTrainer with internal phases in front. Takes what GRPOTrainer takes, with a `BuPOConfig` as `args`.
 
     In an internal phase at layer l, the policy in the objective is the internal policy π_l = softmax(E_u · N(H^l)), with N the
-    identity (`internal_norm="none"`) or the final norm. The objective, to be maximised, is that of the paper's internal policy
+    identity (`internal_norm="none"`) or the final norm; with `internal_lens` H^l is carried to the final norm by a fitted lens, which is
+    held fixed. The objective, to be maximised, is that of the paper's internal policy
     alignment (arXiv 2512.19673, whose first version calls it InterGRPO; docs/definitions.md, "BuPO"):
 
         J_IPA = E[ 1/G Σ_i 1/|o_i| Σ_t min( ρ_it Â_i, clip(ρ_it, 1 - ε, 1 + ε) Â_i ) ]
@@ -102,6 +103,7 @@ class BuPOTrainer(BaseTrainer):
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
         self._active_layer: int | None = None
         n_layers = require_layers(model, args) if args.reads_layers else 0  # before a refusal would waste what is loaded
+        self._lens = None if args.internal_lens == "logit" else read_lens(args.internal_lens)
         if options.get("environment_factory") and (args.monitor_every or args.chooses_layer):
             raise TrainingError(
                 "prompts that an environment makes are not there before training, and the monitor and internal_layer='auto' need them: "
@@ -109,10 +111,12 @@ class BuPOTrainer(BaseTrainer):
             )
         in_memory = isinstance(model, nn.Module)
         if args.layer_choice and in_memory and args.process_index == 0:  # before TRL puts adapters into it
-            warn_of_differences(args.layer_choice, model, args.internal_norm)
+            warn_of_differences(args.layer_choice, model, args.internal_norm, args.internal_lens.partition(":")[0])
         super().__init__(model, reward_funcs, args, *more, **options)
         if args.layer_choice and not in_memory and args.process_index == 0:
-            warn_of_differences(args.layer_choice, self.model, args.internal_norm)
+            warn_of_differences(args.layer_choice, self.model, args.internal_norm, args.internal_lens.partition(":")[0])
+        if self._lens is not None and args.trains_internally:
+            require_lens(self._lens, self.model, n_layers, [layer for layer, _ in args.schedule().phases])
         self.choice = choose_together(self.accelerator, self._analyse_and_choose) if args.chooses_layer else args.layer_choice
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
         args.require_unfrozen(self.schedule)  # now with the layer that "auto" has chosen
@@ -171,7 +175,7 @@ class BuPOTrainer(BaseTrainer):
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         layer, norm = self._active_layer, self.args.internal_norm
         is_final_policy = layer is None or (layer == count_blocks(model) and norm == "final")
-        with truncated_at(model, layer, norm), nullcontext() if is_final_policy else use_readout_head():
+        with truncated_at(model, layer, norm, self._lens), nullcontext() if is_final_policy else use_readout_head():
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -48,7 +48,7 @@ def exact(model: torch.nn.Module, text: list[int], place: tuple[int, str]) -> Te
             handle.remove()
         return out[0]
 
-    n, d = len(text), lens.parts.unembedding.shape[1]
+    n, d = len(text), lens.parts.unembedding_weight.shape[1]
     whole = torch.autograd.functional.jacobian(final, torch.zeros(n, d, dtype=torch.float64))  # [t', i, t, j]
     counted = range(SKIP, n - 1)
     return sum(whole[later, :, t] for t in counted for later in counted if later >= t) / len(counted)

@@ -93,7 +93,7 @@ def text_jacobians(model: LensModel, text: Sequence[int], skip_first: int) -> Ja
     places: list[tuple[int, Site]] = [(1, "resid_pre"), *((layer, "resid_post") for layer in range(1, last + 1))]
     if "resid_mid" in model.sites:
         places += [(layer, "resid_mid") for layer in range(1, last + 1)]
-    d, copies = model.parts.unembedding.shape[1], max(1, ROWS_AT_ONCE.get(model.device.type, 512) // len(text))
+    d, copies = model.parts.unembedding_weight.shape[1], max(1, ROWS_AT_ONCE.get(model.device.type, 512) // len(text))
     copies = min(copies, d)
     seen: dict[Place, Tensor] = {}
 

@@ -181,7 +181,7 @@ def _read(
     """The states H^0 … H^(L-1) at a batch's rows, float32, and the final policy's log-probabilities there."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(texts[text]) for text, _ in batch], batch_first=True)
     flat = torch.cat([torch.tensor(rows) + number * ids.shape[1] for number, (_, rows) in enumerate(batch)])
-    device = model.parts.unembedding.device
+    device = model.parts.unembedding_weight.device
     kept: list[Tensor] = []
 
     def on_state(layer: int, site: Site, states: Tensor) -> None:
