@@ -41,3 +41,8 @@ class SelectionError(LayerLensError):
 
 class TrainingError(LayerLensError):
     """A training configuration contradicts itself, or asks for something that the model, the data or the engine cannot give."""
+
+
+def one_line(error: Exception) -> str:
+    """The error's class and the beginning of its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, BartConfig, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, PreTrainedModel, T5Config
 
 import layerlens as ll
 from layerlens.errors import ModelLayoutError, ModelLoadError
@@ -155,6 +155,20 @@ def test_impossible_load_options_are_refused(saved: Path) -> None:
         refused(saved, "cannot be put on device 'cuda'", device="cuda")
 
 
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_weights_are_read_straight_to_the_device_with_accelerate(saved: Path, accelerate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, moved = [], []
+    load, to = AutoModelForCausalLM.from_pretrained, PreTrainedModel.to
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **more: (asked.append(more["device_map"]), load(*a, **more))[1])
+    monkeypatch.setattr(PreTrainedModel, "to", lambda model, *a: (moved.append(a), to(model, *a))[1])
+    if not accelerate:
+        monkeypatch.setattr("layerlens.models.load.find_spec", lambda name: None)
+    assert ll.load(saved, device="cpu").device == torch.device("cpu")
+    assert (asked, moved) == ((["cpu"], []) if accelerate else ([None], [("cpu",)]))
+    if not accelerate:
+        refused(saved, r"pip install 'layerlens-policy\[accelerate\]'", device_map="auto")
+
+
 @pytest.mark.parametrize("keep", [0, 4, 2000, -100])
 def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     file = folder / "model.safetensors"
@@ -198,6 +212,28 @@ def test_config_with_more_layers_is_refused(folder: Path) -> None:
 def test_config_with_fewer_layers_warns_of_unused_weights(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r"11 weights in the files have no place in the model, e\.g\. model\.layers\.3"):
         ll.load(reconfigure(folder, num_hidden_layers=3, layer_types=None))
+
+
+def test_config_that_names_two_models_is_refused(folder: Path) -> None:
+    reconfigure(folder, architectures=["GemmaForCausalLM"])
+    refused(folder, "says model_type 'qwen3', but its architectures are GemmaForCausalLM, which is model_type 'gemma'")
+    reconfigure(folder, architectures=["Qwen3ForSomethingElse"])  # a head that is not the causal one: its weights tell
+    assert ll.load(folder).parts.config.model_type == "qwen3"
+
+
+def test_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Llama has no q_norm, and would run without what the files hold."""
+    folder = save(tiny_model("qwen3"), tmp_path / "m")
+    reconfigure(folder, model_type="llama", architectures=["LlamaForCausalLM"])
+    refused(folder, r"weights that no LlamaForCausalLM has, e\.g\. model\.layers\.0\.self_attn\.k_norm\.weight; config\.json describes")
+    lied = reconfigure(save(tiny_model("llama"), tmp_path / "l"), model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    refused(lied, "weights are missing or of another shape, e.g. model.layers.0.self_attn.k_proj.bias")
+
+
+def test_constants_of_old_checkpoints_are_tolerated(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.update({"model.layers.1.self_attn.masked_bias": torch.zeros(1)}))
+    with pytest.warns(UserWarning, match="1 weights in the files have no place in the model"):
+        ll.load(folder)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])

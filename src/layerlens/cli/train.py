@@ -136,7 +136,7 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
         require_layers(name, args)
     if script.threads:
         torch.set_num_threads(script.threads)
-    model, tokenizer = load_pretrained(name, dtype=script.dtype)
+    model, tokenizer = load_pretrained(name, dtype=script.dtype)[:2]
     if script.chat_template:
         tokenizer.chat_template = find_template(script.chat_template)
     if tokenizer.chat_template is None:

@@ -1,5 +1,6 @@
 """Models: loading them, finding their parts, reading and cutting their residual stream, sampling from them."""
 
+from layerlens.models.adapters import holds_adapters
 from layerlens.models.capture import LayerSite
 from layerlens.models.convention import Convention
 from layerlens.models.discover import discover_layout, layout_row
@@ -8,7 +9,7 @@ from layerlens.models.identities import check_identities
 from layerlens.models.layout import LAYOUTS, Layout, layout_for, require_readable, text_config
 from layerlens.models.lens import LensModel
 from layerlens.models.lenses import FittedLens, read_lens, save_lens
-from layerlens.models.load import holds_adapters, load_pretrained, read_unembedding_shape
+from layerlens.models.load import load_pretrained, read_unembedding_shape
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.sampling import Generation, response_seed

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from layerlens.models.offload import device_of
 from layerlens.models.parts import DecoderParts, Source
 from layerlens.types import Site
 
@@ -30,7 +31,8 @@ def capture(parts: DecoderParts, places: Iterable[LayerSite], on_state: OnState)
     """Inside, each forward pass calls `on_state(layer, site, states)` at every place, in the order the data flows.
 
     States are the tensors that the model itself passes on, [batch, seq, d] in its own dtype and not copied: clone a state to
-    keep it. A contribution that the model multiplies or adds up outside a module is computed here, in the model's dtype.
+    keep it. A contribution that the model multiplies or adds up outside a module is computed here, in the model's dtype. All
+    states of a layer are on one device, its block's: what enters a block on another device is copied there first.
     Forward passes of other threads call nothing. All hooks are removed on leaving, also after an exception.
     """
     with ExitStack() as stack:
@@ -47,6 +49,7 @@ def capture(parts: DecoderParts, places: Iterable[LayerSite], on_state: OnState)
 def hook_sources(block: nn.Module, sources: Sequence[Source], on_sum: Callable[[Tensor], None]) -> list[torch.utils.hooks.RemovableHandle]:
     """Puts hooks on sources in a block that call `on_sum` with the sum of their vectors, [batch, seq, d], once all have passed."""
     thread = threading.get_ident()
+    device = device_of(block)
     seen: dict[int, Tensor] = {}
     shape: list[int] = []
 
@@ -59,6 +62,8 @@ def hook_sources(block: nn.Module, sources: Sequence[Source], on_sum: Callable[[
             return
         if states.dim() == 2:  # the tokens of all texts in one row, as a mixture of experts may return them
             states = states.reshape(*shape, -1)
+        if device is not None:  # a hook sees a block's input before accelerate moves it
+            states = states.to(device)
         factor = sources[number].factor
         seen[number] = states if isinstance(factor, float | int) and factor == 1 else states * factor
         if len(seen) == len(sources):

@@ -23,6 +23,7 @@ from layerlens.models.describe import describe_blocks, describe_logits, find_in_
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.layout import Layout, text_config
 from layerlens.models.parts import find_decoder_parts
+from layerlens.models.quantised import describe_quantisation
 from layerlens.models.trace import Call, Trace, same, token_mixers, trace_modules
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ def discover_layout(model: PreTrainedModel) -> Layout:
     """
     name = text_config(model.config).model_type
     if next(model.parameters()).dtype not in (torch.float32, torch.float64):
+        if describe_quantisation(model.config) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+            raise ModelLayoutError(
+                f"architecture {name!r} has no row in LAYOUTS, and discovery needs its weights in float32: run `layerlens check --discover "
+                "--dtype float32` on unquantised weights on one device, and add the row that it prints"
+            )
         model = copy.deepcopy(model).float()
     with evaluation_mode(model):
         layout = _find(model, name)

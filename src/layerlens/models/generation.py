@@ -43,7 +43,7 @@ def generate_responses(model: LensModel, samples: Sequence[Sample], generation: 
         mask[row, width - len(sample.token_ids) :] = 1
     processors = generation.warpers()
     if not generation.greedy:
-        processors.append(RowwiseGumbelSampler(seeds, model.parts.unembedding_weight.device))
+        processors.append(RowwiseGumbelSampler(seeds))
     config = GenerationConfig(
         do_sample=False, max_new_tokens=generation.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad, repetition_penalty=1.0
     )

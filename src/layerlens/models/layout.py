@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from layerlens.errors import ModelLayoutError
+from layerlens.models.offload import own_weights_in_memory
 from layerlens.types import Site
 
 Names = str | tuple[str, ...]
@@ -202,8 +204,9 @@ def resolve_factor(factor: Factor, block: nn.Module | None, config: Any) -> Any:
     if not isinstance(factor, str):
         return factor
     name = factor.removeprefix("1/")
-    for owner in (block, config):
-        value = getattr(owner, name, None)
+    with nullcontext() if block is None else own_weights_in_memory(block):
+        values = [getattr(owner, name, None) for owner in (block, config)]
+    for value in values:
         if value is not None:
             return 1 / value if factor.startswith("1/") else value
     raise ModelLayoutError(f"{type(config).__name__} has no {name!r}, which its layout names as a factor")

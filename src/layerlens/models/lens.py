@@ -19,12 +19,13 @@ from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ModelLoadError, PromptError, SelectionError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
 from layerlens.models.convention import Convention, require_spread
-from layerlens.models.gguf import find_gguf, gguf_quantisation
+from layerlens.models.gguf import find_gguf
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.lenses import FittedLens, read_lens
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
+from layerlens.models.quantised import describe_quantisation
 from layerlens.models.transformer_lens import build_bridge, is_bridge, library_version, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
@@ -44,7 +45,7 @@ class LensModel:
     name: str
     revision: str | None = None
     quantisation: str | None = None
-    """How the weights were stored if not as they are read: "GGUF Q4_K_M, dequantised"."""
+    """How the weights are or were stored if not as numbers of the model's dtype: "GGUF Q4_K_M, dequantised"."""
     bridge: Any = None
     """TransformerLens' `TransformerBridge` that the model runs in, if it does: hooks on the bridge act on everything that is read."""
 
@@ -70,7 +71,7 @@ class LensModel:
         name = name or _display_name(getattr(model.config, "name_or_path", None) or type(model).__name__)
         if check:
             check_identities(parts).require(name)
-        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None), bridge=bridge)
+        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None), describe_quantisation(model.config), bridge)
 
     @property
     def n_layers(self) -> int:
@@ -247,18 +248,24 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: Any = None,
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "transformers",
     check: bool = True,
 ) -> LensModel:
     """Loads a model and its tokenizer from a hub name, a local folder, a GGUF file or the name of a bundled model.
 
+    A quantised checkpoint is read if the library of its kind is there (docs/models.md). It stays quantised, or is dequantised while
+    it is read if its kind can be (FP8, MXFP4, compressed-tensors, GGUF); `LensModel.quantisation` says which.
+
     Args:
         name: for example "Qwen/Qwen3-4B", "./my-model", "./model.gguf", "tiny-qwen3". A folder with a single GGUF file counts as that
             file; its weights are dequantised, and tokenizer and chat template come from the file (`pip install 'layerlens-policy[gguf]'`).
         revision: branch, tag or commit on the hub.
         dtype: "auto" (as stored; float32 for a GGUF file), "bfloat16", "float16", "float32", "float64", or a torch dtype.
-        device: the device for the whole model; or give `device_map` as in transformers ("auto", ...), not both.
+        device: the device for the whole model; or give `device_map` as in transformers ("auto", ...), not both. What `device_map`
+            puts on the CPU beside a GPU, or on disk, moves to the device while it runs; the unembedding then stays there.
+        quantize: quantises the weights while they are read: "bnb-4bit" (NF4) or "bnb-8bit" (bitsandbytes), "torchao-int8".
         trust_remote_code: whether code that comes with the model may run.
         backend: the library that runs the model, "transformers" or "transformer_lens". The latter puts it into a `TransformerBridge`,
             without folding, which is the `bridge` of the answer (`pip install 'layerlens-policy[tl]'`); its numbers are those of
@@ -271,12 +278,13 @@ def load(
     """
     if backend not in LIBRARIES:
         raise ModelLoadError(f"unknown backend {backend!r}: choose from {', '.join(LIBRARIES)}")
-    model, tokenizer = load_pretrained(
+    model, tokenizer, quantisation = load_pretrained(
         bundled_model(str(name)) or name,
         revision=revision,
         dtype=dtype,
         device=device,
         device_map=device_map,
+        quantize=quantize,
         trust_remote_code=trust_remote_code,
     )
     file = find_gguf(name)
@@ -284,7 +292,7 @@ def load(
     if backend == "transformer_lens":
         model = build_bridge(model, shown)
     lens = LensModel.wrap(model, tokenizer, name=shown, check=check)
-    return replace(lens, quantisation=gguf_quantisation(file)) if file else lens
+    return replace(lens, quantisation=quantisation)
 
 
 def _display_name(name: str | Path) -> str:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import atexit
+import re
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from layerlens.errors import ModelLayoutError, ModelLoadError
-from layerlens.models.gguf import find_gguf
+from layerlens.errors import ModelLayoutError, ModelLoadError, one_line
+from layerlens.models.adapters import adapter_tokenizer, base_model, holds_adapters, with_adapters
+from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.layout import require_readable, text_config
+from layerlens.models.quantised import describe_quantisation, prepare_loading
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""The file that every folder of PEFT adapters holds."""
+
+class Loaded(NamedTuple):
+    """A causal language model in evaluation mode, and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+    quantisation: str | None
+    """How the weights are or were stored if not as numbers of the model's dtype: "GGUF Q4_K_M, dequantised"."""
 
 
 def load_pretrained(
@@ -29,15 +41,18 @@ def load_pretrained(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: Any = None,
+    quantize: str | None = None,
     trust_remote_code: bool = False,
-) -> tuple[nn.Module, Any]:
-    """The causal language model and tokenizer of a hub name, a local folder or a GGUF file, in evaluation mode.
+) -> Loaded:
+    """The causal language model and tokenizer of a hub name, a local folder or a GGUF file.
 
-    The weights of a GGUF file are dequantised, by default to float32.     A folder of PEFT adapters, as training with LoRA
-    writes it, gives the base model that it names with the adapters merged in.
+    The weights of a GGUF file are dequantised, by default to float32. A folder of PEFT adapters, as training with LoRA writes
+    it, gives the base model that it names with the adapters merged in. With accelerate installed, weights are read straight to
+    their device.
 
     Raises:
-        ModelLoadError: files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error, never a random number).
+        ModelLoadError: files are missing, damaged or incomplete (a weight that the checkpoint lacks is an error, never a random
+            number), they hold another model than their configuration says, or a library that reads them is missing.
         ModelLayoutError: the architecture cannot be read; raised before any weight is read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -47,103 +62,117 @@ def load_pretrained(
     if device is not None and device_map is not None:
         raise ModelLoadError("give either device or device_map, not both")
     file = find_gguf(name)
-    source = str(file.parent) if file else _local_or_hub(str(name))
-    if holds_adapters(source):
-        adapters = Path(source)
-        base = _base_model(adapters / ADAPTER_CONFIG)
-        given = {"dtype": dtype, "device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
-        model, tokenizer = load_pretrained(base, **given)
-        return _with_adapters(model, adapters).eval(), _adapter_tokenizer(adapters, trust_remote_code) or tokenizer
+    folder = str(file.parent) if file else _local_or_hub(str(name))
+    source = str(file or folder)
+    straight = find_spec("accelerate") is not None
+    if device_map is not None and not straight:
+        raise ModelLoadError("a device map needs the library accelerate: pip install 'layerlens-policy[accelerate]'")
+    if device is not None:
+        _require_device(device, source)
+    if holds_adapters(folder):
+        adapters = Path(folder)
+        given: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "quantize": quantize}
+        base = load_pretrained(base_model(adapters), **given, trust_remote_code=trust_remote_code)
+        tokenizer = adapter_tokenizer(adapters, trust_remote_code) or base.tokenizer
+        return Loaded(with_adapters(base.model, adapters).eval(), tokenizer, base.quantisation)
+    if file and quantize:
+        raise ModelLoadError(f"{source} is dequantised while it is read: leave out quantize={quantize!r}")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    weights: dict[str, Any] = {"use_safetensors": True}
     if file:
         common |= {"gguf_file": file.name}
-        weights = {"quantization_config": GgufConfig(dequantize=True)}
-        dtype, source, folder = "float32" if dtype == "auto" else dtype, str(file), str(file.parent)
-    else:
-        folder = source
+        dtype = "float32" if dtype == "auto" else dtype
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), _offload_folder(device_map) as offload:
             config = AutoConfig.from_pretrained(folder, **common)
             require_readable(config)
+            _require_one_name(config, source)
+            weights = (
+                {"quantization_config": GgufConfig(dequantize=True)}
+                if file
+                else {"use_safetensors": True, **prepare_loading(config, source, quantize)}
+            )
+            stored = gguf_quantisation(file) if file else describe_quantisation(config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
-                device_map=device_map,
+                device_map=str(device) if device is not None and straight else device_map,
+                offload_folder=offload,
                 output_loading_info=True,
                 **weights,
                 **common,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-    except ModelLayoutError:
+    except (ModelLayoutError, ModelLoadError):
         raise
     except Exception as error:  # a checkpoint can be broken in many ways; each becomes one line
         hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in str(error) else ""
-        raise ModelLoadError(f"{source}: could not be loaded ({_one_line(error)}){hint}") from error
+        raise ModelLoadError(f"{source}: could not be loaded ({one_line(error)}){hint}") from error
+    _require_all_weights(model, report, source, stored)
+    if device is not None and not straight:
+        model = model.to(device)
+    return Loaded(model.eval(), tokenizer, describe_quantisation(model.config) or stored)
+
+
+def _require_device(device: str | torch.device, source: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+        raise ModelLoadError(f"{source}: cannot be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
+
+
+def _require_one_name(config: Any, source: str) -> None:
+    """Raises ModelLoadError if a configuration's `model_type` and its `architectures` name two different causal language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    named = set(getattr(config, "architectures", None) or ())
+    owners = {name: kind for kind, name in CLASSES.items() if name in named}
+    ours = CLASSES.get(config.model_type)
+    if ours is not None and owners and ours not in named:
+        raise ModelLoadError(
+            f"{source}: config.json says model_type {config.model_type!r}, but its architectures are {', '.join(sorted(named))}, "
+            f"which is model_type {next(iter(owners.values()))!r}; correct the one that is wrong"
+        )
+
+
+def _require_all_weights(model: nn.Module, report: Mapping[str, Any], source: str, stored: str | None) -> None:
+    """Raises ModelLoadError if the model lacks a weight, or the files have a weight for one of its blocks that no such block has.
+
+    Warns of other weights without a place: further layers, or a vision tower beside a language model.
+    """
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelLoadError(
             f"{source}: {len(lacking)} weights are missing or of another shape, e.g. {lacking[0]}; the checkpoint is incomplete"
         )
     unused = sorted(report["unexpected_keys"])
-    if unused:
-        warnings.warn(f"{source}: {len(unused)} weights in the files have no place in the model, e.g. {unused[0]}", stacklevel=3)
-    if device is not None:
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
-            raise ModelLoadError(f"{source}: cannot be put on device {str(device)!r} ({str(error).splitlines()[0][:200]})") from error
-    return model.eval(), tokenizer
+    if not unused:
+        return
+    modules = {name for name, _ in model.named_modules()}
+    foreign = [key for key in unused if (block := BLOCK.match(key)) and block[0] in modules and not key.endswith(TOLERATED)]
+    if foreign and stored is None:
+        raise ModelLoadError(
+            f"{source}: the files hold weights that no {type(model).__name__} has, e.g. {foreign[0]}; config.json describes another model"
+        )
+    warnings.warn(f"{source}: {len(unused)} weights in the files have no place in the model, e.g. {unused[0]}", stacklevel=4)
 
 
-def holds_adapters(name: str | Path) -> bool:
-    """Whether `name` is a folder of PEFT adapters."""
-    return (Path(name).expanduser() / ADAPTER_CONFIG).is_file()
+BLOCK = re.compile(r".*?\.\d+(?=\.)")
+"""The path of a numbered block at the beginning of a weight's name."""
+
+TOLERATED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+"""Constants that old checkpoints keep in their blocks, and that no model needs."""
 
 
-def _one_line(error: Exception) -> str:
-    """The error's class and the beginning of its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _adapter_tokenizer(adapters: Path, trust_remote_code: bool) -> Any:
-    """The tokenizer in a folder of adapters, with the chat template of their training; None if the folder has none."""
-    from transformers import AutoTokenizer
-
-    if not (adapters / "tokenizer_config.json").is_file():
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(adapters, trust_remote_code=trust_remote_code)
-    except Exception as error:  # see load_pretrained
-        raise ModelLoadError(f"{adapters}: its tokenizer could not be loaded ({_one_line(error)})") from error
-
-
-def _base_model(config: Path) -> str:
-    """The name of the model that adapters were trained on, read from their configuration file."""
-    try:
-        base = str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{config} does not say which model its adapters are of ({type(error).__name__}: {error})") from error
-    if Path(base).resolve() == config.parent.resolve():
-        raise ModelLoadError(f"{config} names its own folder as the model that its adapters are of")
-    return base
-
-
-def _with_adapters(model: nn.Module, folder: Path) -> nn.Module:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ModelLoadError(f"{folder} holds adapters, which need PEFT: pip install 'layerlens-policy[train]'") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
-            merged = PeftModel.from_pretrained(model, folder, use_safetensors=True).merge_and_unload()
-        # adapters trained on top, and a reference model for KL, must name the merged model and not the base
-        merged.config._name_or_path = merged.name_or_path = str(folder.resolve())
-        return merged.requires_grad_(True)  # type: ignore[no-any-return]
-    except Exception as error:  # see load_pretrained
-        raise ModelLoadError(f"{folder}: its adapters could not be loaded ({_one_line(error)})") from error
+@contextmanager
+def _offload_folder(device_map: Any) -> Iterator[str | None]:
+    """A folder for weights that transformers must rewrite before it offloads them to disk; emptied when the process ends."""
+    if device_map is None:
+        yield None
+        return
+    folder = tempfile.mkdtemp(prefix="layerlens-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    yield folder
 
 
 def read_unembedding_shape(name: str | Path, *, trust_remote_code: bool = False) -> tuple[int, int, str]:
@@ -159,7 +188,7 @@ def read_unembedding_shape(name: str | Path, *, trust_remote_code: bool = False)
             config = text_config(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
         return config.hidden_size, config.vocab_size, str(config.dtype or torch.float32).removeprefix("torch.")
     except Exception as error:
-        raise ModelLoadError(f"{source}: no configuration could be read ({_one_line(error)})") from error
+        raise ModelLoadError(f"{source}: no configuration could be read ({one_line(error)})") from error
 
 
 def _local_or_hub(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +14,11 @@ from transformers import PreTrainedModel
 
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ModelLayoutError, ModelLoadError, SelectionError
+from layerlens.models.fingerprint import fingerprint
 from layerlens.models.layout import HookPoint, Layout, layout_for, require_readable, resolve_factor, submodule_at, text_config
+from layerlens.models.offload import device_of, own_weights_in_memory
+from layerlens.models.quantised import dequantised_weight, is_plain
 from layerlens.types import Site
-
-WEIGHTS_PER_SUM = 256
-"""Number of neighbouring weights whose bits a fingerprint adds up to one sum."""
 
 
 class Source(NamedTuple):
@@ -33,7 +32,10 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """References to the parts of a causal language model. Nothing is copied: every module and tensor is the model's own."""
+    """References to the parts of a causal language model: every module and tensor is the model's own.
+
+    Only an unembedding that is quantised or offloaded is copied: dequantised once, and kept on the device that it computes on.
+    """
 
     model: PreTrainedModel
     layout: Layout
@@ -44,6 +46,10 @@ class DecoderParts:
     final_norm: nn.Module
     unembedding_weight: Tensor
     bias: Tensor | None
+    tied: bool
+    """Whether the unembedding and the embedding are one tensor."""
+    quantised_head: bool = False
+    """Whether the model stores its unembedding quantised, so that `unembedding_weight` is a dequantised copy."""
     discovered: bool = False
     """Whether the layout was found by discovery, and is no row of `LAYOUTS`."""
 
@@ -98,7 +104,7 @@ class DecoderParts:
     @property
     def device(self) -> torch.device:
         """The device of the embedding, which token ids must be on."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return device_of(self.model.get_input_embeddings()) or self.unembedding_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,39 +115,18 @@ class DecoderParts:
         """The longest sequence the model was made for, in tokens; None if its configuration does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
-    @property
-    def tied(self) -> bool:
-        """Whether the unembedding and the embedding are one tensor."""
-        return self.unembedding_weight is self.model.get_input_embeddings().weight
-
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector into logits, divided by `temperature`."""
         return Unembedding(self.unembedding_weight, self.bias, self.logit_scale, self.logit_softcap, temperature)
 
     def apply_final_norm(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The model's final norm applied to hidden vectors, on the norm's device and in the model's dtype."""
-        weight = next(self.final_norm.parameters(), self.unembedding_weight)  # some norms have no weights
-        return self.final_norm(states.to(weight.device, self.dtype))  # type: ignore[no-any-return]
+        device = device_of(self.final_norm) or self.unembedding_weight.device  # some norms have no weights
+        return self.final_norm(states.to(device, self.dtype))  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
-        """A digest of all weights, 16 hexadecimal digits: two models with one different weight have different digests.
-
-        It covers names, shapes, dtypes, the exact integer sum of the bits of every 256 neighbouring weights, and evenly
-        spaced single weights. Each weight is read once, on the device it lies on. Collisions are those of a 64-bit sum.
-        """
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            if weight.is_meta or weight.numel() == 0:
-                continue
-            flat = weight.detach().reshape(-1)
-            bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-            for piece in bits.split(1 << 22):  # torch converts all of its argument to int64 before it sums
-                groups = piece[: len(piece) // WEIGHTS_PER_SUM * WEIGHTS_PER_SUM].view(-1, WEIGHTS_PER_SUM)
-                digest.update(groups.sum(1, dtype=torch.int64).cpu().numpy().tobytes())
-                digest.update(str(int(piece[groups.numel() :].sum(dtype=torch.int64))).encode())
-            digest.update(bits[:: max(1, len(bits) // 1024)].cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A digest of all weights, 16 hexadecimal digits: two models with one different weight have different digests."""
+        return fingerprint(self.model)
 
 
 def find_decoder_parts(model: PreTrainedModel, layout: Layout | None = None) -> DecoderParts:
@@ -157,8 +142,8 @@ def find_decoder_parts(model: PreTrainedModel, layout: Layout | None = None) -> 
     head = model.get_output_embeddings()
     if head is None:
         raise ModelLayoutError(f"{type(model).__name__} has no unembedding: load it as a causal language model")
-    if head.weight.is_meta or model.get_input_embeddings().weight.is_meta:
-        raise ModelLoadError(f"the weights of {type(model).__name__} are not in memory (meta device, or offloaded); load it where it fits")
+    weight, bias, quantised = _read_head(model, head)
+    embedding = model.get_input_embeddings().weight
     discovered = False
     if layout is None:
         layout, discovered = layout_of(model)
@@ -170,10 +155,33 @@ def find_decoder_parts(model: PreTrainedModel, layout: Layout | None = None) -> 
         decoder=decoder,
         blocks=blocks,
         final_norm=submodule_at(decoder, layout.final_norm, "the final norm"),
-        unembedding_weight=head.weight,
-        bias=getattr(head, "bias", None),
+        unembedding_weight=weight,
+        bias=bias,
+        # accelerate makes new objects of offloaded weights at every pass
+        tied=bool(text_config(model.config).tie_word_embeddings) if embedding.is_meta else getattr(head, "weight", None) is embedding,
+        quantised_head=quantised,
         discovered=discovered,
     )
+
+
+def _read_head(model: PreTrainedModel, head: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
+    """The unembedding's weights and bias as tensors in memory, and whether the model stores the weights quantised.
+
+    Raises ModelLoadError if the weights have no values anywhere.
+    """
+    try:
+        with own_weights_in_memory(head):
+            weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    except KeyError as error:
+        raise ModelLoadError(
+            f"nothing keeps the offloaded {error} of {type(model).__name__}: a device map must put a tied unembedding beside its embedding"
+        ) from error
+    if any(isinstance(each, Tensor) and each.is_meta for each in (weight, bias)):
+        raise ModelLoadError(f"the weights of {type(model).__name__} are not in memory (meta device); load the model where it fits")
+    if is_plain(weight):
+        return weight, bias, False
+    d_model = getattr(head, "in_features", text_config(model.config).hidden_size)
+    return dequantised_weight(head, d_model, model.dtype), bias, True
 
 
 def find_blocks(model: nn.Module, layout: Layout) -> tuple[str, nn.Module, nn.ModuleList]:

@@ -61,10 +61,13 @@ class RowwiseGumbelSampler(LogitsProcessor):  # type: ignore[misc]
     Source: the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030).
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int]):
+        self.seeds = tuple(seeds)
+        self.generators: list[torch.Generator] = []
 
     def __call__(self, input_ids: Int[Tensor, "batch seq"], scores: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch vocabulary"]:
+        if not self.generators:  # only the first scores show on which device a model spread over several returns them
+            self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
