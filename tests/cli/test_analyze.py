@@ -74,7 +74,7 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
     assert layerlens("check", "m", *model).code == 0
     one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
     one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
-    asked = {"dtype": "float64", "device": None, "device_map": "auto", "revision": "main", "trust_remote_code": True}
+    asked = {"dtype": "float64", "device": None, "device_map": "auto", "quantize": None, "revision": "main", "trust_remote_code": True}
     library = {"backend": "transformers"}
     assert loaded == [{"name": "m", **asked, **library, "check": False}, {"name": "m", **asked, **library}, {"name": "m", **asked}]
     options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}

@@ -43,6 +43,7 @@ def check(
         "vocabulary": vocabulary,
         "context": parts.context,
         "dtype": str(parts.dtype).removeprefix("torch."),
+        "weights": lens.quantisation or "not quantised",
         "unembedding": "tied to the embedding" if parts.tied else "not tied",
         "decoder": parts.decoder_path,
         "blocks": f"{parts.decoder_path}.{parts.layout.blocks}",

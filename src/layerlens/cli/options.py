@@ -43,6 +43,14 @@ DeviceMap = Annotated[
         help="Spread the model over devices as transformers does, e.g. auto. Needs layerlens-policy[accelerate].", rich_help_panel="Model"
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantise the weights while they are read: bnb-4bit or bnb-8bit (layerlens-policy[bitsandbytes]), or torchao-int8 "
+        "(layerlens-policy[torchao]). A quantised checkpoint needs no option.",
+        rich_help_panel="Model",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.", rich_help_panel="Model")
 ]
@@ -81,6 +89,7 @@ class ModelOptions:
     dtype: Dtype = "auto"
     device: Device = None
     device_map: DeviceMap = None
+    quantize: Quantize = None
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
 

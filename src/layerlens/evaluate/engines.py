@@ -152,6 +152,7 @@ def open_engine(
     dtype: str = "auto",
     device: str | None = None,
     device_map: Any = None,
+    quantize: str | None = None,
     trust_remote_code: bool = False,
     tensor_parallel: int = 1,
 ) -> Engine:
@@ -160,9 +161,9 @@ def open_engine(
     Args:
         name: a hub name, a folder, or a bundled model.
         engine: "transformers", "vllm", or "auto", which takes vLLM if it is installed, there is a GPU, and the request names neither
-            an internal layer, a device or device map, nor a folder of adapters; otherwise transformers.
+            an internal layer, a device, device map or quantisation, nor a folder of adapters; otherwise transformers.
         layer, site, norm: the internal policy that answers, as in `LensEngine`; by default the final policy does.
-        revision, dtype, device, device_map, trust_remote_code: as in `load`.
+        revision, dtype, device, device_map, quantize, trust_remote_code: as in `load`.
         tensor_parallel: number of GPUs that vLLM spreads the model over.
 
     Raises:
@@ -173,13 +174,16 @@ def open_engine(
     """
     if engine not in get_args(EngineName):
         raise SelectionError(f"unknown engine {engine!r}: choose from {', '.join(get_args(EngineName))}")
-    device_given = device not in (None, "cuda") or device_map is not None
+    device_given = device not in (None, "cuda") or device_map is not None or quantize is not None
     if engine == "vllm" and layer is not None:
         raise SelectionError("vLLM cannot sample from an internal layer: leave out --layer, or ask for the engine transformers")
     if engine == "vllm" and holds_adapters(name):
         raise SelectionError(f"{name} holds adapters, which vLLM does not load here: merge them, or ask for the engine transformers")
     if engine == "vllm" and device_given:
-        raise SelectionError("vLLM takes GPUs by itself: leave out device and device map, or ask for the engine transformers")
+        raise SelectionError(
+            "vLLM takes GPUs by itself, and quantises in its own ways: leave out device, device map and quantize, or ask for the engine "
+            "transformers"
+        )
     vllm_can = layer is None and not device_given and not holds_adapters(name)
     if engine == "vllm" or (engine == "auto" and vllm_can and find_spec("vllm") is not None and torch.cuda.is_available()):
         return VLLMEngine(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel)
@@ -188,5 +192,7 @@ def open_engine(
             "tensor_parallel is an option of vLLM, but transformers answers here: ask for the engine vllm, or spread the model with a "
             "device map"
         )
-    model = load(name, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
+    model = load(
+        name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize, trust_remote_code=trust_remote_code
+    )
     return LensEngine(model, layer, site, norm)

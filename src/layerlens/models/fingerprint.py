@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerlens.models.offload import offloaded_weight
-from layerlens.models.quantised import inner_tensors
+from layerlens.models.quantised import inner_tensors, require_intact
 
 WEIGHTS_PER_SUM = 256
 """Number of neighbouring weights whose bits a fingerprint adds up to one sum."""
@@ -21,7 +21,10 @@ def fingerprint(model: nn.Module) -> str:
     It covers names, shapes, dtypes, the exact integer sum of the bits of every 256 neighbouring weights, and evenly
     spaced single weights. Each weight is read once, on the device it lies on; one that accelerate keeps on disk is read from
     there. A weight that nobody keeps counts by name, shape and dtype. Collisions are those of a 64-bit sum.
+
+    Raises ModelLoadError if reading the weights would damage the model.
     """
+    require_intact(model)
     digest = hashlib.sha256()
     for name, weight in _weights(model):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

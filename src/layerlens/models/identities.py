@@ -11,13 +11,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from layerlens.errors import ModelLayoutError
+from layerlens.errors import ModelLayoutError, ModelLoadError, one_line
 from layerlens.models.capture import capture, hook_sources
 from layerlens.models.layout import resolve_factor
 from layerlens.models.parts import DecoderParts
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest allowed gap by the model's dtype, as a share of the largest absolute value compared."""
+
+QUANTISED_HEAD = 2e-2
+"""Largest allowed readout gap of a quantised unembedding, which may round the vectors that it reads as well: LLM.int8 does, to 1/127."""
 
 PROBE_TOKENS = 8
 
@@ -33,10 +36,16 @@ class LayoutReport:
     additivity_layer: int
     """The layer with the largest additivity gap, or the first whose states are not finite, counted from 1."""
     tolerance: float
+    quantised_head: bool = False
+    """Whether the model's own unembedding is quantised, and `readout_gap` is that of its dequantised weights."""
+
+    @property
+    def readout_tolerance(self) -> float:
+        return max(self.tolerance, QUANTISED_HEAD) if self.quantised_head else self.tolerance
 
     @property
     def ok(self) -> bool:
-        return self.readout_gap <= self.tolerance and self.additivity_gap <= self.tolerance
+        return self.readout_gap <= self.readout_tolerance and self.additivity_gap <= self.tolerance
 
     def require(self, name: str) -> None:
         """Raises ModelLayoutError with the figures unless all identities hold."""
@@ -53,10 +62,10 @@ class LayoutReport:
                 f"{name}: resid_pre + attn_out + ffn_out misses resid_post by {self.additivity_gap:.2g} of its size "
                 f"in block {self.additivity_layer} (tolerance {self.tolerance:.0g}). {hint}"
             )
-        if self.readout_gap > self.tolerance:
+        if self.readout_gap > self.readout_tolerance:
             raise ModelLayoutError(
                 f"{name}: final norm and unembedding of the last resid_post miss the model's own logits by "
-                f"{self.readout_gap:.2g} of their size (tolerance {self.tolerance:.0g}). {hint}"
+                f"{self.readout_gap:.2g} of their size (tolerance {self.readout_tolerance:.0g}). {hint}"
             )
 
 
@@ -80,7 +89,10 @@ def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOK
             if further := parts.sources_of(layer, parts.layout.further_points, "a further addend"):
                 for handle in hook_sources(parts.blocks[layer - 1], further, partial(keep, layer, "further")):
                     hooks.callback(handle.remove)
-        logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
+        try:
+            logits = parts.model(input_ids=ids, use_cache=False).logits.to(wide).cpu()
+        except Exception as error:  # kernels of quantised weights may ask for another device or library only now
+            raise ModelLoadError(f"{type(parts.model).__name__}: its forward pass fails ({one_line(error)})") from error
         missing = [(layer, site) for layer in range(1, n_layers + 1) for site in parts.sites if (layer, site) not in seen]
         for layer, site in [*missing, *sorted(twice)]:
             raise ModelLayoutError(f"{site} of block {layer} passed {'twice' if twice else 'never'} in a forward pass; its layout is wrong")
@@ -91,7 +103,7 @@ def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOK
     ours = unembedding.product_to_logits_(last.to(wide).cpu() @ unembedding.weight.T, 0, len(unembedding.weight))
     gaps = [_block_gap(parts, seen, layer) for layer in range(1, n_layers + 1)]
     worst = max(range(n_layers), key=lambda i: math.inf if math.isnan(gaps[i]) else gaps[i])
-    return LayoutReport(_gap(ours, logits), gaps[worst], worst + 1, TOLERANCE.get(parts.dtype, 1e-4))
+    return LayoutReport(_gap(ours, logits), gaps[worst], worst + 1, TOLERANCE.get(parts.dtype, 1e-4), parts.quantised_head)
 
 
 @contextmanager

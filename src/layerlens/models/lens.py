@@ -19,6 +19,7 @@ from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ModelLoadError, PromptError, SelectionError
 from layerlens.models.capture import LayerSite, OnState, StopForward, capture
 from layerlens.models.convention import Convention, require_spread
+from layerlens.models.fingerprint import fingerprint
 from layerlens.models.gguf import find_gguf
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.lenses import FittedLens, read_lens
@@ -67,11 +68,16 @@ class LensModel:
         if bridge is not None:
             tokenizer = tokenizer if tokenizer is not None else bridge.tokenizer
             model = unwrap_bridge(bridge)
+        quantisation = describe_quantisation(model.config)
+        digest = fingerprint(model) if quantisation else None  # bitsandbytes may rewrite weights when they are used
         parts = find_decoder_parts(model)
         name = name or _display_name(getattr(model.config, "name_or_path", None) or type(model).__name__)
         if check:
             check_identities(parts).require(name)
-        return cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None), describe_quantisation(model.config), bridge)
+        lens = cls(parts, tokenizer, name, getattr(model.config, "_commit_hash", None), quantisation, bridge)
+        if digest is not None:
+            vars(lens)["fingerprint"] = digest
+        return lens
 
     @property
     def n_layers(self) -> int:
@@ -292,7 +298,7 @@ def load(
     if backend == "transformer_lens":
         model = build_bridge(model, shown)
     lens = LensModel.wrap(model, tokenizer, name=shown, check=check)
-    return replace(lens, quantisation=quantisation)
+    return lens if lens.quantisation == quantisation else replace(lens, quantisation=quantisation)
 
 
 def _display_name(name: str | Path) -> str:

@@ -20,7 +20,7 @@ from layerlens.errors import ModelLayoutError, ModelLoadError, one_line
 from layerlens.models.adapters import adapter_tokenizer, base_model, holds_adapters, with_adapters
 from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.layout import require_readable, text_config
-from layerlens.models.quantised import describe_quantisation, prepare_loading
+from layerlens.models.quantised import describe, describe_quantisation, finish_loading, prepare_loading, quantisation_config
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
@@ -81,6 +81,7 @@ def load_pretrained(
     if file:
         common |= {"gguf_file": file.name}
         dtype = "float32" if dtype == "auto" else dtype
+    wanted: Any = DTYPES[dtype] if isinstance(dtype, str) else dtype
     try:
         with _quiet_transformers(), _offload_folder(device_map) as offload:
             config = AutoConfig.from_pretrained(folder, **common)
@@ -91,27 +92,29 @@ def load_pretrained(
                 if file
                 else {"use_safetensors": True, **prepare_loading(config, source, quantize)}
             )
-            stored = gguf_quantisation(file) if file else describe_quantisation(config)
+            stored = quantisation_config(config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+                dtype=wanted,
                 device_map=str(device) if device is not None and straight else device_map,
                 offload_folder=offload,
                 output_loading_info=True,
                 **weights,
                 **common,
             )
+            finish_loading(model, stored, None if wanted == "auto" else wanted, folder, revision)
             tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     except (ModelLayoutError, ModelLoadError):
         raise
     except Exception as error:  # a checkpoint can be broken in many ways; each becomes one line
         hint = "; it comes with code of its own, which runs only with trust_remote_code" if "trust_remote_code" in str(error) else ""
         raise ModelLoadError(f"{source}: could not be loaded ({one_line(error)}){hint}") from error
-    _require_all_weights(model, report, source, stored)
+    quantisation = gguf_quantisation(file) if file else describe(stored) if stored else describe_quantisation(model.config)
+    _require_all_weights(model, report, source, quantisation)
     if device is not None and not straight:
         model = model.to(device)
-    return Loaded(model.eval(), tokenizer, describe_quantisation(model.config) or stored)
+    return Loaded(model.eval(), tokenizer, quantisation)
 
 
 def _require_device(device: str | torch.device, source: str) -> None:
@@ -135,7 +138,7 @@ def _require_one_name(config: Any, source: str) -> None:
         )
 
 
-def _require_all_weights(model: nn.Module, report: Mapping[str, Any], source: str, stored: str | None) -> None:
+def _require_all_weights(model: nn.Module, report: Mapping[str, Any], source: str, quantisation: str | None) -> None:
     """Raises ModelLoadError if the model lacks a weight, or the files have a weight for one of its blocks that no such block has.
 
     Warns of other weights without a place: further layers, or a vision tower beside a language model.
@@ -150,7 +153,7 @@ def _require_all_weights(model: nn.Module, report: Mapping[str, Any], source: st
         return
     modules = {name for name, _ in model.named_modules()}
     foreign = [key for key in unused if (block := BLOCK.match(key)) and block[0] in modules and not key.endswith(TOLERATED)]
-    if foreign and stored is None:
+    if foreign and quantisation is None:
         raise ModelLoadError(
             f"{source}: the files hold weights that no {type(model).__name__} has, e.g. {foreign[0]}; config.json describes another model"
         )

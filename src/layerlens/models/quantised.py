@@ -7,8 +7,9 @@ of the stored weights on every device, and activations stay as they are. The oth
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -51,10 +52,10 @@ def prepare_loading(config: Any, source: str, quantize: str | None) -> dict[str,
 
     Raises ModelLoadError if a library is missing, or if `quantize` is unknown or asked for a checkpoint that is quantised already.
     """
-    stored = _stored(config)
+    stored = quantisation_config(config)
     if quantize is not None and quantize not in ON_LOADING:
         raise ModelLoadError(f"unknown quantisation {quantize!r}: choose from {', '.join(ON_LOADING)}")
-    if stored is None:
+    if not stored:
         return {} if quantize is None else {"quantization_config": _quantising(source, quantize)}
     if quantize is not None:
         raise ModelLoadError(f"{source} is quantised already ({describe(stored)}): leave out quantize={quantize!r}")
@@ -62,33 +63,85 @@ def prepare_loading(config: Any, source: str, quantize: str | None) -> dict[str,
     if kind is not None:
         _require(kind, source)
         if kind.dequantise:
-            stored["dequantize"] = True
+            holder = config if getattr(config, "quantization_config", None) else text_config(config)
+            holder.quantization_config = {**stored, "dequantize": True}
     return {}
+
+
+def finish_loading(model: nn.Module, stored: dict[str, Any], dtype: torch.dtype | None, source: str, revision: str | None) -> None:
+    """Does what the libraries leave undone, so that the weights are those that the checkpoint means.
+
+    On a CPU with AVX512-BF16, bitsandbytes (0.50) rounds the scales of 4-bit weights to bfloat16 in their first forward pass, and
+    mixes them up when the state dict is read afterwards; it is told to multiply as on other CPUs. transformers (5.23) leaves the
+    weights beside dequantised ones as they are stored, whatever dtype is asked for.
+
+    Raises ModelLoadError if transformers dequantised a weight wrongly.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if not stored.get("dequantize"):
+        return
+    if _method(stored) == "fp8" and stored.get("weight_block_size"):
+        _require_whole_blocks(stored["weight_block_size"], source, revision)
+    for parameter in model.parameters():
+        if dtype is not None and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _require_whole_blocks(block: Sequence[int], source: str, revision: str | None) -> None:
+    """Raises ModelLoadError if an FP8 weight ends in a part of a block.
+
+    transformers (5.23, `Fp8Dequantize`) divides rows by the number of scales, so that 160 rows with two scales become two blocks of 80
+    in place of 128 and 32.
+    """
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    for file in sorted(Path(cached_file(source, "config.json", revision=revision)).parent.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            names = set(opened.keys())
+            for name in sorted(name for name in names if f"{name}_scale_inv" in names):
+                shape, scales = (opened.get_slice(each).get_shape()[-2:] for each in (name, f"{name}_scale_inv"))
+                if any(count > 1 and count * side != size for size, count, side in zip(shape, scales, block, strict=True)):
+                    raise ModelLoadError(
+                        f"{source}: {name} is {shape[0]} x {shape[1]}, no whole number of FP8 blocks of {block[0]} x {block[1]}, which "
+                        "transformers dequantises wrongly; load the checkpoint that was not quantised"
+                    )
 
 
 def describe_quantisation(config: Any) -> str | None:
     """How the weights of a model with this configuration are stored, in words; None if they are not quantised."""
-    stored = _stored(config)
-    return None if stored is None else describe(stored)
+    stored = quantisation_config(config)
+    return describe(stored) if stored else None
 
 
-def describe(stored: Any) -> str:
+def describe(stored: dict[str, Any]) -> str:
     """A quantisation configuration in words: "bitsandbytes 4-bit NF4", "GPTQ 4-bit, groups of 128", "FP8, dequantised"."""
-    said = stored if isinstance(stored, dict) else stored.to_dict()
-    method = _method(said)
+    method = _method(stored)
     kind = KINDS.get(method)
     words = kind.title if kind else method
     if method == "bitsandbytes":
-        words += f" 4-bit {said.get('bnb_4bit_quant_type', 'fp4').upper()}" if said.get("load_in_4bit") else " 8-bit"
+        words += f" 4-bit {stored.get('bnb_4bit_quant_type', 'fp4').upper()}" if stored.get("load_in_4bit") else " 8-bit"
     elif method == "torchao":
-        chosen = said.get("quant_type")
+        chosen = stored.get("quant_type")
         chosen = chosen.get("default", chosen) if isinstance(chosen, dict) else chosen
         words += f" {str(chosen.get('_type', '') if isinstance(chosen, dict) else chosen).removesuffix('Config')}"
     elif method in ("gptq", "awq"):
-        words += f" {said.get('bits', 4)}-bit, groups of {said.get('group_size', 128)}"
+        words += f" {stored.get('bits', 4)}-bit, groups of {stored.get('group_size', 128)}"
     elif method == "compressed-tensors":
-        words += f" {said.get('format', '')}"
-    return words + (", dequantised" if said.get("dequantize") else "")
+        words += f" {stored.get('format', '')}"
+    return words + (", dequantised" if stored.get("dequantize") else "")
+
+
+def require_intact(model: nn.Module) -> None:
+    """Raises ModelLoadError if reading the state dict would damage the model: see `finish_loading`."""
+    for name, module in model.named_modules():
+        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelLoadError(
+                f"bitsandbytes rewrote the 4-bit weights of {name} for this CPU in their first forward pass, and cannot read them back: "
+                "load the model with layerlens.load, or wrap it before it runs"
+            )
 
 
 def library_tensor(weight: Any) -> bool:
@@ -121,15 +174,15 @@ def dequantised_weight(linear: nn.Module, d_in: int, dtype: torch.dtype) -> Floa
     return torch.cat(columns, 1).contiguous()
 
 
-def _stored(config: Any) -> Any:
-    """The quantisation configuration of a model's configuration, where transformers looks for it."""
-    return getattr(config, "quantization_config", None) or getattr(text_config(config), "quantization_config", None)
+def quantisation_config(config: Any) -> dict[str, Any]:
+    """How a model's configuration says that its weights are quantised, where transformers looks for it; empty if they are not."""
+    stored = getattr(config, "quantization_config", None) or getattr(text_config(config), "quantization_config", None) or {}
+    return dict(stored if isinstance(stored, dict) else stored.to_dict())
 
 
-def _method(stored: Any) -> str:
-    said = stored if isinstance(stored, dict) else stored.to_dict()
-    bits = said.get("load_in_4bit") or said.get("load_in_8bit")  # old bitsandbytes checkpoints name no method
-    method = said.get("quant_method") or ("bitsandbytes" if bits else "quantisation without a name")
+def _method(stored: dict[str, Any]) -> str:
+    bits = stored.get("load_in_4bit") or stored.get("load_in_8bit")  # old bitsandbytes checkpoints name no method
+    method = stored.get("quant_method") or ("bitsandbytes" if bits else "quantisation without a name")
     return str(getattr(method, "value", method))
 
 
