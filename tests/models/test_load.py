@@ -290,7 +290,7 @@ def test_vocabulary_rows_beyond_the_tokenizer_are_read(tmp_path: Path) -> None:
     lens = ll.load(save(model, tmp_path / "m"))
     run = ll.analyze(lens, [ll.Sample([*random_ids(5), VOCABULARY + 4], 2)], top_k=VOCABULARY + 5)
     assert run.data["top_ids"].max() == VOCABULARY + 4
-    assert run.data["token_text"].values[-1] == ""
+    assert run.data["token_text"].values[-1] == f"<{VOCABULARY + 4}>"
 
 
 def test_bundled_names_resolve() -> None:
