@@ -89,6 +89,8 @@ def test_difference_says_how_it_was_made(before: Run, after: Run, tmp_path: Path
         "drop_first": 1,
         "level": 0.8,
         "paired": 0,
+        "position_0": 1,
+        "problems": 5,
         "samples_before": 6,
         "samples_after": 5,
     }

@@ -36,6 +36,14 @@ def test_mean_weights_and_rows() -> None:
     assert mean["mean"].attrs["units"] == "nats"
 
 
+def test_both_weightings_are_those_of_the_mean() -> None:
+    run = make_run([1.0, 0.0, -1.0], samples=5, noise=0.5)
+    for name in ("entropy", "entropy_change", "similarity", "perplexity"):
+        both = run.by_weighting(name, rows="all")
+        for over in ("sample", "token"):
+            np.testing.assert_array_equal(both.sel(over=over, drop=True), run.mean(name, over=over, rows="all", resamples=2)["mean"])  # type: ignore[arg-type]
+
+
 def test_one_sample_has_no_interval() -> None:
     mean = make_run([1.0, -1.0], samples=1).mean("entropy")
     assert mean["mean"].notnull().all()

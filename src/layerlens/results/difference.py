@@ -59,14 +59,14 @@ def difference(
         raise SelectionError(f"{metric!r} is not one value per layer and site, so it has no difference by layer and site")
     names = {str(old.dims[1]): _shared(before, after, old, new, site)}
     old, new, old_draws, new_draws = (part.sel(names) for part in (old, new, old_draws, new_draws))
-    mean, low, high = difference_of_means(
-        old.values, new.values, old_draws.values, new_draws.values, min(old.attrs["problems"], new.attrs["problems"]), level
-    )
+    n = min(old.attrs["problems"], new.attrs["problems"])
+    mean, low, high = difference_of_means(old.values, new.values, old_draws.values, new_draws.values, n, level)
     attrs = {
         "long_name": f"difference of {old.attrs['long_name']}",
         **{name: old.attrs[name] for name in ("units", "over", "rows", "drop_first", "position_0")},
         "level": level,
         "paired": int(paired),
+        "problems": n,
         "samples_before": old.attrs["samples"],
         "samples_after": new.attrs["samples"],
     }

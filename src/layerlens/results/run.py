@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -233,6 +233,15 @@ class Run:
             low, high = perplexity(high), perplexity(low)
             point, _ = self.bootstrap(name, **{**options, "resamples": 1})
         return xr.Dataset({"mean": point, "low": (point.dims, low), "high": (point.dims, high)}, attrs={**point.attrs, "level": level})
+
+    def by_weighting(self, name: str, *, rows: Rows = "response", drop_first: int = 0) -> xr.DataArray:
+        """The mean under both weightings, without an interval and so at little cost: `over` ("sample", "token") is the first dimension.
+
+        Arguments as in `bootstrap`. Where the two differ, long responses differ from short ones.
+        """
+        means = [self.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=1)[0] for over in get_args(Weighting)]
+        both: xr.DataArray = xr.concat(means, pd.Index(get_args(Weighting), name="over"), combine_attrs="drop_conflicts")
+        return both
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table: one row per token, layer and site, one column per metric with these three dimensions."""

@@ -74,3 +74,17 @@ def test_describe_runs_takes_one_mean_for_several_runs() -> None:
     mean = runs[0].mean("entropy").attrs
     assert describe_runs(runs, mean) == describe_runs(runs, [mean, mean])
     assert "5 samples each" in describe_runs(runs, mean)
+
+
+def test_caption_names_problems_if_samples_share_them() -> None:
+    """Four answers to two prompts are two problems, which the interval is over."""
+    run = rise_and_fall(6, samples=4)
+    starts, sample = run.data["response_start"].values, run.data["text_sample"].values
+    tokens = run.data["text_token_id"].values.copy()
+    for index in range(4):
+        tokens[np.flatnonzero(sample == index)[: starts[index]]] = index % 2
+    starts = np.minimum(starts, starts.min())
+    shared = Run(run.data.assign_coords(text_token_id=("text_token", tokens), response_start=("sample", starts)), run.manifest)
+    caption = caption_of(plots.metric_by_layer(shared, "entropy"))
+    assert "4 samples, answers to 2 problems" in caption
+    assert "95% bootstrap interval over problems" in caption

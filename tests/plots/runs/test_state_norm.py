@@ -16,7 +16,7 @@ def test_state_norm_shows_tokens_and_position_0_apart(run):
     np.testing.assert_allclose(line(ax, "longest state").get_ydata(), lengths[response].max(0))
     np.testing.assert_allclose(line(ax, "position 0").get_ydata(), np.median(lengths[first], axis=0))
     assert ax.get_yscale() == "log"
-    assert f"{response.sum()} response rows without position 0" in caption_of(ax)
+    assert f"{response.sum()} response rows of {run.n_samples} samples, without position 0" in caption_of(ax)
     draw(ax)
     whole = plots.state_norm(run, "ffn_out", rows="all")
     np.testing.assert_allclose(

@@ -54,8 +54,9 @@ def describe_runs(
     parts = [*shows, _models(runs), _conventions(runs), _temperatures(runs), _layers(runs), _draws(runs)]
     if means:
         counts = [int(mean["samples"]) for mean in means]
-        parts += [_samples(runs, counts), _weighting(counts, means[0])]
-        parts.append(_interval(counts, float(means[0]["level"])) if interval is None else interval)
+        units = [int(mean.get("problems", mean["samples"])) for mean in means]
+        parts += [_samples(runs, counts, units), _weighting(counts, means[0])]
+        parts.append(_interval(counts, units, float(means[0]["level"])) if interval is None else interval)
     return caption_text(*parts)
 
 
@@ -132,12 +133,14 @@ def _draws(runs: Sequence[Run]) -> str:
     return "tokens decoded per sample: " + one_or_each(["all" if n is None else f"up to {n}" for n in most]) if any(most) else ""
 
 
-def _samples(runs: Sequence[Run], counts: Sequence[int]) -> str:
+def _samples(runs: Sequence[Run], counts: Sequence[int], problems: Sequence[int]) -> str:
+    """How many samples a mean rests on, of how many in the run, and to how many problems they are answers if to fewer."""
     totals = [run.manifest.samples.count for run in runs]
     shown = [f"{n}" if n == total else f"{n} of {total}" for n, total in zip(counts, totals, strict=True)]
+    answered = "" if list(problems) == list(counts) else f", answers to {one_or_each([str(n) for n in problems])} problems"
     if len(set(shown)) > 1:
-        return f"samples: {' / '.join(shown)}"
-    return f"{shown[0]} sample{'' if shown[0] == '1' else 's'}{' each' if len(runs) > 1 else ''}"
+        return f"samples: {' / '.join(shown)}{answered}"
+    return f"{shown[0]} sample{'' if shown[0] == '1' else 's'}{' each' if len(runs) > 1 else ''}{answered}"
 
 
 def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
@@ -147,8 +150,8 @@ def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
     return f"{weighting}, {ROW_NAMES[mean['rows']]}{dropped}{'' if mean.get('position_0', 1) else ', without position 0'}"
 
 
-def _interval(counts: Sequence[int], level: float) -> str:
-    known = f"{100 * level:g}% bootstrap interval over samples"
+def _interval(counts: Sequence[int], problems: Sequence[int], level: float) -> str:
+    known = f"{100 * level:g}% bootstrap interval over {'samples' if list(problems) == list(counts) else 'problems'}"
     if max(counts) < 2:
         return f"1 sample: {NO_INTERVAL}"
     return f"{known} (none for runs of 1 sample)" if min(counts) < 2 else known

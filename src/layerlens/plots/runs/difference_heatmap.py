@@ -74,7 +74,9 @@ def _of_means(before: Run, after: Run, metric: str, site: str | None, limits: Li
         set_title(ax, _title(before, after))
         run_layout(ax)
 
-    means = [{**change.attrs, "samples": change.attrs[name]} for name in ("samples_before", "samples_after")]
+    means = [
+        {**change.attrs, "samples": change.attrs[name], "problems": change.attrs[name]} for name in ("samples_before", "samples_after")
+    ]
     single = min(int(mean["samples"]) for mean in means) < 2
     kind = "paired samples" if change.attrs["paired"] else "samples of each run"
     known = f"dots: the {100 * change.attrs['level']:g}% bootstrap interval over {kind} contains 0"

@@ -57,7 +57,8 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
         target.fill_between(x, *edges, color=BLUE, alpha=alpha, linewidth=0, label=f"{high - low:.0%} of tokens")
     target.plot(x, median, color=BLUE, linewidth=1.8, label="median token")
     target.plot(x, top[1], color=BLUE, linestyle="", marker="^", markerfacecolor="white", label="longest state")
-    shows = [f"{int(keep.sum())} {ROW_NAMES[rows]} without position 0", _longest(run, lengths, keep, median)]
+    tokens = f"{int(keep.sum())} {ROW_NAMES[rows]} of {run.n_samples} samples, without position 0"
+    shows = ["states as they stand, whatever norm follows", tokens, _longest(run, lengths, keep, median)]
     if first.any():
         target.plot(x, quantile_bands(lengths[first], [])[0], color=VERMILLION, linestyle="--", marker="s", label="position 0")
     open_frame(target)
