@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from layerlens.errors import ModelLayoutError, TrainingError
 from layerlens.results.training_log import open_training
 from layerlens.train import BuPOConfig
+from layerlens.train.grpo_options import refusals
 from tests.support.tiny_models import tiny_model
 from tests.support.training import make_trainer
 
@@ -189,3 +190,13 @@ def test_training_with_zero_internal_rollouts_is_grpo_bit_for_bit_and_monitors_t
     assert (log.internal, log.schedule["phases"], log.watched) == ([], [], 2)
     for (name, a), b in zip(named.model.named_parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"])
+def test_reentrant_checkpointing_of_an_internal_phase_is_refused_on_several_processes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = build(tmp_path, internal_layer=2, internal_rollouts=1, **{name: {"use_reentrant": True}})
+    assert list(refusals(args)) == []
+    monkeypatch.setattr(BuPOConfig, "world_size", 2)
+    assert [message for message in refusals(args) if "set use_reentrant to False" in message]

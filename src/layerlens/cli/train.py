@@ -43,6 +43,8 @@ Examples: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_d
 
 layerlens select RUN --json > choice.json; layerlens train --config qwen3-4b --internal_layer choice.json
 
+layerlens train --config qwen3-4b --help ends with the settings of that configuration.
+
 **Fields for what is loaded**
 
 {_list_fields(ScriptArguments)}

@@ -48,7 +48,7 @@ def require_values(args: Any) -> None:
         value = getattr(args, name)
         if isinstance(value, int | float) and value < least:
             raise TrainingError(f"{name} must be at least {least}, got {value:g}")
-    if args.temperature <= 0:
+    if isinstance(args.temperature, int | float) and args.temperature <= 0:
         raise TrainingError(f"temperature must be above 0, got {args.temperature:g}")
 
 
