@@ -19,12 +19,14 @@ Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all", "reference"]
 SimilarityRows = Literal["response", "all"]
+Segment = Literal["prompt", "thinking", "answer"]
 Rule = Literal["boundary", "entropy_drop", "agreement"]
 Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 NORMS: tuple[Norm, ...] = get_args(Norm)
+SEGMENTS: tuple[Segment, ...] = get_args(Segment)
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 """Libraries that can run a model that is analysed."""
 FORWARD_NORMS: tuple[ForwardNorm, ...] = get_args(ForwardNorm)

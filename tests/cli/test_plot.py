@@ -11,7 +11,14 @@ from tests.support.training_folders import write_training
 
 def test_training_folders_take_no_options_of_runs(layerlens: Layerlens, tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text("{}")
-    for option in (("--kind", "flow"), ("--sample", 0), ("--site", "ffn_out"), ("--rows", "all"), ("--over", "token")):
+    for option in (
+        ("--kind", "flow"),
+        ("--sample", 0),
+        ("--site", "ffn_out"),
+        ("--rows", "all"),
+        ("--over", "token"),
+        ("--segment", "answer"),
+    ):
         one_line(layerlens("plot", tmp_path, *option, "--out", tmp_path / "figures"), "leave them out for training folders")
 
 

@@ -41,6 +41,19 @@ def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Pat
         assert "boundary" in plain.out
 
 
+def test_a_segment_is_chosen_compared_and_drawn_by_its_rows_alone(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    run = ll.open_run(folder / "run")
+    selected = json.loads(layerlens("select", folder / "run", "--segment", "prompt", "--json").out)
+    assert selected["settings"]["segment"] == "prompt"
+    assert selected["candidates"] == ll.select_layer(run, segment="prompt").to_dict()["candidates"]
+    compared = json.loads(layerlens("compare", folder / "run", "--segment", "prompt", "--json").out)
+    assert compared[0]["effective_depth"] == ll.compare([run], segment="prompt")["effective_depth"][0]
+    assert compared[0]["effective_depth"] != ll.compare([run])["effective_depth"][0]
+    drawn = layerlens("plot", folder / "run", "--kind", "flow", "--segment", "prompt", "--format", "svg", "-o", tmp_path)
+    assert "prompt rows" in Path(drawn.out.strip()).read_text()
+    one_line(layerlens("select", folder / "run", "--segment", "thinking"), "no thinking rows, only prompt and answer")
+
+
 def test_check_refuses_a_model_with_nan(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     def spoil(weights: dict[str, torch.Tensor]) -> None:
         weights["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")

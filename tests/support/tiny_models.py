@@ -37,8 +37,8 @@ def tiny_model(
     """A random model in float32 with norm weights away from one, so that a forgotten norm shows, and sharp enough logits."""
     config_class, model_class = CLASSES[architecture]
     sizes = {"head_dim": 8} if architecture in ("qwen3", "mistral") else {}
+    more = {"vocab_size": VOCABULARY, **more}
     config = config_class(
-        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,

@@ -18,6 +18,7 @@ from layerlens.analysis.row_positions import measured_rows, reference_start, sim
 from layerlens.analysis.row_sample import draw_rows
 from layerlens.models import Convention, Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
+from layerlens.prompts.segments import with_thinking
 from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings
@@ -95,7 +96,8 @@ class Analysis:
         """What this analysis measures, on what; a folder holds one manifest."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}\n".encode())
+            thinking = f" {sample.thinking}" if sample.thinking else ""
+            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}{thinking}\n".encode())
         return RunManifest(
             model=self.model.info(),
             config=AnalysisConfig(
@@ -111,13 +113,14 @@ class Analysis:
         )
 
     def answered(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None = None) -> list[Sample]:
-        """The batch's samples with their responses: sampled now, or kept by an earlier round."""
+        """The batch's samples with their responses, sampled now or kept by an earlier round, and what of these is thinking."""
         samples = [self.samples[index] for index in batch]
-        if self.generate is None:
-            return samples
-        if earlier is None:
-            return generate_responses(self.model, samples, self.generate, batch)
-        return [replace(sample, token_ids=kept["text_token_id"].values.tolist()) for sample, kept in zip(samples, earlier, strict=True)]
+        if self.generate is not None and earlier is None:
+            samples = generate_responses(self.model, samples, self.generate, batch)
+        elif self.generate is not None and earlier is not None:
+            texts = [kept["text_token_id"].values.tolist() for kept in earlier]
+            samples = [replace(sample, token_ids=text) for sample, text in zip(samples, texts, strict=True)]
+        return [with_thinking(sample, self.model.tokenizer, self.plan.thinking_marks) for sample in samples]
 
     def rows_read(self, sample: Sample) -> Int[Array, " rows"]:
         """Positions of the rows that count as measured, as the argument `rows` says."""
@@ -148,6 +151,7 @@ class Analysis:
         attrs = {"model": self.model.name, "norm": plan.norm, "lens": plan.lens, "temperature": plan.temperature, "rows": plan.rows}
         attrs["similarity_rows"] = plan.similarity_rows
         more = {"spread": self.convention.spread, "kl_from_layer": plan.kl_from_layer, "tokens_per_sample": tokens}
+        attrs["thinking_marks"] = " ".join(plan.thinking_marks)
         return {**attrs, **{name: value for name, value in more.items() if value is not None}}
 
     def _result(
@@ -163,6 +167,7 @@ class Analysis:
             sites=self.plan.sites,
             modules=self.plan.modules,
             text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids)),
+            response_text="" if tokenizer is None else tokenizer.decode(list(sample.token_ids[sample.response_start :])),
             values=values,
             weight=weight,
             reference_start=reference_start(sample, self.model),

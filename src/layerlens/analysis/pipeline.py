@@ -18,6 +18,7 @@ from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.models import Convention, FittedLens, Generation, LensModel, require_fits_context
 from layerlens.progress import progress_bar
 from layerlens.prompts.sample import Sample, named
+from layerlens.prompts.segments import resolve_marks
 from layerlens.results import Run, RunFolder, RunMemory, join_samples
 from layerlens.storage.shared_work import share_work
 from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
@@ -41,6 +42,7 @@ def analyze(
     tokens_per_sample: int | Literal["auto"] | None = None,
     precision: float | None = None,
     generate: Generation | None = None,
+    thinking_marks: Sequence[str] = (),
     out: str | Path | None = None,
     backend: str = "auto",
     batch_tokens: int = 8192,
@@ -81,6 +83,8 @@ def analyze(
         generate: how to sample responses for prompts without one; None analyses prompts as they stand.
         out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
             folder that holds another configuration is refused. None keeps the run in memory alone.
+        thinking_marks: the texts that open and close thinking in a response; by default those of the model's own format. They say
+            which rows are of the segment "thinking" and which of "answer".
         backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes the backend that
             `out` was begun with, else the one that is fastest on this machine. The manifest stores its name; a pair such as
             "native-float32+torch-mm" names the backends of large and of small requests.
@@ -93,7 +97,7 @@ def analyze(
 
     Raises:
         PromptError: no samples, one that does not fit the model's context or vocabulary, or one without the rows asked for (before
-            anything runs).
+            anything runs); thinking marks that are not two texts.
         SelectionError: an unknown site, layer, metric, norm or backend, a site that the architecture does not have, a backend that
             cannot be used here, or "auto" without the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
@@ -101,7 +105,9 @@ def analyze(
     """
     chosen = _checked_samples(samples)
     convention = model.convention(norm, spread, lens)
-    plan = _resolved_plan(model, convention, sites, layers, metrics, rows, similarity_rows, temperature, kl_from_layer, top_k)
+    plan = _resolved_plan(
+        model, convention, sites, layers, metrics, rows, similarity_rows, temperature, kl_from_layer, top_k, thinking_marks
+    )
     draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows != "all":
@@ -161,7 +167,7 @@ def _require_assistant(samples: Sequence[Sample], model: LensModel) -> None:
 
 def _resolved_plan(
     model: LensModel, convention: Convention, sites: Any, layers: Any, metrics: Any, rows: Rows, similarity_rows: SimilarityRows,
-    temperature: float, kl_from_layer: int | None, top_k: int,
+    temperature: float, kl_from_layer: int | None, top_k: int, thinking_marks: Sequence[str],
 ) -> Plan:  # fmt: skip
     """What to measure, every argument of `analyze` checked. Raises SelectionError on one that makes no sense."""
     if rows not in get_args(Rows):
@@ -187,6 +193,7 @@ def _resolved_plan(
         temperature=temperature,
         kl_from_layer=kl_from_layer,
         top_k=top_k,
+        thinking_marks=resolve_marks(thinking_marks, model.tokenizer),
         absent_sites=tuple(site for site in SITES if site not in model.sites),
         similarity_rows=similarity_rows,
         spread=convention.spread,

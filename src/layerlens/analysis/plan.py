@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from layerlens.prompts.segments import THINK, Marks
 from layerlens.types import READOUT_METRICS, STREAM_SITES, LensName, Module, Norm, Rows, SimilarityRows, Site
 
 READOUT_FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
@@ -26,6 +27,7 @@ class Plan:
     lens: LensName = "logit"
     lens_fingerprint: str | None = None
     backend: str = "auto"
+    thinking_marks: Marks = THINK
     absent_sites: tuple[Site, ...] = ()
     """Sites that the model's architecture does not have, such as resid_mid in parallel blocks."""
     similarity_rows: SimilarityRows = "response"

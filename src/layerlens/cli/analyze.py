@@ -51,6 +51,15 @@ def analyze_command(
     ] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
     sampling: Annotated[SamplingOptions, "Responses"],
+    thinking_marks: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="The texts that open and close thinking in a response. [default: those of the model's own format]",
+            metavar="OPEN CLOSE",
+            rich_help_panel="Responses",
+            show_default=False,
+        ),
+    ] = None,
     norm: Annotated[
         Norm,
         typer.Option(
@@ -164,6 +173,7 @@ def analyze_command(
         backend=backend,
         batch_tokens=batch_tokens,
         generate=sampling.generation(max_new_tokens) if generate else None,
+        thinking_marks=thinking_marks or (),
     )
     tokens = run.data.sizes["token"]
     what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.convention}"

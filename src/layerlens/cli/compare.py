@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.options import AsJson, RowsOption, RuleOption, RunFolders, Tolerance, WeightingOption, print_json
+from layerlens.cli.options import AsJson, RowsOption, RuleOption, RunFolders, SegmentOption, Tolerance, WeightingOption, print_json
 from layerlens.cli.tables import records, show_comparison
 from layerlens.storage.files import write_text
 
@@ -19,6 +19,7 @@ def compare_command(
     tolerance: Tolerance = 0.1,
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
+    segment: SegmentOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare how models converge: one row per run, every number with its 95% bootstrap interval over samples.
@@ -32,7 +33,7 @@ def compare_command(
     import layerlens as ll
     from layerlens.metrics import PhaseRule
 
-    table = ll.compare([ll.open_run(run) for run in runs], rule=rule, phases=PhaseRule(tolerance), rows=rows, over=over)
+    table = ll.compare([ll.open_run(run) for run in runs], rule=rule, phases=PhaseRule(tolerance), rows=rows, over=over, segment=segment)
     if out is not None:
         write_text(out, table.to_csv(index=False))
     if as_json:

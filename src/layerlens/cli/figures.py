@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.types import Rows, Weighting
+from layerlens.types import Rows, Segment, Weighting
 
 if TYPE_CHECKING:
     from layerlens.results import Run, TrainingLog
@@ -39,18 +39,19 @@ class FigureOptions:
     Attributes:
         sample: number or id of the sample in the token heat map; None takes the first.
         site: of the token heat map and of the curves by layer.
-        rows, over: of the means, as in `Run.mean`.
+        rows, over, segment: of the means, as in `Run.mean`.
     """
 
     sample: int | str | None = None
     site: str = "resid_post"
     rows: Rows = "response"
     over: Weighting = "sample"
+    segment: Segment | None = None
 
     @property
     def means(self) -> dict[str, Any]:
         """The options of `Run.mean`."""
-        return {"rows": self.rows, "over": self.over}
+        return {"rows": self.rows, "over": self.over, "segment": self.segment}
 
 
 def _plots() -> Any:
@@ -68,7 +69,7 @@ def _change(module: str) -> Callable[[Run, FigureOptions], Any]:
     def draw(run: Run, options: FigureOptions) -> Any:
         from layerlens.selection.layer import select_layer
 
-        choice = select_layer(run, rows=options.rows, over=options.over) if module == "ffn" and len(run.layers) == run.n_layers else None
+        choice = select_layer(run, **options.means) if module == "ffn" and len(run.layers) == run.n_layers else None
         marks = {} if choice is None else {"phases": choice.phases, "layer": choice.layer}
         return _plots().entropy_change(run, module, **marks, **options.means)
 

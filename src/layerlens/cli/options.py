@@ -17,7 +17,7 @@ import typer
 
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
-from layerlens.types import Library, Rows, Rule, Weighting
+from layerlens.types import Library, Rows, Rule, Segment, Weighting
 
 if TYPE_CHECKING:
     from layerlens.models import Generation
@@ -74,6 +74,10 @@ RuleOption = Annotated[
 ]
 RowsOption = Annotated[
     Rows, typer.Option(help="Average over the rows that predict a response token, over all, or over those of the paper's code (reference).")
+]
+SegmentOption = Annotated[
+    Segment | None,
+    typer.Option(help="Average over the rows of this segment alone, in place of --rows: what is thought, or answered.", show_default=False),
 ]
 WeightingOption = Annotated[Weighting, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[

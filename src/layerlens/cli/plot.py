@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, FigureOptions, draw_figures, draw_training
-from layerlens.cli.options import AsJson, RowsOption, RunFolders, WeightingOption, parse_names, print_json
+from layerlens.cli.options import AsJson, RowsOption, RunFolders, SegmentOption, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
 
 KINDS = f"{', '.join(ONE_RUN)}; for several runs: {', '.join(ALL_RUNS)}; of two runs of one model: {', '.join(TWO_RUNS)}"
@@ -28,6 +28,7 @@ def plot(
     form: Annotated[str, typer.Option("--format", help=f"Format of the files: {', '.join(FORMATS)}.")] = "png",
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
+    segment: SegmentOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
@@ -44,15 +45,15 @@ def plot(
     if trained:
         if len(trained) < len(runs):
             raise SelectionError("training folders and run folders cannot share a figure; plot them in two calls")
-        if (kind, sample, FigureOptions(site=site, rows=rows, over=over)) != ("all", None, FigureOptions()):
-            raise SelectionError("--kind, --sample, --site, --rows and --over are for runs; leave them out for training folders")
+        if (kind, sample, FigureOptions(site=site, rows=rows, over=over, segment=segment)) != ("all", None, FigureOptions()):
+            raise SelectionError("--kind, --sample, --site, --rows, --over and --segment are for runs; leave them out for training folders")
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
-    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over), form)
+    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment), form)
     _tell(written, skipped, as_json)
 
 

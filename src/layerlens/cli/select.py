@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerlens.cli.options import AsJson, RowsOption, RuleOption, Tolerance, WeightingOption, print_json
+from layerlens.cli.options import AsJson, RowsOption, RuleOption, SegmentOption, Tolerance, WeightingOption, print_json
 from layerlens.cli.tables import show_choice
 
 
@@ -23,6 +23,7 @@ def select(
     ] = 0.5,
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
+    segment: SegmentOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the layer whose policy to train, with how often resamples of the data agree, and the runners-up.
@@ -35,7 +36,7 @@ def select(
     import layerlens as ll
     from layerlens.metrics import PhaseRule
 
-    choice = ll.select_layer(ll.open_run(run), rule, phases=PhaseRule(tolerance), share=share, rows=rows, over=over)
+    choice = ll.select_layer(ll.open_run(run), rule, phases=PhaseRule(tolerance), share=share, rows=rows, over=over, segment=segment)
     if as_json:
         print_json(choice.to_dict())
     else:

@@ -8,8 +8,8 @@ Figures made in a script or a test are unknown to pyplot: they open no window, a
 a notebook, or after `plt.ion()`, pyplot shows and closes them. To get a window from a script, pass axes of `plt.subplots()`.
 `save` writes any figure to PNG, SVG or PDF.
 
-Keyword arguments of a plot of runs that it does not list go to `Run.mean`: `over`, `rows`, `drop_first`, `level`, `resamples`,
-`seed`. The line under every figure says which model, norm, samples, mean and interval it shows.
+Keyword arguments of a plot of runs that it does not list go to `Run.mean`: `over`, `rows`, `segment`, `drop_first`, `level`,
+`resamples`, `seed`. The line under every figure says which model, norm, samples, mean and interval it shows.
 
 Each function lies in the file of its name, in `plots.runs` or `plots.training`; what the functions share is in `plots.kit`.
 """

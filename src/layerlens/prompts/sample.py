@@ -22,14 +22,18 @@ class Sample:
             counts the whole text as response.
         id: what figures, tables and errors call the sample; by default its number in the list it is analysed with.
         ground_truth: the right answer, for samples that are checked.
+        thinking: the first and the last (exclusive) index of each stretch of the response in which the model thinks. By default
+            `analyze` looks for the model's thinking marks.
 
-    Raises PromptError for an empty text, a token id that is not a whole number, or a `response_start` outside the text.
+    Raises PromptError for an empty text, a token id that is not a whole number, a `response_start` outside the text, or thinking
+    outside the response.
     """
 
     token_ids: Sequence[int]
     response_start: int = 0
     id: str | None = None
     ground_truth: str | None = None
+    thinking: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -42,6 +46,9 @@ class Sample:
             raise PromptError(f"sample {self.id or ''}: no tokens; a sample needs at least one")
         if not 0 <= self.response_start <= len(self.token_ids):
             raise PromptError(f"sample {self.id or ''}: response_start must be in 0..{len(self.token_ids)}, got {self.response_start}")
+        if not all(self.response_start <= start < stop <= len(self.token_ids) for start, stop in self.thinking):
+            response = f"{self.response_start}..{len(self.token_ids)}"
+            raise PromptError(f"sample {self.id or ''}: thinking must lie in the response, {response}, got {self.thinking}")
 
     @property
     def has_response(self) -> bool:
@@ -59,6 +66,16 @@ class Sample:
         predicted = np.arange(1, len(self.token_ids) + 1)
         in_response: Bool[np.ndarray, " tokens"] = (predicted >= self.response_start) & (predicted < len(self.token_ids))
         return in_response
+
+    @property
+    def segment(self) -> np.ndarray:
+        """For each position the `Segment` of the token that its policy predicts, the next one; "" at the last position."""
+        of_token = np.full(len(self.token_ids) + 1, "prompt", dtype=object)
+        of_token[self.response_start :] = "answer"
+        for start, stop in self.thinking:
+            of_token[start:stop] = "thinking"
+        of_token[-1] = ""
+        return of_token[1:]
 
 
 def named(samples: Iterable[Sample]) -> list[Sample]:

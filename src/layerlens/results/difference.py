@@ -11,7 +11,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics.difference import difference_of_means
 from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.results.run import Run
-from layerlens.types import Rows, Weighting
+from layerlens.types import Rows, Segment, Weighting
 
 PAIRED_BY = ("sample", "position", "token_id", "in_response")
 """Two runs read the same tokens of the same samples if these coordinates are equal."""
@@ -25,6 +25,7 @@ def difference(
     site: str | None = None,
     over: Weighting = "sample",
     rows: Rows = "response",
+    segment: Segment | None = None,
     drop_first: int = 0,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -39,20 +40,20 @@ def difference(
         before, after: runs with the same norm and layers, such as two snapshots of a training monitor.
         metric: as in `Run.mean`, without `perplexity`; in that metric's unit.
         site: the only site (of `entropy_change` and `stream_cosine`: module) to compare; all that both runs hold by default.
-        over, rows, drop_first, resamples, seed: as in `Run.bootstrap`.
+        over, rows, segment, drop_first, resamples, seed: as in `Run.bootstrap`.
         level: of the interval, between 0 and 1.
 
     Returns:
         A Dataset of `mean`, `low` and `high`, each layer × site (or × module), float64. `low` and `high` are NaN if one of the
-        runs has fewer than two samples to average. Its attrs: `long_name`, `units`, `over`, `rows`, `drop_first`, `level`,
-        `paired` (1 or 0), and `samples_before` and `samples_after`, the samples that each mean rests on.
+        runs has fewer than two samples to average. Its attrs: `long_name`, `units`, `over`, `rows`, `segment`, `drop_first`,
+        `level`, `paired` (1 or 0), and `samples_before` and `samples_after`, the samples that each mean rests on.
 
     Raises:
         SelectionError: the runs differ in norm or layers, one lacks the metric, or they share no site (or not the one asked for).
     """
     require_comparable(before, after, metric)
     paired = same_tokens(before, after)
-    options: dict[str, Any] = {"over": over, "rows": rows, "drop_first": drop_first, "resamples": resamples}
+    options: dict[str, Any] = {"over": over, "rows": rows, "segment": segment, "drop_first": drop_first, "resamples": resamples}
     old, old_draws = before.bootstrap(metric, seed=seed, **options)
     new, new_draws = after.bootstrap(metric, seed=seed if paired else seed + 1, **options)
     if old.ndim != 2:
@@ -63,7 +64,7 @@ def difference(
     mean, low, high = difference_of_means(old.values, new.values, old_draws.values, new_draws.values, n, level)
     attrs = {
         "long_name": f"difference of {old.attrs['long_name']}",
-        **{name: old.attrs[name] for name in ("units", "over", "rows", "drop_first", "position_0")},
+        **{name: old.attrs[name] for name in ("units", "over", "rows", "segment", "drop_first", "position_0")},
         "level": level,
         "paired": int(paired),
         "problems": n,

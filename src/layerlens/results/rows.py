@@ -9,25 +9,30 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from layerlens.errors import SelectionError
-from layerlens.types import Rows, Weighting
+from layerlens.types import SEGMENTS, Rows, Segment, Weighting
 
 Array = np.ndarray
 
 
-def row_mask(data: xr.Dataset, rows: Rows = "response", drop_first: int = 0) -> Bool[Array, " tokens"]:
-    """Which rows a mean counts, along `token`; arguments as in `Run.bootstrap`. Raises SelectionError for an unknown choice of rows."""
+def row_mask(data: xr.Dataset, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> Bool[Array, " tokens"]:
+    """Which rows a mean counts, along `token`; arguments as in `Run.bootstrap`.
+
+    Raises SelectionError for an unknown choice of rows, or a segment that no row has.
+    """
     if drop_first < 0:
         raise SelectionError(f"drop_first must be 0 or more, got {drop_first}")
     if rows not in get_args(Rows):
         raise SelectionError(f"rows must be 'response', 'all' or 'reference', got {rows!r}")
-    if rows == "reference":
+    if segment is None and rows == "reference":
         return _reference_rows(data, drop_first)
-    if rows == "response" and data.attrs.get("rows") == "reference":
+    if segment is None and rows == "response" and data.attrs.get("rows") == "reference":
         raise SelectionError(
             "this run holds the rows of the paper's code, without each sample's first response row: ask for rows='reference'"
         )
     response = data["in_response"].values.astype(bool)
     keep = np.ones_like(response) if rows == "all" else response.copy()
+    if segment is not None:
+        keep = _segment_mask(data, segment)
     if drop_first:
         keep[_response_place(data, response) < drop_first] = False
     return keep
@@ -93,6 +98,20 @@ def _reference_rows(data: xr.Dataset, drop_first: int) -> Bool[Array, " tokens"]
         raise SelectionError("rows='reference' keep each sample's last position, which was not decoded: analyse with rows='reference'")
     starts = np.repeat(data["reference_start"].values, np.diff([*_first_rows(data), data.sizes["token"]]))
     return data["position"].values >= starts
+
+
+def _segment_mask(data: xr.Dataset, segment: Segment) -> Bool[Array, " tokens"]:
+    """Which rows predict a token of the segment."""
+    if segment not in SEGMENTS:
+        raise SelectionError(f"segment must be one of {', '.join(SEGMENTS)}, got {segment!r}")
+    there = data["segment"].values
+    if segment not in there:
+        held = [name for name in SEGMENTS if name in there]
+        marks = data.attrs.get("thinking_marks")
+        hint = f"; no response thinks between {marks}: name its marks with thinking_marks=" if segment == "thinking" and marks else ""
+        raise SelectionError(f"the run of {data.attrs['model']} has no {segment} rows, only {' and '.join(held) or 'none'}{hint}")
+    mask: Bool[Array, " tokens"] = there == segment
+    return mask
 
 
 def _response_place(data: xr.Dataset, response: Bool[Array, " tokens"]) -> Int[Array, " tokens"]:

@@ -19,7 +19,7 @@ from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, LensName, Module, Norm, Rows, Weighting
+from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
 
 MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
 
@@ -29,11 +29,11 @@ class Run:
     """What one analysis measured.
 
     `data` is an xarray Dataset with dims `token` (all samples' decoded rows one after another), `layer` (1...L), `site`; coords
-    `sample`, `position`, `token_id`, `token_text` and `in_response` on `token`; `sample_id`, `sample_text`, `ground_truth`,
-    `response_start` and the matrices `similarity` and `cka` on `sample`; the whole texts' token ids in `text_token_id`, with
-    their sample in `text_sample`, on `text_token`. If only some rows were drawn to be decoded, `token` holds those rows, with a
-    coord `weight` (how many rows each stands for) that every mean respects. `manifest` says what was run on what;
-    docs/definitions.md says what each number means.
+    `sample`, `position`, `token_id`, `token_text`, `in_response` and `segment` on `token`; `sample_id`, `sample_text`,
+    `response_text`, `ground_truth`, `response_start` and the matrices `similarity` and `cka` on `sample`; the whole texts' token
+    ids in `text_token_id`, with their sample in `text_sample`, on `text_token`. If only some rows were drawn to be decoded, `token`
+    holds those rows, with a coord `weight` (how many rows each stands for) that every mean respects. `manifest` says what was run
+    on what; docs/definitions.md says what each number means.
     """
 
     data: xr.Dataset
@@ -153,6 +153,7 @@ class Run:
         *,
         over: Weighting = "sample",
         rows: Rows = "response",
+        segment: Segment | None = None,
         drop_first: int = 0,
         resamples: int = RESAMPLES,
         seed: int = 0,
@@ -170,6 +171,7 @@ class Run:
             rows: "response"; "all" to count prompt rows too; or "reference" for exactly the rows of the paper's code, from the
                 second token after the prompt's "assistant" to the last position. Similarity and CKA are over the rows that
                 `analyze(similarity_rows=)` gave them; the attrs of their mean say which.
+            segment: count the rows of this segment alone, "prompt", "thinking" or "answer", in place of `rows`.
             drop_first: number of response rows to leave out at the start of each sample. The paper's code leaves out 1 under ChatML
                 and none under Llama 3's template, but keeps the last position: `rows="reference"` is exact.
             resamples, seed: number of resamples and seed of the bootstrap.
@@ -183,7 +185,7 @@ class Run:
             SelectionError: an unknown variable, or no row to average.
         """
         values = self.values("logp_next" if name == "perplexity" else name)
-        sums, counts = sums_by_sample(self.data, values, self.row_mask(rows, drop_first), over)
+        sums, counts = sums_by_sample(self.data, values, self.row_mask(rows, drop_first, segment), over)
         problems = self.problems
         point, means = bootstrap_means(sums, counts, resamples, seed, problems)
         if name == "perplexity":
@@ -193,12 +195,13 @@ class Run:
         long_name, units = METRIC_INFO[name]
         counted = counts.reshape(len(counts), -1).any(axis=1)
         if "token" not in values.dims:  # each sample's value is over all rows that were analysed
-            rows, drop_first = self.data.attrs.get("similarity_rows", self.data.attrs["rows"]), 0
+            rows, segment, drop_first = self.data.attrs.get("similarity_rows", self.data.attrs["rows"]), None, 0
         attrs = {
             "long_name": f"{MEANS_OF_PERPLEXITY[over]}: {long_name}" if name == "perplexity" else f"mean {long_name}",
             "units": units,
             "over": over,
             "rows": rows,
+            "segment": segment or "",
             "drop_first": drop_first,
             "position_0": int("token" in values.dims or self.data.attrs.get("similarity_rows", "all") == "all"),
             "samples": int(counted.sum()),
@@ -215,6 +218,7 @@ class Run:
         *,
         over: Weighting = "sample",
         rows: Rows = "response",
+        segment: Segment | None = None,
         drop_first: int = 0,
         level: float = LEVEL,
         resamples: int = RESAMPLES,
@@ -226,7 +230,8 @@ class Run:
         `low` and `high` lie in the metric's range. With one problem they are NaN. That of perplexity is the interval of its
         logarithm, exponentiated.
         """
-        options: dict[str, Any] = {"over": over, "rows": rows, "drop_first": drop_first, "resamples": resamples, "seed": seed}
+        counted: dict[str, Any] = {"over": over, "rows": rows, "segment": segment, "drop_first": drop_first}
+        options = {**counted, "resamples": resamples, "seed": seed}
         point, means = self.bootstrap("logp_next" if name == "perplexity" else name, **options)
         low, high = interval(means.values, point.values, point.attrs["problems"], level, bounds=METRIC_BOUNDS.get(name, UNBOUNDED))
         if name == "perplexity":
@@ -248,7 +253,7 @@ class Run:
         names = [str(name) for name, v in self.data.data_vars.items() if v.dims == ("token", "layer", "site")]
         frame = self.data[names].to_dataframe(dim_order=["token", "layer", "site"]).reset_index()
         weight = ["weight"] if "weight" in self.data.coords else []
-        coords = ["token", "sample", "position", "token_id", "token_text", "in_response", *weight, "layer", "site"]
+        coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "segment", *weight, "layer", "site"]
         return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
 
     def _variable(self, name: str) -> xr.DataArray:
@@ -256,9 +261,9 @@ class Run:
             raise SelectionError(f"the run of {self.model} has no {name!r}; it has {', '.join(map(str, self.data.data_vars))}")
         return self.data[name]
 
-    def row_mask(self, rows: Rows = "response", drop_first: int = 0) -> np.ndarray:
+    def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""
-        keep = row_mask(self.data, rows, drop_first)
+        keep = row_mask(self.data, rows, drop_first, segment)
         if not keep.any():
             raise SelectionError(
                 f"the run of {self.model} has no response rows to average; sample responses (generate=) or ask for rows='all'"

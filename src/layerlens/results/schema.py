@@ -47,6 +47,7 @@ class SampleResult:
         values: arrays by metric, with the dimensions that DIMS gives.
         weight: how many rows of the text each decoded row stands for; None if all rows were decoded.
         reference_start: the first position that the paper's code counts; -1 if the prompt names no assistant.
+        response_text: the response, in words.
     """
 
     index: int
@@ -60,6 +61,7 @@ class SampleResult:
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     weight: np.ndarray | None = None
     reference_start: int = -1
+    response_text: str = ""
 
 
 def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -72,9 +74,11 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "token_id": ("token", token_ids[rows]),
         "token_text": ("token", np.array([storable(text) for text in result.token_text], dtype=object)),
         "in_response": ("token", sample.in_response[rows].astype(np.int8)),
+        "segment": ("token", sample.segment[rows]),
         "sample_index": ("sample", np.array([result.index], np.int32)),
         "sample_id": ("sample", np.array([storable(sample.name)], dtype=object)),
         "sample_text": ("sample", np.array([storable(result.text)], dtype=object)),
+        "response_text": ("sample", np.array([storable(result.response_text)], dtype=object)),
         "ground_truth": ("sample", np.array([storable(sample.ground_truth or "")], dtype=object)),
         "response_start": ("sample", np.array([sample.response_start], np.int32)),
         "reference_start": ("sample", np.array([result.reference_start], np.int32)),
@@ -97,13 +101,18 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
 
 
 def upgraded(sample: xr.Dataset) -> xr.Dataset:
-    """A sample's data set as `sample_dataset` makes it now, from one of format 1.
+    """A sample's data set as `sample_dataset` makes it now, from one of format 1 or without segments.
 
-    Format 1 kept the whole text's token ids as a text of numbers, and only when rows were drawn. When it kept none and decoded
-    response rows alone, the prompt's token ids are not known: the data set then has no `text_token_id`.
+    Without segments every response row counts as answer. Format 1 kept the whole text's token ids as a text of numbers, and only when
+    rows were drawn. When it kept none and decoded response rows alone, the prompt's token ids are not known: the data set then has no
+    `text_token_id`.
     """
-    if "text_token_id" in sample.coords:
-        return sample
+    if "text_token_id" not in sample.coords:
+        sample = _with_text(sample)
+    return sample if "segment" in sample.coords else _with_segment(sample)
+
+
+def _with_text(sample: xr.Dataset) -> xr.Dataset:
     index = sample["sample_index"].values[:1]
     token_ids = None
     if "sample_token_ids" in sample.coords:
@@ -124,6 +133,13 @@ def upgraded(sample: xr.Dataset) -> xr.Dataset:
     )
 
 
+def _with_segment(sample: xr.Dataset) -> xr.Dataset:
+    segment = np.where(sample["in_response"].values.astype(bool), "answer", "prompt").astype(object)
+    if "text_token_id" in sample.coords:
+        segment[sample["position"].values == sample.sizes["text_token"] - 1] = ""
+    return sample.assign_coords(segment=("token", segment))
+
+
 def storable(text: str) -> str:
     """The text with what netCDF cannot hold replaced: NUL by its visible sign, half a surrogate pair by a question mark."""
     return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
@@ -141,6 +157,7 @@ def join_samples(samples: Sequence[xr.Dataset]) -> xr.Dataset:
 
     return xr.Dataset(
         {str(name): joined(str(name)) for name in first.data_vars},
-        {str(name): joined(str(name)) for name in first.coords},
+        # files of an earlier version lack some coordinates
+        {str(name): joined(str(name)) for name in first.coords if all(name in sample.coords for sample in samples)},
         first.attrs,
     )

@@ -14,7 +14,7 @@ from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effectiv
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval, share_existing
 from layerlens.results import Run
 from layerlens.selection.layer import select_layer
-from layerlens.types import Rows, Rule, Weighting
+from layerlens.types import Rows, Rule, Segment, Weighting
 
 Array = np.ndarray
 
@@ -29,6 +29,7 @@ def compare(
     phases: PhaseRule | None = None,
     over: Weighting = "sample",
     rows: Rows = "response",
+    segment: Segment | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -55,7 +56,7 @@ def compare(
     norms = {run.norm for run in runs}
     if len(norms) > 1:
         raise SelectionError(f"these runs mix the norm conventions {' and '.join(sorted(norms))}, whose entropies do not compare")
-    settings: dict[str, Any] = {"over": over, "rows": rows, "resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"over": over, "rows": rows, "segment": segment, "resamples": resamples, "seed": seed}
     return pd.DataFrame([_row(run, rule, phases or PhaseRule(), level, settings) for run in runs])
 
 

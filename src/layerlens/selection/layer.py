@@ -15,7 +15,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseEnds, PhaseRule, phase_spans
 from layerlens.metrics.intervals import RESAMPLES
 from layerlens.results import Run
-from layerlens.types import NORMS, RULES, LensName, Norm, Rows, Rule, Weighting
+from layerlens.types import NORMS, RULES, LensName, Norm, Rows, Rule, Segment, Weighting
 
 Array = np.ndarray
 
@@ -117,6 +117,7 @@ def select_layer(
     share: float = 0.5,
     over: Weighting = "sample",
     rows: Rows = "response",
+    segment: Segment | None = None,
     drop_first: int = 0,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -134,7 +135,7 @@ def select_layer(
         rule: the rule that answers; `candidates` lists what the other rules answer.
         phases: how phases are found; by default `PhaseRule()`.
         share: share of rows that the agreement rule asks for.
-        over, rows, drop_first, resamples, seed: as in `Run.bootstrap`.
+        over, rows, segment, drop_first, resamples, seed: as in `Run.bootstrap`.
 
     Raises:
         SelectionError: an unknown rule, or a run without the layers, sites or metrics that the rule reads.
@@ -145,10 +146,11 @@ def select_layer(
         raise SelectionError(f"choosing a layer needs all {run.n_layers} layers; the run of {run.model} has {len(run.layers)}")
     zero = phases or PhaseRule()
     samples = 0
+    counted: dict[str, Any] = {"rows": rows, "segment": segment, "drop_first": drop_first}
 
     def curves(name: str, **where: str) -> Float[Array, "curves layers"]:
         nonlocal samples
-        point, means = run.bootstrap(name, over=over, rows=rows, drop_first=drop_first, resamples=resamples, seed=seed)
+        point, means = run.bootstrap(name, over=over, **counted, resamples=resamples, seed=seed)
         samples = point.attrs["samples"]  # only samples with a row to average
         return np.concatenate([point.sel(where).values[None], means.sel(where).values])
 
@@ -193,8 +195,7 @@ def select_layer(
             "z": zero.z,
             "share": share,
             "over": over,
-            "rows": rows,
-            "drop_first": drop_first,
+            **counted,
             "resamples": resamples,
             "seed": seed,
         },

@@ -81,7 +81,8 @@ class AnalysisConfig:
     `generate` is None when responses were given, `backend` when the folder was written before manifests named a backend.
     `absent_sites` are those that the architecture does not have, such as resid_mid in parallel blocks. `similarity_rows` is None in
     folders of before that argument: their similarity is over the rows that were analysed. `spread` is None unless norm "matched" was
-    given one. `lens_fingerprint` is a digest of a fitted lens.
+    given one. `lens_fingerprint` is a digest of a fitted lens. The default
+    `thinking_marks` are those of folders of before runs had segments.
     """
 
     norm: Norm
@@ -96,6 +97,7 @@ class AnalysisConfig:
     precision: float | None = None
     generate: SamplingSettings | None = None
     backend: str | None = None
+    thinking_marks: tuple[str, ...] = ("<think>", "</think>")
     absent_sites: tuple[str, ...] = ()
     similarity_rows: SimilarityRows | None = None
     spread: float | None = None

@@ -43,7 +43,7 @@ def describe_runs(
 
     Args:
         runs: the runs that are drawn.
-        means: the attrs (`over`, `rows`, `drop_first`, `samples`, `level`) of the mean that is drawn of each run, or of one
+        means: the attrs (`over`, `rows`, `segment`, `drop_first`, `samples`, `level`) of the mean that is drawn of each run, or of one
             that stands for all; none if no mean is drawn. The figure rests on `samples` of the mean, which may be fewer than
             the run's: a sample without a response has no part in a mean over response rows.
         shows: what else a reader needs, first.
@@ -146,8 +146,9 @@ def _samples(runs: Sequence[Run], counts: Sequence[int], problems: Sequence[int]
 def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
     per_sample = mean["over"] == "sample" and max(counts) > 1
     weighting = "mean of per-sample means" if per_sample else "mean over tokens"
+    rows = f"{mean['segment']} rows" if mean.get("segment") else ROW_NAMES[mean["rows"]]
     dropped = f", without each sample's first {mean['drop_first']}" if mean["drop_first"] else ""
-    return f"{weighting}, {ROW_NAMES[mean['rows']]}{dropped}{'' if mean.get('position_0', 1) else ', without position 0'}"
+    return f"{weighting}, {rows}{dropped}{'' if mean.get('position_0', 1) else ', without position 0'}"
 
 
 def _interval(counts: Sequence[int], problems: Sequence[int], level: float) -> str:

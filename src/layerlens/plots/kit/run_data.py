@@ -10,7 +10,7 @@ import xarray as xr
 from layerlens.errors import SelectionError
 from layerlens.plots.kit.labels import numbered
 from layerlens.results import Run
-from layerlens.types import METRIC_INFO, Rows, Weighting
+from layerlens.types import METRIC_INFO, Rows, Segment, Weighting
 
 
 class MeanOptions(TypedDict, total=False):
@@ -18,6 +18,7 @@ class MeanOptions(TypedDict, total=False):
 
     over: Weighting
     rows: Rows
+    segment: Segment | None
     drop_first: int
     level: float
     resamples: int

@@ -54,7 +54,7 @@ def entropy_heatmap(
         limits: ends of the colour scale, to compare figures; the data's by default.
         annotate: whether the whole run's means stand as numbers in the cells; by default if the numbers fit.
         ax: axes to draw into; a figure of fitting size by default.
-        mean: the keyword arguments `over`, `rows` and `drop_first` of `Run.mean`.
+        mean: the keyword arguments `over`, `rows`, `segment` and `drop_first` of `Run.mean`.
 
     Raises:
         SelectionError: the run lacks the metric, site or sample, or the token window is empty.

@@ -38,7 +38,7 @@ def family_grid(
         metric: as in `entropy_heatmap`.
         columns: columns of the grid, at most four by default.
         limits: ends of the colour scale; the data's by default.
-        mean: the keyword arguments `over`, `rows` and `drop_first` of `Run.mean`.
+        mean: the keyword arguments `over`, `rows`, `segment` and `drop_first` of `Run.mean`.
 
     Returns:
         A one-dimensional array of Axes, one per run, in their order.

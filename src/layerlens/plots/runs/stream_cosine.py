@@ -54,7 +54,7 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
             f"the run of {run.model} has no stream_cosine of {', '.join(lacking) or 'any module'}; it has {', '.join(there) or 'none'}"
         )
     means = run.mean("stream_cosine", **mean)
-    values = values.isel(token=run.row_mask(mean.get("rows", "response"), mean.get("drop_first", 0)))
+    values = values.isel(token=run.row_mask(mean.get("rows", "response"), mean.get("drop_first", 0), mean.get("segment")))
 
     width = float(np.clip(4.0 + 0.07 * len(run.layers), 4.8, 7))
     figure = new_figure(width, 0.8 + 2.0 * len(names))
