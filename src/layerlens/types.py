@@ -51,12 +51,26 @@ STATE_METRICS = ("logit_sd", "similarity", "stream_cosine", "state_norm")
 """Metrics computed on hidden states alone."""
 
 METRICS = READOUT_METRICS + STATE_METRICS
+"""What "all" stands for."""
+
+REQUESTED_METRICS = ("js_to_final", "kl_from_final", "rank_next", "renyi_2")
+"""Metrics like `READOUT_METRICS` that read the logits a second time, and so are measured only if they are asked for by name."""
+
+DERIVED_FROM = {"settling_depth": "js_to_final", "deep_thinking_ratio": "js_to_final", "agreement_depth": "agrees"}
+"""Metrics of a token that follow from a stored one of all layers: to ask for one of them is to ask for what it follows from."""
 
 METRIC_INFO: dict[str, tuple[str, str]] = {
     "entropy": ("entropy of the internal policy", "nats"),
     "logit_sd": ("spread of the logits over the vocabulary", "logits"),
     "logp_next": ("log-probability of the next token", "nats"),
     "kl_to_final": ("KL divergence to the final policy", "nats"),
+    "js_to_final": ("Jensen-Shannon divergence of the final policy", "bits"),
+    "kl_from_final": ("KL divergence from the final policy", "nats"),
+    "rank_next": ("rank of the next token", "1"),
+    "renyi_2": ("collision entropy of the internal policy", "nats"),
+    "settling_depth": ("settling depth", "layer"),
+    "agreement_depth": ("agreement depth", "layer"),
+    "deep_thinking_ratio": ("deep-thinking ratio", "share of tokens"),
     "kl_from_layer": ("KL divergence from the reference layer's policy", "nats"),
     "agrees": ("agreement with the final policy's argmax", "share of tokens"),
     "perplexity": ("perplexity of the next token", "1"),
@@ -78,6 +92,13 @@ METRIC_BOUNDS: dict[str, tuple[float, float]] = {
     "log_perplexity": (0.0, math.inf),
     "kl_to_final": (0.0, math.inf),
     "kl_from_layer": (0.0, math.inf),
+    "js_to_final": (0.0, 1.0),
+    "kl_from_final": (0.0, math.inf),
+    "rank_next": (1.0, math.inf),
+    "renyi_2": (0.0, math.inf),
+    "settling_depth": (1.0, math.inf),
+    "agreement_depth": (1.0, math.inf),
+    "deep_thinking_ratio": (0.0, 1.0),
     "agrees": (0.0, 1.0),
     "similarity": (-1.0, 1.0),
     "stream_cosine": (-1.0, 1.0),
@@ -92,8 +113,13 @@ def resolve_sites(sites: str | Iterable[str]) -> tuple[Site, ...]:
 
 
 def resolve_metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
-    """`"all"`, one name or several, as a tuple in the standard order. Raises SelectionError on an unknown one."""
-    return _resolve("metric", metrics, METRICS)
+    """`"all"`, one name or several (`"all"` among them), as a tuple in the standard order.
+
+    "all" stands for METRICS. A derived metric stands for the one that it follows from. Raises SelectionError on an unknown one.
+    """
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    stored = [DERIVED_FROM.get(name, name) for name in names if name != "all"]
+    return _resolve("metric", [*stored, *(METRICS if "all" in names else ())], METRICS + REQUESTED_METRICS)
 
 
 def resolve_norm(norm: str) -> Norm:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerlens.decode import choose, readout, timing
+from layerlens.decode import choose, interface, readout, timing
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.decode.cpu import native, native_library, products
 from layerlens.decode.gpu import launch
@@ -106,7 +106,7 @@ def test_a_concrete_backend_computes_every_request(name: str, large: bool, timed
     assert ran == [name]
 
 
-NUMBERS = st.fixed_dictionaries({"kl": st.booleans(), "kl_from": st.booleans(), "agrees": st.booleans(), "top_k": st.integers(0, 20)})
+NUMBERS = st.fixed_dictionaries({"want": st.sets(st.sampled_from(interface.WANTS)), "top_k": st.integers(0, 20)})
 
 
 @given(
@@ -134,7 +134,7 @@ def test_resolve_backend_names_one_concrete_backend_and_stays_with_it(
 def test_resolve_backend_shares_the_stored_answer_with_readout(monkeypatch: pytest.MonkeyPatch) -> None:
     h, w, f = torch.randn(8, 40, 16), torch.randn(600, 16), torch.randn(40, 16)
     asked: dict[str, Any] = {"want": ("entropy", "kl"), "final": f, "top_k": 3}
-    name = resolve_backend(Unembedding(w), torch.float32, kl=True, top_k=3, rows=320)
+    name = resolve_backend(Unembedding(w), torch.float32, want=("entropy", "kl"), top_k=3, rows=320)
     forbid_timing(monkeypatch)
     ran = record(monkeypatch)
     auto, named = readout(h, w, **asked), readout(h, w, **asked, backend=name)

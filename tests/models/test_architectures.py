@@ -9,7 +9,8 @@ import torch
 import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.models import LAYOUTS, check_identities, find_decoder_parts, truncated_at
-from layerlens.types import FORWARD_NORMS, SITES
+from layerlens.results import Run
+from layerlens.types import FORWARD_NORMS, REQUESTED_METRICS, SITES
 from tests.support.architectures import ARCHITECTURES, architecture_states, tiny_architecture
 from tests.support.float64_reference import metrics_of
 from tests.support.tiny_models import random_ids
@@ -43,8 +44,9 @@ def test_every_metric_of_every_row_matches_float64(name: str, tied: bool) -> Non
     states, log_policy = architecture_states(model, name, ids)
     assert {site for _, site in states} == set(lens.sites)
     for norm in FORWARD_NORMS:
-        run = ll.analyze(lens, [ll.Sample(random_ids(5, 1)), ll.Sample(ids)], norm=norm, kl_from_layer=REFERENCE, top_k=5)
-        data = run.sample(1)
+        samples, metrics = [ll.Sample(random_ids(5, 1)), ll.Sample(ids)], ("all", *REQUESTED_METRICS)
+        run = ll.analyze(lens, samples, norm=norm, metrics=metrics, kl_from_layer=REFERENCE, top_k=5)
+        of_sample = Run(run.sample(1), run.manifest)
         expected = metrics_of(states, log_policy, ids, norm, REFERENCE)
         changes = [
             run.entropy_change(m).values[run.data["sample"].values == 1]
@@ -55,7 +57,7 @@ def test_every_metric_of_every_row_matches_float64(name: str, tied: bool) -> Non
             if metric == "entropy_change":
                 got = np.stack(changes, -1)
             else:
-                got = data[metric].values[0] if metric in ("similarity", "cka") else data[metric].values
+                got = of_sample.values(metric).values[0] if metric in ("similarity", "cka") else of_sample.values(metric).values
             np.testing.assert_allclose(got, values.numpy(), atol=1e-4, rtol=0, err_msg=f"{metric}, norm {norm}")
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.types import NORMS, SITES
+from layerlens.results import Run
+from layerlens.types import NORMS, REQUESTED_METRICS, SITES
 from tests.support.float64_reference import plain_metrics, plain_spread
 from tests.support.tiny_models import random_ids, tiny_model
 
@@ -20,7 +21,7 @@ def test_every_metric_matches_float64(architecture: str, tied: bool, norm: str) 
     model = tiny_model(architecture, tied=tied)
     lengths = (9, 17, 7)
     samples = [ll.Sample(random_ids(n, seed), n // 3) for seed, n in enumerate(lengths)]
-    run = ll.analyze(ll.LensModel.wrap(model), samples, norm=norm, kl_from_layer=REFERENCE, top_k=5)
+    run = ll.analyze(ll.LensModel.wrap(model), samples, norm=norm, metrics=("all", *REQUESTED_METRICS), kl_from_layer=REFERENCE, top_k=5)
     if norm == "matched":
         assert run.spread == pytest.approx(plain_spread(model, [list(sample.token_ids) for sample in samples]), rel=1e-6)
     for index, sample in enumerate(samples):
@@ -30,7 +31,8 @@ def test_every_metric_matches_float64(architecture: str, tied: bool, norm: str) 
             if name == "entropy_change":
                 got = np.stack([run.entropy_change(m).values[run.data["sample"].values == index] for m in ("attn", "ffn", "layer")], -1)
             else:
-                got = data[name].values[0] if name in ("similarity", "cka") else data[name].values
+                rows = Run(data, run.manifest)
+                got = rows.values(name).values[0] if name in ("similarity", "cka") else rows.values(name).values
             np.testing.assert_allclose(got, values.numpy(), atol=1e-4, rtol=0, err_msg=f"{name} of sample {index}")
     perplexity = np.exp(-np.nanmean([np.nanmean(_response_logp(run, i), axis=0) for i in range(3)], axis=0))
     np.testing.assert_allclose(run.mean("perplexity")["mean"].values, perplexity, rtol=1e-5)

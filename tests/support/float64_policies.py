@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,20 @@ def entropy(logp: Tensor) -> Tensor:
 def kl(logp: Tensor, logq: Tensor) -> Tensor:
     """KL(p ‖ q) of log-probabilities, nats."""
     return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def js(logp: Tensor, logq: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of log-probabilities, bits."""
+    middle = torch.logaddexp(logp, logq.expand_as(logp)) - math.log(2)
+    return (kl(logp, middle) + kl(logq.expand_as(logp), middle)) / (2 * math.log(2))
+
+
+def collision_entropy(logp: Tensor) -> Tensor:
+    """-log Σ π² of log-probabilities, nats."""
+    return -(2 * logp).logsumexp(-1)
+
+
+def rank(logits: Tensor, targets: Tensor) -> Tensor:
+    """The place of each row's target among all tokens, from 1; of equal logits the lowest token comes first."""
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    return (order == targets.expand(logits.shape[:-1])[..., None]).double().argmax(-1) + 1

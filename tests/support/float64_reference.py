@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -95,7 +96,13 @@ def metrics_of(
             p = logp.exp()
             following = torch.full((len(ids),), float("nan"), dtype=torch.float64)
             following[:-1] = logp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            place = (logp[:-1] > logp[:-1].gather(1, torch.tensor(ids[1:])[:, None])).sum(-1) + 1
+            middle = (p + final.exp()) / 2
             values = {
+                "js_to_final": (_entropy(middle) - (_entropy(p) + _entropy(final.exp())) / 2) / math.log(2),
+                "kl_from_final": (final.exp() * (final - logp)).sum(-1),
+                "rank_next": torch.cat([place.double(), torch.tensor([math.nan], dtype=torch.float64)]),
+                "renyi_2": -p.square().sum(-1).log(),
                 "entropy": -(p * logp).sum(-1),
                 "logp_next": following,
                 "kl_to_final": (p * (logp - final)).sum(-1),
@@ -127,11 +134,26 @@ def metrics_of(
         ],
         1,
     )
+    at_end = sites.index("resid_post")
+    close, same = metrics["js_to_final"][:, :, at_end] <= 0.5, metrics["agrees"][:, :, at_end] == 1
+    metrics["settling_depth"] = torch.tensor([_first(row.tolist()) for row in close])
+    metrics["agreement_depth"] = torch.tensor([_first([all(row[layer:]) for layer in range(n_layers)]) for row in same.tolist()])
+    deep = [depth >= math.ceil(0.85 * n_layers) for depth in metrics["settling_depth"].tolist()]
+    metrics["deep_thinking_ratio"] = torch.tensor(deep, dtype=torch.float64)
     compared = slice(max(1, response_start - 1), len(ids) - 1)
     streams = [states[layer, "resid_post"][compared] for layer in range(1, n_layers + 1)]
     metrics["similarity"] = torch.stack([torch.stack([cosine(a, b, dim=-1).mean() for b in streams]) for a in streams])
     metrics["cka"] = torch.stack([torch.stack([_cka(a, b) for b in streams]) for a in streams])
     return metrics
+
+
+def _first(reached: list[bool]) -> float:
+    """The first layer, from 1."""
+    return reached.index(True) + 1.0 if True in reached else math.nan
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1)
 
 
 def _cka(x: Tensor, y: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layerlens.analysis.plan import READOUT_FIELDS, Plan
 from layerlens.decode import readout
+from layerlens.decode.request import NEEDS
 from layerlens.errors import ReadoutError
 from layerlens.metrics import CKA_TOKENS, cosine_sums, debiased_cka, state_norm, stream_cosine
 from layerlens.models import Convention, LayerSite, LensModel
@@ -95,7 +96,7 @@ def _first_pass(
     The same pass collects the residual states of all layers for similarity, if they fit WINDOW_BYTES (else None).
     """
     wanted: dict[str, LayerSite] = {}
-    if {"kl_to_final", "agrees"} & set(plan.metrics):
+    if "final" in {NEEDS.get(field) for field in plan.readout_fields}:
         wanted["final"] = (model.n_layers, "resid_post")
     if plan.kl_from_layer is not None:
         wanted["reference"] = (plan.kl_from_layer, "resid_post")
@@ -198,7 +199,7 @@ class _Decoder:
             read = readout(
                 states,
                 self.unembedding,
-                want=[READOUT_FIELDS[name] for name in self.plan.decoded],
+                want=self.plan.readout_fields,
                 targets=self.batch.targets,
                 final=self.anchors.get("final"),
                 reference=self.anchors.get("reference"),

@@ -57,7 +57,9 @@ def analyze(
             ffn_out, resid_post.
         layers: "all" or any of 1...L.
         metrics: "all" or any of entropy (with logit_sd), logp_next, kl_to_final, agrees, similarity, stream_cosine, state_norm
-            (docs/definitions.md).
+            (docs/definitions.md). Measured only if they are named, as in ("all", "js_to_final"), are js_to_final, kl_from_final,
+            rank_next and renyi_2, which read the logits twice; settling_depth and deep_thinking_ratio stand for js_to_final, from
+            which they follow.
         norm: "none" decodes states as they are (the paper), "final" through the model's final norm (the logit lens), "matched" scaled
             so that the logits of every state have one spread over the vocabulary: entropies then differ by shape alone.
         spread: that spread, in logits. By default it is the mean spread of the final policy's logits on the rows of this run, which
@@ -229,9 +231,9 @@ def _open_store(analysis: Analysis, out: str | Path | None, backend: str) -> tup
 
 def _with_backend(analysis: Analysis, backend: str) -> Analysis:
     plan, model = analysis.plan, analysis.model
-    needs = {"kl": "kl_to_final", "kl_from": "kl_from_layer", "agrees": "agrees"}
-    asked = {name: metric in plan.decoded for name, metric in needs.items()}
-    concrete = resolve_backend(model.unembedding(plan.temperature), model.parts.dtype, backend=backend, top_k=plan.top_k, **asked)
+    concrete = resolve_backend(
+        model.unembedding(plan.temperature), model.parts.dtype, want=plan.readout_fields, top_k=plan.top_k, backend=backend
+    )
     return replace(analysis, plan=replace(plan, backend=concrete))
 
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from layerlens.prompts.segments import THINK, Marks
-from layerlens.types import READOUT_METRICS, STREAM_SITES, LensName, Module, Norm, Rows, SimilarityRows, Site
+from layerlens.types import READOUT_METRICS, REQUESTED_METRICS, STREAM_SITES, LensName, Module, Norm, Rows, SimilarityRows, Site
 
-READOUT_FIELDS = {"entropy": "entropy", "logp_next": "logp", "kl_to_final": "kl", "agrees": "agrees", "kl_from_layer": "kl_from"}
+READOUT_FIELDS = {
+    "entropy": "entropy",
+    "logp_next": "logp",
+    "kl_to_final": "kl",
+    "agrees": "agrees",
+    "kl_from_layer": "kl_from",
+    "js_to_final": "js",
+    "kl_from_final": "kl_from_final",
+    "rank_next": "rank",
+    "renyi_2": "renyi",
+}
 """Names of metrics in a run, and of the fields of a Readout."""
 
 
@@ -42,7 +52,7 @@ class Plan:
     @property
     def decoded(self) -> tuple[str, ...]:
         """Metrics that need the vocabulary."""
-        names = tuple(name for name in READOUT_METRICS if name in self.metrics)
+        names = tuple(name for name in READOUT_METRICS + REQUESTED_METRICS if name in self.metrics)
         return names if self.kl_from_layer is None else (*names, "kl_from_layer")
 
     @property
@@ -64,6 +74,11 @@ class Plan:
     def reads_rows(self) -> bool:
         """Whether anything is measured row by row, rather than over a text."""
         return bool(self.reads_states or self.modules)
+
+    @property
+    def readout_fields(self) -> tuple[str, ...]:
+        """What `readout` is asked for."""
+        return tuple(READOUT_FIELDS[name] for name in self.decoded)
 
     def without(self, metric: str) -> Plan:
         """This plan without one of its metrics."""

@@ -211,7 +211,7 @@ def parse_count(text: str | None) -> int | Literal["auto"] | None:
 
 
 def parse_names(text: str) -> str | list[str]:
-    """ "all", or names separated by commas."""
+    """ "all", or names separated by commas, among which "all" may be."""
     return text if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
 
 

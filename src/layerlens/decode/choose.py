@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,7 +19,7 @@ from layerlens.decode.gpu.launch import kernels_run
 from layerlens.decode.gpu.selection import gpu_backend
 from layerlens.decode.gpu.workspace import workspace_backend
 from layerlens.decode.moments import PartialSums
-from layerlens.decode.request import ReadoutRequest, rows_at_once
+from layerlens.decode.request import NEEDS, SECOND_LOOK, ReadoutRequest, rows_at_once
 from layerlens.decode.timing import fastest_backend
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import SelectionError
@@ -85,9 +85,7 @@ def resolve_backend(
     dtype: torch.dtype,
     *,
     backend: str = "auto",
-    kl: bool = False,
-    kl_from: bool = False,
-    agrees: bool = False,
+    want: Collection[str] = (),
     top_k: int = 0,
     rows: int = 4096,
 ) -> str:
@@ -101,7 +99,7 @@ def resolve_backend(
         unembedding: the unembedding of the model, on the device where the readout is to run.
         dtype: dtype of the hidden vectors.
         backend: "auto", a family or a concrete backend. The environment variable LAYERLENS_READOUT stands in for "auto".
-        kl, kl_from, agrees, top_k: what the analysis asks `readout` for, besides entropy and log-probabilities.
+        want, top_k: what the analysis asks `readout` for.
         rows: hidden vectors that the analysis hands to `readout` in one call. At most as many are timed as go through the vocabulary
             together.
 
@@ -110,18 +108,22 @@ def resolve_backend(
     """
     vocabulary, d_model = unembedding.weight.shape
     device = unembedding.weight.device
-    anchors = [name for name, wanted in (("final", kl or agrees), ("reference", kl_from)) if wanted]
+    needed = {NEEDS[name] for name in want if name in NEEDS}
+    anchors = [name for name in ("final", "reference") if name in needed]
+    second = frozenset(want) & {*SECOND_LOOK}
     states = max(1, min(rows, TIMED_STATES))
-    state_rows = max(1, min(rows // states, rows_at_once(unembedding, states + len(anchors))))
+    state_rows = max(1, min(rows // states, rows_at_once(unembedding, states + len(anchors), bool(second))))
     vectors = torch.randn(states * state_rows, d_model, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     request = ReadoutRequest(
         unembedding,
         vectors,
         dict.fromkeys(anchors, vectors[:state_rows]),
-        kl=kl,
-        kl_from=kl_from,
-        agrees=agrees,
+        torch.zeros(len(vectors), dtype=torch.long, device=device) if "rank" in second else None,
+        kl="kl" in want,
+        kl_from="kl_from" in want,
+        agrees="agrees" in want,
         top_k=min(top_k, vocabulary),
+        second=second,
     )
     asked = os.environ.get(ENVIRONMENT_VARIABLE, "auto") if backend == "auto" else backend
     name = _resolve(request, asked)

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from layerlens.decode.choose import choose_backend
 from layerlens.decode.moments import Moments, PartialSums, divergence
-from layerlens.decode.request import ReadoutRequest, rows_at_once
+from layerlens.decode.request import NEEDS, SECOND_LOOK, KeptLogits, ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ReadoutError, SelectionError
+from layerlens.metrics.entropy import collision_entropy
+from layerlens.metrics.js_divergence import js_divergence
+from layerlens.metrics.kl_divergence import kl_from_cross_entropy
 from layerlens.metrics.log_probability import log_probability
 
-WANTS = ("entropy", "logp", "kl", "kl_from", "agrees")
+WANTS = ("entropy", "logp", "kl", "kl_from", "agrees", *SECOND_LOOK)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,14 @@ class Readout:
     """The k most likely tokens, most likely first."""
     top_probs: Float[Tensor, "*rows k"] | None = None
     """Their probabilities."""
+    js: Float[Tensor, "*rows"] | None = None
+    """Jensen-Shannon divergence of π and π_final, in bits, from 0 to 1."""
+    kl_from_final: Float[Tensor, "*rows"] | None = None
+    """KL(π_final ‖ π)."""
+    rank: Float[Tensor, "*rows"] | None = None
+    """Rank of the target among all tokens, 1 for the most likely one; NaN if the target is negative."""
+    renyi: Float[Tensor, "*rows"] | None = None
+    """-log Σ π², the collision entropy."""
 
 
 @torch.no_grad()
@@ -63,15 +74,16 @@ def readout(
             stack go through the vocabulary together.
         unembed: the weights of the unembedding, or an `Unembedding` if the model has a bias, scale, soft-cap or temperature.
         want: any of "entropy", "logp" (needs `targets`), "kl" = KL(π ‖ π_final) and "agrees" (need `final`), "kl_from" =
-            KL(π_reference ‖ π) (needs `reference`).
+            KL(π_reference ‖ π) (needs `reference`). Further "js" and "kl_from_final" (need `final`), "rank" (needs `targets`) and
+            "renyi", which keep the logits of as many rows as `request.KEPT_LOGITS` allows and read them twice.
         targets: a token id per row; a negative id stands for no token and gives NaN.
         final: the vectors of the final policy at the same rows, as they are to be unembedded.
         reference: the vectors of the policy from which divergence is measured, at the same rows.
         top_k: how many of the most likely tokens to return, 0 for none.
         backend: which code computes the readout (docs/speed.md). A concrete backend ("torch-mm", "torch-onednn", "compile-mm",
-            "compile-onednn", "native-float32" or "native-dot" on a CPU, "workspace" or "triton" on a GPU) computes every request. A
-            family ("torch", "compile", "native") and "auto" stand for the concrete backend that is fastest for the request's
-            shape on this machine. All backends agree to rounding.
+            "compile-onednn", "native-float32" or "native-dot" on a CPU, "workspace" or "triton" on a GPU) computes every request that
+            it can: native and Triton code keeps no logits to read twice. A family ("torch", "compile", "native") and "auto" stand
+            for the concrete backend that is fastest for the request's shape on this machine. All backends agree to rounding.
 
     Returns:
         The numbers asked for, shaped as `hidden` without its last dimension.
@@ -89,21 +101,25 @@ def readout(
     lead, rows = hidden.shape[:-1], hidden.shape[-2]
     stack = hidden.reshape(-1, rows, d_model)
     device = unembedding.weight.device
-    anchors = {"final": final if {"kl", "agrees"} & set(want) else None, "reference": reference if "kl_from" in want else None}
+    needed = {NEEDS[name] for name in want if name in NEEDS}
+    anchors = {name: vectors for name, vectors in (("final", final), ("reference", reference)) if name in needed}
+    second = frozenset(want) & {*SECOND_LOOK}
     # a chunk of the vocabulary serves all states of a stack, so a stack that is too large is cut along its rows
-    step = rows_at_once(unembedding, stack.shape[0] + sum(vectors is not None for vectors in anchors.values()))
-    parts = []
+    step = rows_at_once(unembedding, stack.shape[0] + len(anchors), bool(second))
+    parts, memory = [], KeptLogits()
     for first in range(0, max(1, rows), step):
         part = slice(first, first + step)
         request = ReadoutRequest(
             unembedding,
             stack[:, part].reshape(-1, d_model).to(device),
             {name: vectors[part].to(device) for name, vectors in anchors.items() if vectors is not None},
-            targets[part].to(device, torch.long).repeat(stack.shape[0]) if targets is not None and "logp" in want else None,
+            targets[part].to(device, torch.long).repeat(stack.shape[0]) if targets is not None and "targets" in needed else None,
             kl="kl" in want,
             kl_from="kl_from" in want,
             agrees="agrees" in want,
             top_k=min(top_k, vocabulary),
+            second=second,
+            memory=memory,
         )
         sums = choose_backend(request, backend)(request)
         n_rows = request.hidden.shape[0] // stack.shape[0]
@@ -111,7 +127,7 @@ def readout(
             _refuse_bad_rows(policies, n_rows, first, anchor)
         parts.append({name: value.reshape(stack.shape[0], n_rows, *value.shape[1:]) for name, value in _values(request, sums).items()})
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-    unwanted = {"entropy"} - set(want)
+    unwanted = {"entropy", "logp"} - set(want)
     return Readout(**{name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items() if name not in unwanted})
 
 
@@ -119,12 +135,11 @@ def _refuse_bad_input(
     hidden: Tensor, unembedding: Unembedding, want: Collection[str], given: Mapping[str, Tensor | None], top_k: int
 ) -> None:
     """Raises the error that `readout` documents for everything but the numbers in the tensors; `given` holds the optional tensors."""
-    needs = {"logp": "targets", "kl": "final", "agrees": "final", "kl_from": "reference"}
     for name in want:
         if name not in WANTS:
             raise SelectionError(f"unknown readout {name!r}: choose from {', '.join(WANTS)}")
-        if name in needs and given[needs[name]] is None:
-            raise SelectionError(f"readout {name!r} needs {needs[name]}=")
+        if name in NEEDS and given[NEEDS[name]] is None:
+            raise SelectionError(f"readout {name!r} needs {NEEDS[name]}=")
     vocabulary, d_model = unembedding.weight.shape
     if vocabulary == 0:
         raise ReadoutError("the unembedding has no rows: an empty vocabulary has no policy")
@@ -159,9 +174,26 @@ def _values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tensor]:
         assert argmax is not None
         assert final is not None
         values["agrees"] = argmax == final.repeat(argmax.shape[0] // final.shape[0])
+    if request.second:
+        values |= _second_values(request, sums)
     if sums.top_logits is not None and sums.top_ids is not None:
         values["top_ids"] = sums.top_ids
         values["top_probs"] = log_probability(sums.top_logits, own.log_partition[:, None]).exp().float()
+    return values
+
+
+def _second_values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tensor]:
+    """The fields of `Readout` that take a second look at the logits."""
+    second, values = sums.second, {}
+    final = sums.anchors["final"].entropy.repeat(request.states) if {"js", "kl_from_final"} & request.second else None
+    if final is not None and "js" in second:
+        values["js"] = js_divergence(second["js"], sums.own.entropy, final).float()
+    if final is not None and "kl_from_final" in second:
+        values["kl_from_final"] = kl_from_cross_entropy(-second["kl_from_final"], final).float()
+    if "renyi" in second:
+        values["renyi"] = collision_entropy(second["renyi"]).float()
+    if "rank" in second and request.targets is not None:
+        values["rank"] = (1 + second["rank"]).float().masked_fill(request.targets < 0, math.nan)
     return values
 
 

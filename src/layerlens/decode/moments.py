@@ -61,13 +61,15 @@ class PartialSums:
     top_logits: Float[Tensor, "rows k"] | None = None
     """The k largest logits of each row, largest first, and in `top_ids` their tokens. Only of the whole vocabulary."""
     top_ids: Int[Tensor, "rows k"] | None = None
+    second: dict[str, Float[Tensor, " rows"]] = field(default_factory=dict)
+    """What a second look at the logits sums (`second_look.py`). Only of the whole vocabulary."""
 
 
 def combine(parts: Sequence[PartialSums]) -> PartialSums:
     """The accumulators of consecutive parts of the vocabulary, combined; float64 afterwards. Token ids are left out."""
     anchors = {name: _stack_moments([part.anchors[name] for part in parts]) for name in parts[0].anchors}
-    rest = (_stack([getattr(part, name) for part in parts]) for name in ("target_logit", "kl", "kl_from"))
-    return combine_stacked(PartialSums(_stack_moments([part.own for part in parts]), anchors, *rest))
+    target_logit, kl, kl_from = (_stack([getattr(part, name) for part in parts]) for name in ("target_logit", "kl", "kl_from"))
+    return combine_stacked(PartialSums(_stack_moments([part.own for part in parts]), anchors, target_logit, kl, kl_from))
 
 
 def combine_stacked(parts: PartialSums) -> PartialSums:

@@ -78,8 +78,8 @@ class Reducer:
 
     def _sums(self, x: Float[Tensor, "_ chunk"], *anchor: Float[Tensor, "rows chunk"] | None) -> list[Float[Tensor, " _"]]:
         stacked = x.view(-1, self.rows, x.shape[1])
-        blocks = _blocks(len(stacked), self.rows, max(1, self.block_elements // x.shape[1]))
-        parts = [self.sum_block(stacked[states, rows], *(y if y is None else y[rows] for y in anchor)) for states, rows in blocks]
+        cuts = blocks(len(stacked), self.rows, max(1, self.block_elements // x.shape[1]))
+        parts = [self.sum_block(stacked[states, rows], *(y if y is None else y[rows] for y in anchor)) for states, rows in cuts]
         return [torch.cat([value.flatten() for value in values]) for values in zip(*parts, strict=True)]
 
     def _target_logit(self, x: Float[Tensor, "n chunk"], first_token: int) -> Float[Tensor, " n"] | None:
@@ -91,7 +91,7 @@ class Reducer:
         return x.gather(1, column.clamp(0, x.shape[1] - 1)[:, None])[:, 0].masked_fill(~inside, -torch.inf)
 
 
-def _blocks(stack: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+def blocks(stack: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Cuts stack × rows into consecutive blocks of about `size` rows, each of several whole states or of a part of one state."""
     if size >= rows:
         states = size // rows

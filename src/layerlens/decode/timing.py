@@ -39,6 +39,7 @@ def fastest_backend(backends: Mapping[str, Callable[[ReadoutRequest], PartialSum
         request.kl,
         request.kl_from,
         request.top_k > 0,
+        *sorted(request.second),
     )
     key = sha256(f"{shape} {names} {torch.__version__} {processor_identity()}".encode()).hexdigest()[:16]
     if key not in _fastest:

@@ -18,6 +18,15 @@ def entropy(S: Float[Tensor, "*rows"], A: Float[Tensor, "*rows"]) -> Float[Tenso
     return value
 
 
+def collision_entropy(squares: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """H_2 = -log Σ π² in nats, Rényi's entropy of order 2 (Rényi 1961): the negative logarithm of the probability that two draws agree.
+
+    `squares` is Σ π². H_2 lies between 0 and the entropy H; a heavy tail of unlikely tokens, which raises H, hardly moves it.
+    """
+    value: Float[Tensor, "*rows"] = (-squares.log()).clamp_min(0)
+    return value
+
+
 def entropy_change(before: Float[Array, "*any"], after: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """ΔS = S(after) - S(before), nats: above 0 a module spreads probability over more tokens, below 0 it commits.
 

@@ -15,3 +15,9 @@ def kl_divergence(
     """
     value: Float[Tensor, "*rows"] = (D / p_S - p_log_z + q_log_z).clamp_min(0)
     return value
+
+
+def kl_from_cross_entropy(cross_entropy: Float[Tensor, "*rows"], entropy: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """KL(p ‖ q) = -Σ π_p log π_q - H(p) in nats, at least 0: the cross-entropy of p and q less the entropy of p."""
+    value: Float[Tensor, "*rows"] = (cross_entropy - entropy).clamp_min(0)
+    return value

@@ -15,11 +15,26 @@ from layerlens.errors import RunError, SelectionError
 from layerlens.metrics.entropy import entropy_change
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.metrics.perplexity import log_perplexity, perplexity
+from layerlens.metrics.settling import DEEP, SETTLED
+from layerlens.results.correctness import correct_responses
+from layerlens.results.depths import token_depth
 from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import METRIC_BOUNDS, METRIC_INFO, MODULE_SITES, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
+from layerlens.types import (
+    DERIVED_FROM,
+    METRIC_BOUNDS,
+    METRIC_INFO,
+    MODULE_SITES,
+    UNBOUNDED,
+    LensName,
+    Module,
+    Norm,
+    Rows,
+    Segment,
+    Weighting,
+)
 
 MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
 
@@ -131,7 +146,8 @@ class Run:
         return change.rename("entropy_change")
 
     def values(self, name: str) -> xr.DataArray:
-        """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `log_perplexity` (-logp_next).
+        """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `log_perplexity` (-logp_next), and
+        at every token `settling_depth`, `agreement_depth` and `deep_thinking_ratio` (1 if the token settles deep, else 0).
 
         Raises SelectionError if the run does not hold it.
         """
@@ -145,7 +161,34 @@ class Run:
         if name == "log_perplexity":
             surprise: xr.DataArray = xr.apply_ufunc(log_perplexity, self._variable("logp_next"))
             return surprise.rename(name)
+        if name in DERIVED_FROM:
+            return token_depth(self.data, self.n_layers, name)
         return self._variable(name)
+
+    def settling_depth(self, threshold: float = SETTLED) -> xr.DataArray:
+        """The first layer of each token at which `js_to_final` of `resid_post` is at most `threshold` bits; NaN if it is at none."""
+        return token_depth(self.data, self.n_layers, "settling_depth", threshold)
+
+    def deep_thinking(self, share: float = DEEP, threshold: float = SETTLED) -> xr.DataArray:
+        """Whether each token (1 or 0) settles at relative depth `share` or later; its mean over a response is the deep-thinking ratio."""
+        return token_depth(self.data, self.n_layers, "deep_thinking_ratio", threshold, share)
+
+    def sample_means(
+        self, values: str | xr.DataArray, *, rows: Rows = "response", segment: Segment | None = None, drop_first: int = 0
+    ) -> xr.DataArray:
+        """The mean of each sample over its rows, NaN if it has none to count, with `sample` in front.
+
+        `values` is a variable of `values`, or an array with `token` in front; other arguments as in `bootstrap`.
+        """
+        array = self.values(values) if isinstance(values, str) else values
+        sums, counts = sums_by_sample(self.data, array, self.row_mask(rows, drop_first, segment), "sample")
+        coords = {str(dim): array.coords[dim] for dim in array.dims[1:] if dim in array.coords}
+        coords["sample_id"] = self.data["sample_id"]
+        return xr.DataArray(np.where(counts > 0, sums, np.nan), coords, ("sample", *array.dims[1:]), array.name, array.attrs)
+
+    def correct(self, reward: str = "math") -> np.ndarray:
+        """Whether each sample's response is right, by a reward of `load_reward`; raises what `correct_responses` does."""
+        return correct_responses(self.data, reward)
 
     def bootstrap(
         self,

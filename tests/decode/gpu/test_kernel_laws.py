@@ -15,14 +15,14 @@ from layerlens.decode.gpu import product as gpu_product
 from layerlens.decode.request import ReadoutRequest
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ReadoutError, SelectionError
-from tests.support.float64_policies import entropy, kl, log_policy, unembedded_log_policy
+from tests.support.float64_policies import collision_entropy, entropy, js, kl, log_policy, rank, unembedded_log_policy
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ("workspace", "triton")
 FUSED_WANTS = ("entropy", "logp", "agrees")
 """All that the backend "triton" computes."""
 
-FIELDS = ("entropy", "logp", "kl", "kl_from", "agrees", "top_ids", "top_probs")
+FIELDS = (*interface.WANTS, "top_ids", "top_probs")
 
 pytestmark = pytest.mark.skipif(not launch.kernels_run(DEVICE), reason="needs Triton (pip install triton), and a GPU or TRITON_INTERPRET=1")
 
@@ -59,6 +59,10 @@ def check(
             "logp": lambda: logp.gather(-1, targets.expand(logp.shape[:-1])[..., None])[..., 0],
             "kl": lambda: kl(logp, final),
             "kl_from": lambda: kl(reference, logp),
+            "js": lambda: js(logp, final),
+            "kl_from_final": lambda: kl(final, logp),
+            "rank": lambda: rank(logp, targets).double(),
+            "renyi": lambda: collision_entropy(logp),
         }[name]()
         torch.testing.assert_close(getattr(got, name).double(), exact, atol=size, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -6,52 +6,14 @@
 // sum crosses lanes. Plain C++17 with the vector extension of GCC and Clang; the one intrinsic is the product of bfloat16 pairs
 // (exact products, summed in float32). Within a chunk the accumulators are float32, across chunks double.
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <initializer_list>
-#include <limits>
 #include <vector>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, TOKENS = 8;  // 24 sums, 3 rows and 1 weight in 32 registers
-#elif defined(__AVX__)
-constexpr int LANES = 8, TOKENS = 4;  // 12 + 3 + 1 in 16
-#else
-constexpr int LANES = 4, TOKENS = 8;
-#endif
-constexpr int VECTORS = 3, PANEL = VECTORS * LANES;
-constexpr long CHUNK = 128;  // tokens whose logits are reduced together
-constexpr float INF = std::numeric_limits<float>::infinity();
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int32_t veci __attribute__((vector_size(LANES * 4)));
-
-static inline vec load(const void* p) {
-  vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline vec broadcast(float x) { return x - vec{}; }
-static inline vec maximum(vec a, vec b) { return a > b ? a : b; }
-
-// e^y for y <= 0, as 0 below -87; NaN stays NaN
-static inline vec exp_of(vec y) {
-  const veci tiny = y < broadcast(-87.0f);
-  y = tiny ? broadcast(-87.0f) : y;
-  vec shifted = y * 1.44269504f + 12582912.0f;  // rounds to an integer, in the low bits
-  vec n = shifted - 12582912.0f;
-  vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
-  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  return (vec)(((veci)p + ((veci)shifted << 23)) & ~tiny);
-}
+#include "second_look.hpp"
+#include "simd.hpp"
 
 // one set of policies ("own" or an anchor), the accumulators of each row, and its largest logits so far
 struct PolicySet {
@@ -78,6 +40,7 @@ struct RangePass {
   float* target_logit;
   double* kl;  // D of KL(own || final), [own.rows] or null
   double* kl_from;  // D of KL(reference || own)
+  float* kept;  // the logits of the range, [tokens][SIMD vectors of all sets], for a second look at them; or null
 };
 
 // length of a row in units of 32 bits: a float, or a pair of bfloat16
@@ -253,6 +216,9 @@ extern "C" void layerlens_pass(const RangePass* pass) {
       (p.dot_bf16 ? product<true> : product<false>)(weight, stride, tokens, p.packed + panel * depth * PANEL, vectors, depth, x.data());
       if (p.product_alone) continue;
       product_to_logits(p, start, tokens, x.data());
+      if (p.kept)
+        for (long t = 0; t < tokens; t++)
+          std::memcpy(p.kept + ((start - p.start + t) * end + panel * VECTORS) * LANES, x.data() + t * PANEL, vectors * LANES * 4);
       for (long v = panel * VECTORS; v < panel * VECTORS + vectors; v++) {
         const int g = v >= p.own.first_vector ? 2 : p.reference.rows && v >= p.reference.first_vector ? 1 : 0;
         const PolicySet& set = *sets[g];

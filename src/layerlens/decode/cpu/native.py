@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from layerlens.decode.cpu.native_library import PolicySet, RangePass, library, required_library
+from layerlens.decode.cpu.native_library import PolicySet, RangeLook, RangePass, library, required_library
 from layerlens.decode.cpu.ranges import RangeReduction, reduce_ranges
 from layerlens.decode.moments import Moments, PartialSums, combine
 from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.second_look import add_sums
 from layerlens.decode.top_tokens import LargestTokens, add_token_ids
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+SECOND_LOOK_ORDER = ("js", "kl_from_final", "renyi", "rank")
+"""The order of the sums in the struct `RangeLook`."""
 
 PACKED_ORDER = ("final", "reference", "own")
 """The order of the sets of policies in the packed vectors: anchors come before the policies that are compared with them."""
@@ -42,14 +46,20 @@ def native_backend(request: ReadoutRequest, dot: bool = False, product_alone: bo
     """
     operands = _Operands.of(request, dot, product_alone)
     workers: list[dict[str, _TopLogits]] = []
+    logits = request.memory.take(operands.lanes * request.vocabulary, torch.device("cpu")) if request.second else None
 
     def new_worker() -> RangeReduction:
         kept = {name: request.top_k if name == "own" and request.top_k else int(request.agrees) for name in operands.positions}
         workers.append({name: _TopLogits(rows, kept[name]) for name, (rows, _) in operands.positions.items()})
-        return partial(_reduce_range, request, operands, workers[-1])
+        return partial(_reduce_range, request, operands, workers[-1], logits)
 
-    sums = combine(reduce_ranges(request, new_worker))
-    return add_token_ids(sums, [_largest_tokens(request, top) for top in workers])
+    sums = add_token_ids(combine(reduce_ranges(request, new_worker)), [_largest_tokens(request, top) for top in workers])
+    if logits is None:
+        return sums
+    normalisers = _pack_normalisers(operands, sums)
+    return replace(
+        sums, second=add_sums(reduce_ranges(request, lambda: partial(_look_again, request, operands, sums, normalisers, logits)))
+    )
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class _Operands:
     targets: Tensor | None
     dot: bool
     product_alone: bool
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the SIMD vectors that hold all rows, those without a row included."""
+        lanes: int = required_library().layerlens_lanes()
+        return lanes * max(first - (-rows // lanes) for rows, first in self.positions.values())
 
     @classmethod
     def of(cls, request: ReadoutRequest, dot: bool, product_alone: bool) -> _Operands:
@@ -94,11 +110,20 @@ class _RangeMoments:
         return Moments(self.m, self.S, self.A)
 
 
-def _reduce_range(request: ReadoutRequest, operands: _Operands, top: dict[str, _TopLogits], start: int, stop: int) -> PartialSums:
+def _reduce_range(
+    request: ReadoutRequest,
+    operands: _Operands,
+    top: dict[str, _TopLogits],
+    logits: Tensor | None,
+    start: int,
+    stop: int,
+) -> PartialSums:
+    """The accumulators of tokens start…stop-1. With memory for the logits of the vocabulary, [tokens, lanes], those of the range stay."""
     unembedding, rows = request.unembedding, len(request.hidden)
     sets = {name: _RangeMoments(*position, top[name]) for name, position in operands.positions.items()}
     target_logit = None if operands.targets is None else torch.full((rows,), -torch.inf)
     kl, kl_from = (torch.zeros(rows, dtype=torch.float64) if asked else None for asked in (request.kl, request.kl_from))
+    kept = None if logits is None else logits[start * operands.lanes :]
     absent = PolicySet()
     call = RangePass(
         *map(_address, (operands.packed, unembedding.weight, operands.bias)),
@@ -111,10 +136,46 @@ def _reduce_range(request: ReadoutRequest, operands: _Operands, top: dict[str, _
         unembedding.scale,
         1 / unembedding.temperature,
         *(sets[name].struct if name in sets else absent for name in ("own", "final", "reference")),
-        *map(_address, (operands.targets, target_logit, kl, kl_from)),
+        *map(_address, (operands.targets, target_logit, kl, kl_from, kept)),
     )
     required_library().layerlens_pass(ctypes.byref(call))
     return PartialSums(sets["own"].moments, {name: sets[name].moments for name in request.anchors}, target_logit, kl, kl_from)
+
+
+def _pack_normalisers(operands: _Operands, sums: PartialSums) -> tuple[Tensor, Tensor]:
+    """m and log S of each row in the lane that holds it, [lanes] each, float32."""
+    m, log_S = torch.zeros(2, operands.lanes)
+    lanes = required_library().layerlens_lanes()
+    for name, (rows, first) in operands.positions.items():
+        moments = sums.own if name == "own" else sums.anchors[name]
+        place = slice(first * lanes, first * lanes + rows)
+        m[place], log_S[place] = moments.m, moments.S.log()
+    return m, log_S
+
+
+def _look_again(
+    request: ReadoutRequest,
+    operands: _Operands,
+    sums: PartialSums,
+    normalisers: tuple[Tensor, Tensor],
+    logits: Tensor,
+    start: int,
+    stop: int,
+) -> dict[str, Tensor]:
+    """What second_look.py sums, over the tokens start…stop-1."""
+    found = {name: torch.zeros(len(request.hidden), dtype=torch.float64) for name in request.second}
+    (own_rows, own_first), (final_rows, final_first) = operands.positions["own"], operands.positions.get("final", (0, 0))
+    target_logit = None if sums.target_logit is None else sums.target_logit.float()
+    call = RangeLook(
+        *map(_address, (logits[start * operands.lanes :], *normalisers)),
+        operands.lanes,
+        start,
+        stop,
+        *(own_first, own_rows, final_first, final_rows),
+        *map(_address, (operands.targets, target_logit, *(found.get(name) for name in SECOND_LOOK_ORDER))),
+    )
+    required_library().layerlens_look(ctypes.byref(call))
+    return found
 
 
 def _largest_tokens(request: ReadoutRequest, top: dict[str, _TopLogits]) -> LargestTokens:

@@ -17,6 +17,7 @@ from layerlens.storage.files import cache_folder, write_atomic
 log = logging.getLogger("layerlens.decode")
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADERS = ("second_look.hpp", "simd.hpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 
 
@@ -43,7 +44,17 @@ class RangePass(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("inverse_temperature", ctypes.c_float),
         *((name, PolicySet) for name in ("own", "final", "reference")),
-        *((name, ctypes.c_void_p) for name in ("targets", "target_logit", "kl", "kl_from")),
+        *((name, ctypes.c_void_p) for name in ("targets", "target_logit", "kl", "kl_from", "kept")),
+    )
+
+
+class RangeLook(ctypes.Structure):
+    """The struct of this name in `second_look.hpp`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("kept", "m", "log_S")),
+        *((name, ctypes.c_long) for name in ("lanes", "start", "stop", "own_first", "own_rows", "final_first", "final_rows")),
+        *((name, ctypes.c_void_p) for name in ("targets", "target_logit", "js", "kl_from_final", "renyi", "rank")),
     )
 
 
@@ -62,7 +73,8 @@ def library() -> ctypes.CDLL | None:
     loaded.layerlens_pass.argtypes = [ctypes.POINTER(RangePass)]
     sizes = [ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     loaded.layerlens_pack.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p]
-    loaded.layerlens_pass.restype = loaded.layerlens_pack.restype = None
+    loaded.layerlens_look.argtypes = [ctypes.POINTER(RangeLook)]
+    loaded.layerlens_look.restype = loaded.layerlens_pass.restype = loaded.layerlens_pack.restype = None
     loaded.layerlens_has_dot.restype = ctypes.c_int
     return loaded
 
@@ -76,7 +88,8 @@ def required_library() -> ctypes.CDLL:
 
 def _built(compiler: str) -> Path:
     """The path of the library, which is compiled if the cache folder does not hold it for this source, compiler and processor."""
-    key = hashlib.sha256(f"{SOURCE.read_text()} {compiler} {FLAGS} {processor_identity()}".encode()).hexdigest()[:16]
+    sources = "".join(SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS))
+    key = hashlib.sha256(f"{sources} {compiler} {FLAGS} {processor_identity()}".encode()).hexdigest()[:16]
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"native-{key}.so"

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import torch
 
@@ -29,12 +30,14 @@ CHUNK_ELEMENTS = 1 << 20
 WEIGHT_ELEMENTS = 1 << 21
 """Weights in a chunk if they are not float32: at most this many float32 copies of them are made at a time."""
 
+T = TypeVar("T")
+
 RangeReduction = Callable[[int, int], PartialSums]
 """Computes the accumulators of the tokens start…stop-1, given start and stop."""
 
 
-def reduce_ranges(request: ReadoutRequest, new_worker: Callable[[], RangeReduction]) -> list[PartialSums]:
-    """The accumulators of each range, in the order of the vocabulary. Every thread reduces its ranges with a worker of its own."""
+def reduce_ranges(request: ReadoutRequest, new_worker: Callable[[], Callable[[int, int], T]]) -> list[T]:
+    """What a worker makes of each range, in the order of the vocabulary. Every thread reduces its ranges with a worker of its own."""
     size = max(chunk_size(request), -(-request.vocabulary // RANGES))
     starts = range(0, request.vocabulary, size)
     threads = min(torch.get_num_threads(), len(starts)) if request.hidden.device.type == "cpu" else 1
@@ -43,7 +46,7 @@ def reduce_ranges(request: ReadoutRequest, new_worker: Callable[[], RangeReducti
         waiting.put(start)
 
     @torch.no_grad()
-    def reduce_waiting(_: int) -> dict[int, PartialSums]:
+    def reduce_waiting(_: int) -> dict[int, T]:
         reduce_range, reduced = new_worker(), {}
         with suppress(Empty):
             while True:

@@ -18,7 +18,7 @@ def gpu_backend(request: ReadoutRequest, name: str = "auto") -> str:
     Raises SelectionError if the one that is named cannot compute the request.
     """
     device, weight = request.hidden.device, request.unembedding.weight
-    in_registers = not (request.kl or request.kl_from or request.top_k)
+    in_registers = not (request.kl or request.kl_from or request.top_k or request.second)
     kernels = launch.kernels_run(device)
     if name == "auto":
         narrow = weight.dtype == request.hidden.dtype in LOW_PRECISION and weight.shape[1] <= LARGEST_FUSED_D
@@ -28,5 +28,5 @@ def gpu_backend(request: ReadoutRequest, name: str = "auto") -> str:
     if name == "triton" and not kernels:
         raise SelectionError("the readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
     if name == "triton" and not in_registers:
-        raise SelectionError("the readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and top-k")
+        raise SelectionError("the readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and all else")
     return name

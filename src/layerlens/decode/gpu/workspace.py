@@ -5,6 +5,8 @@ Without Triton, torch reads them. With Triton, the whole pass over the vocabular
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,18 +16,33 @@ from layerlens.decode.gpu.product import TILE, ChunkedProduct
 from layerlens.decode.moments import PartialSums, combine
 from layerlens.decode.reduction import Reducer
 from layerlens.decode.request import ReadoutRequest
+from layerlens.decode.second_look import SecondLook, add_sums
 from layerlens.decode.top_tokens import RunningTopK, add_token_ids
 
 
 def workspace_backend(request: ReadoutRequest) -> PartialSums:
-    """Computes a request over the whole vocabulary, chunk by chunk in a workspace of bounded size."""
+    """Computes a request over the whole vocabulary, chunk by chunk in a workspace of bounded size. A second look is torch's."""
     vectors = request.all_vectors
     product = ChunkedProduct(vectors, request.unembedding.weight)
     reduction = (_KernelReduction if launch.kernels_run(vectors.device) else _TorchReduction)(request, product.chunk)
+    n = len(vectors)
+    kept = request.memory.take(n * request.vocabulary, vectors.device) if request.second else None
     with launching_on(vectors.device):
+        logits = {}
         for start in range(0, request.vocabulary, product.chunk):
-            reduction.reduce(product(start, min(start + product.chunk, request.vocabulary)), start)
-        return reduction.result()
+            stop = min(start + product.chunk, request.vocabulary)
+            products = product(start, stop)
+            if kept is not None:
+                logits[start] = kept[n * start : n * stop].view(n, stop - start).copy_(products)
+                request.unembedding.product_to_logits_(logits[start], start, stop)
+            reduction.reduce(products, start)
+        sums = reduction.result()
+        if not request.second:
+            return sums
+        look = SecondLook(request, sums, _TorchReduction.block_elements)
+        slices = request.row_slices.items()
+        parts = [look({name: chunk[rows] for name, rows in slices}, start) for start, chunk in logits.items()]
+        return replace(sums, second=add_sums(parts))
 
 
 class _KernelReduction:
@@ -58,6 +75,8 @@ class _KernelReduction:
 
 class _TorchReduction:
     """Reduces the product of each chunk by torch, in blocks of a size for a GPU."""
+
+    block_elements = 1 << 22
 
     class _Reducer(Reducer):
         block_elements = 1 << 22

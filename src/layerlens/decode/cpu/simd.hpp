@@ -1,0 +1,43 @@
+// SIMD vectors of float32 for what compiler and processor there are, and e^ of them.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TOKENS = 8;  // 24 sums, 3 rows and 1 weight in 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8, TOKENS = 4;  // 12 + 3 + 1 in 16
+#else
+constexpr int LANES = 4, TOKENS = 8;
+#endif
+constexpr int VECTORS = 3, PANEL = VECTORS * LANES;
+constexpr long CHUNK = 128;  // tokens whose logits are reduced together
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t veci __attribute__((vector_size(LANES * 4)));
+
+static inline vec load(const void* p) {
+  vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline vec broadcast(float x) { return x - vec{}; }
+static inline vec maximum(vec a, vec b) { return a > b ? a : b; }
+
+// e^y for y <= 0, as 0 below -87; NaN stays NaN
+static inline vec exp_of(vec y) {
+  const veci tiny = y < broadcast(-87.0f);
+  y = tiny ? broadcast(-87.0f) : y;
+  vec shifted = y * 1.44269504f + 12582912.0f;  // rounds to an integer, in the low bits
+  vec n = shifted - 12582912.0f;
+  vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  return (vec)(((veci)p + ((veci)shifted << 23)) & ~tiny);
+}

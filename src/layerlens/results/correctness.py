@@ -1,0 +1,33 @@
+"""Which responses of a run are right."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from layerlens.errors import SelectionError
+from layerlens.rewards.rewards import load_reward
+
+RIGHT = 0.5
+"""A response is right if its score is above this."""
+
+
+def correct_responses(data: xr.Dataset, reward: str) -> np.ndarray:
+    """Whether each sample's response is right, along `sample`: the reward scores it against its ground truth above 0.5.
+
+    Args:
+        data: of a run.
+        reward: "math", "boxed", "arithmetic" or "module:function", as in `layerlens eval --reward`.
+
+    Raises:
+        SelectionError: a sample has no ground truth, or the run was written before the texts of responses were kept.
+        RewardError: there is no such reward.
+    """
+    if "response_text" not in data.coords:
+        raise SelectionError(f"the run of {data.attrs['model']} was made by an earlier layerlens, which kept no responses: analyse again")
+    truths = [str(truth) for truth in data["ground_truth"].values]
+    lacking = [str(name) for name, truth in zip(data["sample_id"].values, truths, strict=True) if not truth]
+    if lacking:
+        raise SelectionError(f"sample {lacking[0]} has no ground truth (reward_model.ground_truth, ground_truth or answer)")
+    scores = load_reward(reward)([str(text) for text in data["response_text"].values], ground_truth=truths)
+    return np.asarray(scores, np.float64) > RIGHT
