@@ -88,7 +88,6 @@ def test_difference_says_how_it_was_made(before: Run, after: Run, tmp_path: Path
         "rows": "response",
         "segment": "",
         "drop_first": 1,
-        "position_0": 1,
         "level": 0.8,
         "paired": 0,
         "position_0": 1,
