@@ -29,7 +29,7 @@ def test_scale_and_shape_add_up_to_the_change_and_are_those_of_float64(lens: ll.
     np.testing.assert_allclose(mean.sel(part="shape") + mean.sel(part="scale"), mean.sel(part="change"), atol=1e-6, rtol=0)
     exact = {
         norm: np.concatenate(
-            [plain_metrics(lens.parts.model, list(s.token_ids), norm, 1, pair[1].spread)["entropy_change"].numpy() for s in SAMPLES]
+            [plain_metrics(lens.parts.model, list(s.token_ids), norm, 1, spread=pair[1].spread)["entropy_change"].numpy() for s in SAMPLES]
         ).mean(0)
         for norm in ("none", "matched")
     }
