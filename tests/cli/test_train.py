@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.cli import main
@@ -165,6 +167,14 @@ MISTAKES = {
 }
 
 
+@pytest.fixture
+def forgetting_deepspeed() -> Iterator[None]:
+    """Transformers keeps a DeepSpeed configuration for the whole process, also one that it has refused."""
+    yield
+    unset_hf_deepspeed_config()
+
+
+@pytest.mark.usefixtures("forgetting_deepspeed")
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistaken_field_is_told_in_one_line(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
