@@ -258,7 +258,7 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures"), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     drawn = {Path(path).name for path in told["figures"]}
-    assert drawn == {"training.png"} | {
+    assert drawn == {"training.png", "training-change.png"} | {
         f"bupo-{kind}.png" for kind in ("layer-entropy", "layer-entropy-change", "modules", "refinement", "drift", "difference")
     }
     assert told["skipped"] == [reason for reason in told["skipped"] if reason.startswith("stability: ")] != []
