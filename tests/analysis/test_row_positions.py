@@ -12,7 +12,7 @@ import layerlens as ll
 from layerlens.analysis.row_positions import NOWHERE, measured_rows, reference_start, similarity_rows
 from layerlens.errors import PromptError, SelectionError
 from tests.support.float64_reference import plain_metrics
-from tests.support.tiny_models import random_ids, tiny_model
+from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 SYSTEM, USER, TASK, HEADER, END = 11, 12, 13, 14, 15
 """Tokens of a chat that are neither the word "assistant" nor a line break."""
@@ -20,16 +20,19 @@ BREAK, COLON = 16, 17
 
 
 class Words:
-    """A tokenizer that knows how the word "assistant" is cut, and nothing else."""
+    """The tiny tokenizer, but for how it cuts the word "assistant"."""
 
     def __init__(self, **pieces: list[int]):
-        self.pieces = pieces
+        self.pieces, self.tokenizer = pieces, tiny_tokenizer()
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": self.pieces.get(text, [9, 9, 9])}
 
-    def decode(self, tokens: list[int]) -> str:
-        return "".join(f"<{token}>" for token in tokens)
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
 
 
 CHATS = {
