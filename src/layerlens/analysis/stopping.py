@@ -56,7 +56,7 @@ def run_until_stopped(run_round: Callable[[int], Run | None], precision: float |
 
 def stopping_verdict(run: Run, precision: float | None = None) -> Stopping:
     """Whether the decoded rows reach the goal; arguments as in `run_until_stopped`. A run always gives the same verdict."""
-    rows: Rows = "reference" if run.data.attrs["rows"] == "reference" else "response" if run.data["in_response"].values.any() else "all"
+    rows: Rows = "reference" if run.data.attrs.get("rows") == "reference" else "response" if run.data["in_response"].values.any() else "all"
     choice = select_layer(run, rows=rows) if precision is None else None
     frequency = None if choice is None or math.isnan(choice.frequency) else choice.frequency
     now, then = _widest(run, precision, rows)
