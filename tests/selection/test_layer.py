@@ -159,8 +159,8 @@ def test_answers_are_plain_values(rule: str) -> None:
     for run in (make_run(QWEN, samples=5), make_run(QWEN, samples=1), make_run([-1.0, -1.0]), make_run([1.0])):
         answer = plain(ll.select_layer(run, rule, **FEW))
         assert set(answer) == {
-            "model", "n_layers", "run", "fingerprint", "norm", "lens", "samples", "layer", "rule", "reason", "frequency", "phases", "candidates",
-            "settings",
+            "model", "n_layers", "run", "fingerprint", "norm", "lens", "samples", "layer", "rule", "reason", "frequency", "phases",
+            "candidates", "settings",
         }  # fmt: skip
         assert answer["layer"] is None or isinstance(answer["layer"], int)
         assert all(isinstance(row["chosen"], bool) for row in answer["candidates"])

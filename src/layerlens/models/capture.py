@@ -37,56 +37,58 @@ def capture(parts: DecoderParts, places: Iterable[LayerSite], on_state: OnState)
     """
     with ExitStack() as stack:
         for layer, site in places:
-
-            def on_own_state(states: Tensor, layer: int = layer, site: Site = site) -> None:
-                on_state(layer, site, states)
-
-            for handle in hook_sources(parts.blocks[layer - 1], parts.sources(layer, site), on_own_state):
+            for handle in hook_sources(parts.blocks[layer - 1], parts.sources(layer, site), partial(on_state, layer, site)):
                 stack.callback(handle.remove)
         yield
 
 
 def hook_sources(block: nn.Module, sources: Sequence[Source], on_sum: Callable[[Tensor], None]) -> list[torch.utils.hooks.RemovableHandle]:
     """Puts hooks on sources in a block that call `on_sum` with the sum of their vectors, [batch, seq, d], once all have passed."""
-    thread = threading.get_ident()
-    device = device_of(block)
-    seen: dict[int, Tensor] = {}
-    shape: list[int] = []
-
-    def note_shape(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            shape[:] = input_of(args, kwargs).shape[:2]
-
-    def take(number: int, states: Tensor) -> None:
-        if threading.get_ident() != thread:
-            return
-        if states.dim() == 2:  # the tokens of all texts in one row, as a mixture of experts may return them
-            states = states.reshape(*shape, -1)
-        if device is not None:  # a hook sees a block's input before accelerate moves it
-            states = states.to(device)
-        factor = sources[number].factor
-        seen[number] = states if isinstance(factor, float | int) and factor == 1 else states * factor
-        if len(seen) == len(sources):
-            total = seen.pop(0)
-            for other in range(1, len(sources)):
-                total = total + seen.pop(other)
-            on_sum(total)
-
-    handles = [_hook(source, partial(take, number)) for number, source in enumerate(sources)]
+    total = _Sum(sources, device_of(block), on_sum)
+    handles = []
+    for number, source in enumerate(sources):
+        if source.side == "input":
+            handles.append(source.module.register_forward_pre_hook(partial(total.take_input, number), with_kwargs=True))
+        else:
+            handles.append(source.module.register_forward_hook(partial(total.take_output, number)))
     if any(source.module is not block for source in sources):
-        handles.append(block.register_forward_pre_hook(note_shape, with_kwargs=True))
+        handles.append(block.register_forward_pre_hook(total.note_shape, with_kwargs=True))
     return handles
 
 
-def _hook(source: Source, take: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    if source.side == "input":
+class _Sum:
+    """Adds up the vectors of sources as they pass in one thread's forward pass, and hands the sum on once all have passed."""
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            take(input_of(args, kwargs))
+    def __init__(self, sources: Sequence[Source], device: torch.device | None, on_sum: Callable[[Tensor], None]):
+        self.sources, self.device, self.on_sum = sources, device, on_sum
+        self.thread = threading.get_ident()
+        self.seen: dict[int, Tensor] = {}
+        self.shape: list[int] = []
 
-        return source.module.register_forward_pre_hook(before, with_kwargs=True)
+    def note_shape(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == self.thread:
+            self.shape[:] = input_of(args, kwargs).shape[:2]
 
-    return source.module.register_forward_hook(lambda _module, _args, output: take(output_of(output)))
+    def take_input(self, number: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.take(number, input_of(args, kwargs))
+
+    def take_output(self, number: int, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        self.take(number, output_of(output))
+
+    def take(self, number: int, states: Tensor) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        if states.dim() == 2:  # the tokens of all texts in one row, as a mixture of experts may return them
+            states = states.reshape(*self.shape, -1)
+        if self.device is not None:  # a hook sees a block's input before accelerate moves it
+            states = states.to(self.device)
+        factor = self.sources[number].factor
+        self.seen[number] = states if isinstance(factor, float | int) and factor == 1 else states * factor
+        if len(self.seen) == len(self.sources):
+            total = self.seen.pop(0)
+            for other in range(1, len(self.sources)):
+                total = total + self.seen.pop(other)
+            self.on_sum(total)
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
