@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import layerlens as ll
+from layerlens.types import NORMS
+from tests.support.float64_reference import plain_states
 
 pytestmark = pytest.mark.real
 FOLDER = os.environ.get("LAYERLENS_REAL_MODELS")
@@ -40,3 +44,28 @@ def test_real_model_has_the_same_entropies_through_transformer_lens(name: str) -
         ids = lens.tokenizer("The capital of France is Paris.")["input_ids"]
         runs.append(ll.analyze(lens, [ll.Sample(ids)], metrics="entropy", norm="final"))
     assert abs(runs[1].data["entropy"] - runs[0].data["entropy"]).max() < 1e-3
+
+
+@pytest.mark.skipif(not FOLDER, reason="LAYERLENS_REAL_MODELS names no folder of real models")
+def test_spread_and_matched_entropies_of_a_real_model_match_float64() -> None:
+    folder = Path(str(FOLDER)) / "smollm2-135m-instruct"
+    model = ll.load(folder, dtype="float32")
+    ids = model.tokenizer("The residual stream carries a state from layer to layer; its length grows on the way.")["input_ids"]
+    net = ll.load(folder, dtype="float64").parts.model
+    places = {"layers": [1, 15, 30], "sites": ["ffn_in", "ffn_out", "resid_post"]}
+    none, final, matched = (ll.analyze(model, [ll.Sample(ids)], norm=norm, metrics="entropy", **places) for norm in NORMS)
+    with torch.no_grad():
+        states = plain_states(net, ids)
+        own = net.lm_head(net.model.norm(states[30, "resid_post"]))
+        spread = float(own.std(-1, unbiased=False).mean())
+        assert matched.spread == pytest.approx(spread, rel=1e-5)
+        for layer in places["layers"]:
+            for site in places["sites"]:
+                raw = net.lm_head(states[layer, site])
+                sd = raw.std(-1, unbiased=False)
+                at = {"layer": layer, "site": site}
+                np.testing.assert_allclose(none.data["logit_sd"].sel(at), sd, rtol=2e-5)
+                normed = net.lm_head(net.model.norm(states[layer, site])).std(-1, unbiased=False)
+                np.testing.assert_allclose(final.data["logit_sd"].sel(at), normed, rtol=2e-5)
+                logp = (raw * (spread / sd)[:, None]).log_softmax(-1)
+                np.testing.assert_allclose(matched.data["entropy"].sel(at), -(logp.exp() * logp).sum(-1), atol=5e-4)

@@ -57,6 +57,9 @@ def test_rank_correlation_is_of_entropy_with_the_spread_of_logits(pair: tuple[ll
     frame = pd.DataFrame({name: data[name].values.ravel() for name in ("entropy", "logit_sd")}).rank()
     assert float(parts["rank_correlation"].sel(module="attn")) == pytest.approx(frame["entropy"].corr(frame["logit_sd"]))
     assert float(parts["rank_correlation"].sel(module="attn")) < -0.5
+    answer = ll.scale_shape(*pair, segment="answer")
+    np.testing.assert_allclose(answer["mean"], parts["mean"])
+    assert answer["rank_correlation"].equals(parts["rank_correlation"])
     without = replace(pair[0], data=pair[0].data.drop_vars("logit_sd"))
     assert np.isnan(ll.scale_shape(without, pair[1])["rank_correlation"]).all()
 

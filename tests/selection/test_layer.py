@@ -160,7 +160,8 @@ def test_answers_are_plain_values(rule: str) -> None:
         answer = plain(ll.select_layer(run, rule, **FEW))
         assert set(answer) == {
             "model", "n_layers", "run", "fingerprint", "norm", "lens", "samples", "layer", "rule", "reason", "frequency", "phases",
-            "candidates", "settings",
+            "candidates",
+            "settings",
         }  # fmt: skip
         assert answer["layer"] is None or isinstance(answer["layer"], int)
         assert all(isinstance(row["chosen"], bool) for row in answer["candidates"])

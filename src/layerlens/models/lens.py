@@ -22,7 +22,7 @@ from layerlens.models.convention import Convention, require_spread
 from layerlens.models.fingerprint import fingerprint
 from layerlens.models.gguf import find_gguf
 from layerlens.models.identities import check_identities, evaluation_mode
-from layerlens.models.lenses import FittedLens, read_lens
+from layerlens.models.lenses import FittedLens, resolve_lens
 from layerlens.models.load import load_pretrained
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
@@ -158,19 +158,12 @@ class LensModel:
         Raises SelectionError for an unknown norm or lens, for arguments that do not go together, and for a lens of another model.
         """
         require_spread(resolve_norm(norm), spread)
-        fitted = self._fitted(lens)
+        fitted = resolve_lens(
+            lens, self.parts.unembedding_weight.shape[1], self.n_layers, self.name, self.revision, lambda: self.fingerprint
+        )
         if fitted is not None and norm != "final":
             raise SelectionError(f"a {fitted.name} lens carries states to the final norm: pass norm='final' with it, got {norm!r}")
         return Convention(self.parts, norm, spread, self.logit_spread if norm == "matched" else None, fitted)
-
-    def _fitted(self, lens: str | FittedLens) -> FittedLens | None:
-        if lens == "logit":
-            return None
-        fitted = read_lens(lens) if isinstance(lens, str) else lens
-        fitted.require_shape(self.parts.unembedding_weight.shape[1], self.n_layers)
-        if isinstance(lens, str):
-            fitted.require_model(self.name, self.revision, lambda: self.fingerprint)
-        return fitted
 
     def forward(self, ids: Int[Tensor, "batch seq"], places: Sequence[LayerSite], on_state: OnState, cache: Any = None) -> None:
         """Runs the blocks on token ids, calling `on_state(layer, site, states)` at each place, in the order the data flows.

@@ -52,7 +52,7 @@ def scale_shape(run: Run, matched: Run, *, level: float = LEVEL, **means: Any) -
     draws = np.stack([change_draws.values, shape_draws.values, (change_draws - shape_draws).values], axis=1)
     low, high = interval(draws, parts, change.attrs["problems"], level)
     dims = ("part", "layer", "module")
-    kept = run.row_mask(change.attrs["rows"], change.attrs["drop_first"])
+    kept = run.row_mask(change.attrs["rows"], change.attrs["drop_first"], change.attrs["segment"] or None)
     return xr.Dataset(
         {
             "mean": (dims, parts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,22 @@ def read_lens(which: str) -> FittedLens:
     except Exception as error:  # a damaged file fails in many ways
         reason = " ".join(str(error).split())[:200]
         raise SelectionError(f"{file} is no {name} lens that can be read ({type(error).__name__}: {reason})") from error
+
+
+def resolve_lens(
+    lens: str | FittedLens, d_model: int, n_layers: int, name: str, revision: str | None, weights: Callable[[], str]
+) -> FittedLens | None:
+    """The lens that an argument names, held to a model: None for "logit"; of a lens that was read already only the shape is checked.
+
+    Arguments and errors as in `read_lens`, `FittedLens.require_shape` and `FittedLens.require_model`.
+    """
+    if lens == "logit":
+        return None
+    fitted = read_lens(lens) if isinstance(lens, str) else lens
+    fitted.require_shape(d_model, n_layers)
+    if isinstance(lens, str):
+        fitted.require_model(name, revision, weights)
+    return fitted
 
 
 def save_lens(lens: FittedLens, path: str | Path) -> None:
