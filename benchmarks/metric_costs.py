@@ -28,7 +28,7 @@ from layerlens.types import READOUT_METRICS, REQUESTED_METRICS
 SHAPES = {"SmolLM2-135M": (576, 49_152), "Qwen3-0.6B": (1024, 151_936)}
 """d_model and vocabulary."""
 
-STATES, ROWS = 32, 32
+STATES, ROWS = 32, 128
 """Stacked states (sites of layers) and tokens of each."""
 
 BACKENDS = ("native-float32", "torch-onednn")
@@ -39,7 +39,7 @@ DEPTH_TOKENS, DEPTH_LAYERS = 4096, 36
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from layerlens.results import RunFolder
 from tests.support.command_line import Layerlens, one_line
+from tests.support.thinking_runs import thinking_run
 from tests.support.training_folders import write_training
 
 
@@ -30,3 +32,21 @@ def test_training_folders_of_one_name_have_figures_each(layerlens: Layerlens, tm
     assert [reason.partition(":")[0] for reason in told["skipped"]] == ["bupo-1-difference", "bupo-2-difference"]  # the looks are empty
     for kind in ("layer-entropy", "modules", "drift", "refinement"):
         assert {str(tmp_path / "figures" / f"bupo-{number}-{kind}.png") for number in (1, 2)} <= set(drawn)
+
+
+def test_settling_figures_are_drawn_of_runs_that_have_it_and_told_right_from_wrong_by_a_reward(
+    layerlens: Layerlens, tmp_path: Path
+) -> None:
+    run = thinking_run()
+    folder = RunFolder.begin(tmp_path / "run", run.manifest)
+    for number in range(3):
+        folder.write(number, run.sample(number))
+    drawn = layerlens("plot", folder.path, "-o", tmp_path / "plain").out.split()
+    assert {Path(path).stem for path in drawn} >= {"thinker-settling", "thinker-settling-text"}
+    assert not [path for path in drawn if "right-wrong" in path or "deep-thinking" in path]
+    told = layerlens("plot", folder.path, "-o", tmp_path / "told", "--reward", "boxed").out.split()
+    assert {Path(path).stem for path in told} - {Path(path).stem for path in drawn} == {
+        "thinker-settling-right-wrong",
+        "thinker-deep-thinking",
+    }
+    one_line(layerlens("plot", folder.path, "--kind", "deep-thinking", "-o", tmp_path), "name a reward: --reward math")

@@ -37,7 +37,7 @@ class FigureOptions:
     """What all figures of one call share.
 
     Attributes:
-        sample: number or id of the sample in the token heat map; None takes the first.
+        sample: number or id of the sample in the figures of one sample; None takes the first.
         site: of the token heat map and of the curves by layer.
         rows, over, segment: of the means, as in `Run.mean`.
     """
@@ -47,6 +47,8 @@ class FigureOptions:
     rows: Rows = "response"
     over: Weighting = "sample"
     segment: Segment | None = None
+    reward: str | None = None
+    """The reward that says which responses are right, for the figures that tell right from wrong."""
 
     @property
     def means(self) -> dict[str, Any]:
@@ -60,9 +62,15 @@ def _plots() -> Any:
     return layerlens.plots
 
 
-def _token_heatmap(run: Run, options: FigureOptions) -> Any:
+def _sample(run: Run, options: FigureOptions) -> int | str:
     sample = run.data["sample_index"].values[0] if options.sample is None else options.sample
-    return _plots().entropy_heatmap(run, sample=sample if isinstance(sample, str) else int(sample), site=options.site)
+    return sample if isinstance(sample, str) else int(sample)
+
+
+def _right(run: Run, options: FigureOptions) -> Any:
+    if options.reward is None:
+        raise SelectionError("to tell right responses from wrong ones name a reward: --reward math, boxed, arithmetic or module:function")
+    return run.correct(options.reward)
 
 
 def _change(module: str) -> Callable[[Run, FigureOptions], Any]:
@@ -81,7 +89,7 @@ def _metric(metric: str) -> Callable[[Run, FigureOptions], Any]:
 
 
 ONE_RUN: dict[str, Callable[[Run, FigureOptions], Any]] = {
-    "tokens": _token_heatmap,
+    "tokens": lambda run, options: _plots().entropy_heatmap(run, sample=_sample(run, options), site=options.site),
     "sites": lambda run, options: _plots().entropy_heatmap(run, **options.means),
     "flow": lambda run, options: _plots().entropy_flow(run, **options.means),
     "ffn-change": _change("ffn"),
@@ -94,8 +102,18 @@ ONE_RUN: dict[str, Callable[[Run, FigureOptions], Any]] = {
     "agreement": _metric("agrees"),
     "kl": _metric("kl_to_final"),
     "perplexity": _metric("perplexity"),
+    "settling-text": lambda run, options: _plots().settling_text(run, _sample(run, options)),
+    "settling": lambda run, options: _plots().settling_depths(run, **options.means),
+    "settling-right-wrong": lambda run, options: _plots().settling_depths(run, _right(run, options), **options.means),
+    "deep-thinking": lambda run, options: _plots().deep_thinking(run, _right(run, options), options.segment),
 }
 """Figures of one run, by the name that the command line uses."""
+
+ON_REQUEST: dict[str, str] = dict.fromkeys(("settling-text", "settling", "settling-right-wrong", "deep-thinking"), "js_to_final")
+"""Figures of a variable that few runs have, and the variable: "all" means them only of runs that do."""
+
+RIGHT_OR_WRONG = ("settling-right-wrong", "deep-thinking")
+"""Figures that need a reward: "all" means them only if one is named."""
 
 ALL_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {
     "families": lambda runs, options: _plots().family_grid(runs, **options.means),
@@ -149,11 +167,15 @@ def draw_figures(
         FigureJob(f"{label}-{name}", partial(ONE_RUN[name], run, options))
         for label, run in zip(labels(runs), runs, strict=True)
         for name in names
-        if name in ONE_RUN
+        if name in ONE_RUN and (kinds != "all" or _meant_by_all(name, run, options))
     ]
     if len(runs) > 1 or kinds != "all":
         jobs += [FigureJob(name, partial(together[name], runs, options)) for name in names if name in together]
     return _write(jobs, folder, form, strict=kinds != "all")
+
+
+def _meant_by_all(name: str, run: Run, options: FigureOptions) -> bool:
+    return (name not in ON_REQUEST or ON_REQUEST[name] in run.data) and (name not in RIGHT_OR_WRONG or options.reward is not None)
 
 
 def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:

@@ -19,16 +19,29 @@ def plot(
     runs: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path("figures"),
     kind: Annotated[
-        str, typer.Option(help=f"all, or some of these, separated by commas: {KINDS}. all leaves {', '.join(TWO_RUNS)} out.")
+        str,
+        typer.Option(
+            help=f"all, or some of these, separated by commas: {KINDS}. all leaves {', '.join(TWO_RUNS)} out, and "
+            "what needs --reward or metrics on request if there are none."
+        ),
     ] = "all",
     sample: Annotated[
-        str | None, typer.Option(help="Which sample the token heatmap shows, by id or number. [default: the first]", show_default=False)
+        str | None,
+        typer.Option(help="Which sample the figures of one sample show, by id or number. [default: the first]", show_default=False),
     ] = None,
     site: Annotated[str, typer.Option(help="Which site the token heatmap and the curves show.")] = "resid_post",
     form: Annotated[str, typer.Option("--format", help=f"Format of the files: {', '.join(FORMATS)}.")] = "png",
     rows: RowsOption = "response",
     over: WeightingOption = "sample",
     segment: SegmentOption = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Tells right responses from wrong ones, for settling-right-wrong and deep-thinking: math, boxed, arithmetic or "
+            "module:function.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
@@ -45,15 +58,17 @@ def plot(
     if trained:
         if len(trained) < len(runs):
             raise SelectionError("training folders and run folders cannot share a figure; plot them in two calls")
-        if (kind, sample, FigureOptions(site=site, rows=rows, over=over, segment=segment)) != ("all", None, FigureOptions()):
-            raise SelectionError("--kind, --sample, --site, --rows, --over and --segment are for runs; leave them out for training folders")
+        if (kind, sample, FigureOptions(site=site, rows=rows, over=over, segment=segment, reward=reward)) != ("all", None, FigureOptions()):
+            raise SelectionError(
+                "--kind, --sample, --site, --rows, --over, --segment and --reward are for runs; leave them out for training folders"
+            )
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
-    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment), form)
+    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment, reward), form)
     _tell(written, skipped, as_json)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from layerlens.plots.kit.save import save
 from layerlens.plots.runs.compare_families import compare_families
+from layerlens.plots.runs.deep_thinking import deep_thinking
 from layerlens.plots.runs.difference_heatmap import difference_heatmap
 from layerlens.plots.runs.entropy_change import entropy_change
 from layerlens.plots.runs.entropy_curves import entropy_curves
@@ -27,6 +28,8 @@ from layerlens.plots.runs.family_grid import family_grid
 from layerlens.plots.runs.metric_by_layer import metric_by_layer
 from layerlens.plots.runs.pass_curves import pass_curves
 from layerlens.plots.runs.scale_shape import scale_shape
+from layerlens.plots.runs.settling_depths import settling_depths
+from layerlens.plots.runs.settling_text import settling_text
 from layerlens.plots.runs.similarity import similarity
 from layerlens.plots.runs.state_norm import state_norm
 from layerlens.plots.runs.stream_cosine import stream_cosine
@@ -39,6 +42,7 @@ from layerlens.plots.training.training_dynamics import training_dynamics
 
 __all__ = [
     "compare_families",
+    "deep_thinking",
     "difference_heatmap",
     "drift",
     "entropy_change",
@@ -53,6 +57,8 @@ __all__ = [
     "refinement",
     "save",
     "scale_shape",
+    "settling_depths",
+    "settling_text",
     "similarity",
     "stability",
     "state_norm",

@@ -9,6 +9,7 @@ from typing import Any
 
 from layerlens.errors import PromptError
 from layerlens.prompts.sample import Sample
+from layerlens.prompts.tokens import token_texts
 
 Marks = tuple[str, str]
 """The texts that open and close thinking."""
@@ -43,7 +44,7 @@ def with_thinking(sample: Sample, tokenizer: Any, marks: Marks) -> Sample:
     """
     if sample.thinking or tokenizer is None or not sample.has_response:
         return sample
-    pieces = [tokenizer.decode([token]) for token in sample.token_ids]
+    pieces = token_texts(tokenizer, sample.token_ids)
     prompt, response = pieces[: sample.response_start], pieces[sample.response_start :]
     inside = "".join(prompt).rstrip().endswith(marks[0])
     ends = list(accumulate(map(len, response)))

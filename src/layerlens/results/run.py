@@ -12,29 +12,16 @@ import pandas as pd
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.metrics.entropy import entropy_change
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
-from layerlens.metrics.perplexity import log_perplexity, perplexity
+from layerlens.metrics.perplexity import perplexity
 from layerlens.metrics.settling import DEEP, SETTLED
 from layerlens.results.correctness import correct_responses
-from layerlens.results.depths import token_depth
+from layerlens.results.derived import module_change, token_depth, variable
 from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import (
-    DERIVED_FROM,
-    METRIC_BOUNDS,
-    METRIC_INFO,
-    MODULE_SITES,
-    UNBOUNDED,
-    LensName,
-    Module,
-    Norm,
-    Rows,
-    Segment,
-    Weighting,
-)
+from layerlens.types import METRIC_BOUNDS, METRIC_INFO, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
 
 MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
 
@@ -130,20 +117,7 @@ class Run:
 
     def entropy_change(self, module: Module) -> xr.DataArray:
         """ΔS of a module at every token and layer: S(its output) - S(its input), nats."""
-        if module not in MODULE_SITES:
-            raise SelectionError(f"unknown module {module!r}: choose from {', '.join(MODULE_SITES)}")
-        before, after = MODULE_SITES[module]
-        entropy = self._variable("entropy")
-        lacking = [site for site in (before, after) if site not in self.sites]
-        absent = [site for site in lacking if site in self.manifest.config.absent_sites]
-        if absent:
-            raise SelectionError(f"ΔS of {module} does not exist here: {self.manifest.model.architecture} has no {' and no '.join(absent)}")
-        if lacking:
-            hint = "analyse it with them" if self.lens == "logit" else f"a {self.lens} lens reads no input of a module"
-            raise SelectionError(f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: {hint}")
-        change: xr.DataArray = xr.apply_ufunc(entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
-        change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
-        return change.rename("entropy_change")
+        return module_change(self.data, self.manifest, module)
 
     def values(self, name: str) -> xr.DataArray:
         """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `log_perplexity` (-logp_next), and
@@ -151,27 +125,15 @@ class Run:
 
         Raises SelectionError if the run does not hold it.
         """
-        if name == "entropy_change":
-            modules = [m for m, sites in MODULE_SITES.items() if set(sites) <= set(self.sites)]
-            if not modules:
-                return self.entropy_change("ffn")  # raises, saying what is missing
-            return xr.concat([self.entropy_change(m) for m in modules], pd.Index(modules, name="module")).transpose(
-                "token", "layer", "module"
-            )
-        if name == "log_perplexity":
-            surprise: xr.DataArray = xr.apply_ufunc(log_perplexity, self._variable("logp_next"))
-            return surprise.rename(name)
-        if name in DERIVED_FROM:
-            return token_depth(self.data, self.n_layers, name)
-        return self._variable(name)
+        return variable(self.data, self.manifest, name)
 
     def settling_depth(self, threshold: float = SETTLED) -> xr.DataArray:
         """The first layer of each token at which `js_to_final` of `resid_post` is at most `threshold` bits; NaN if it is at none."""
-        return token_depth(self.data, self.n_layers, "settling_depth", threshold)
+        return token_depth(self.data, self.manifest, "settling_depth", threshold)
 
     def deep_thinking(self, share: float = DEEP, threshold: float = SETTLED) -> xr.DataArray:
         """Whether each token (1 or 0) settles at relative depth `share` or later; its mean over a response is the deep-thinking ratio."""
-        return token_depth(self.data, self.n_layers, "deep_thinking_ratio", threshold, share)
+        return token_depth(self.data, self.manifest, "deep_thinking_ratio", threshold, share)
 
     def sample_means(
         self, values: str | xr.DataArray, *, rows: Rows = "response", segment: Segment | None = None, drop_first: int = 0
@@ -298,11 +260,6 @@ class Run:
         weight = ["weight"] if "weight" in self.data.coords else []
         coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "segment", *weight, "layer", "site"]
         return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
-
-    def _variable(self, name: str) -> xr.DataArray:
-        if name not in self.data.data_vars:
-            raise SelectionError(f"the run of {self.model} has no {name!r}; it has {', '.join(map(str, self.data.data_vars))}")
-        return self.data[name]
 
     def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""

@@ -103,6 +103,11 @@ def one_or_each(values: Sequence[str]) -> str:
     return values[0] if len(set(values)) == 1 else " / ".join(values)
 
 
+def row_name(options: Mapping[str, Any]) -> str:
+    """Which rows a figure shows, in words, from the options or the attrs of a mean."""
+    return f"{options['segment']} rows" if options.get("segment") else ROW_NAMES[options.get("rows", "response")]
+
+
 def _models(runs: Sequence[Run]) -> str:
     stored = {run.model: run.manifest.model.quantisation for run in runs}
     return listed([plain(name) if how is None else f"{plain(name)} ({how})" for name, how in stored.items()])
@@ -146,7 +151,7 @@ def _samples(runs: Sequence[Run], counts: Sequence[int], problems: Sequence[int]
 def _weighting(counts: Sequence[int], mean: Mapping[str, Any]) -> str:
     per_sample = mean["over"] == "sample" and max(counts) > 1
     weighting = "mean of per-sample means" if per_sample else "mean over tokens"
-    rows = f"{mean['segment']} rows" if mean.get("segment") else ROW_NAMES[mean["rows"]]
+    rows = row_name(mean)
     dropped = f", without each sample's first {mean['drop_first']}" if mean["drop_first"] else ""
     return f"{weighting}, {rows}{dropped}{'' if mean.get('position_0', 1) else ', without position 0'}"
 

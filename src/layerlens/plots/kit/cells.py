@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -54,7 +54,7 @@ def hatched_text(values: np.ndarray) -> str:
     return "" if np.isfinite(values).all() else "hatched: no finite value"
 
 
-def color_bar(axes: Axes | np.ndarray, cells: QuadMesh, values: np.ndarray, label: str) -> Colorbar:
+def color_bar(axes: Axes | np.ndarray, cells: QuadMesh | PolyCollection, values: np.ndarray, label: str) -> Colorbar:
     """A colour bar with name and unit, for one axes or an array of them; pointed at an end that values lie beyond."""
     several = [axes] if isinstance(axes, Axes) else list(axes.flat)
     figure = several[0].get_figure(root=False)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from layerlens.errors import SelectionError
 from layerlens.metrics.curves import quantile_bands
 from layerlens.plots.kit.axes import log_axis, open_frame, title_and_legend
-from layerlens.plots.kit.caption import ROW_NAMES, complete_axes, describe_runs
+from layerlens.plots.kit.caption import complete_axes, describe_runs, row_name
 from layerlens.plots.kit.figure import new_figure, run_layout
 from layerlens.plots.kit.labels import token_label
 from layerlens.plots.kit.layer_axis import depth, depth_axis
@@ -45,10 +45,10 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
     if site not in run.sites:
         raise SelectionError(f"the run of {run.model} has no site {site!r}; it has {', '.join(run.sites)}")
     lengths = values.sel(site=site).transpose("token", "layer").values.astype(np.float64)
-    rows, first = mean.get("rows", "response"), run.data["position"].values == 0
-    keep = run.row_mask(rows, mean.get("drop_first", 0)) & ~first
+    rows, first = row_name(mean), run.data["position"].values == 0
+    keep = run.row_mask(mean.get("rows", "response"), mean.get("drop_first", 0), mean.get("segment")) & ~first
     if not keep.any():
-        raise SelectionError(f"the run of {run.model} has no {ROW_NAMES[rows]} but those at position 0")
+        raise SelectionError(f"the run of {run.model} has no {rows} but those at position 0")
     median, (*bands, top) = quantile_bands(lengths[keep], [*BANDS, TOP])
 
     target = ax or new_figure(float(np.clip(4.2 + 0.06 * len(run.layers), 4.6, 7)), 3.4).subplots()
@@ -57,7 +57,7 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
         target.fill_between(x, *edges, color=BLUE, alpha=alpha, linewidth=0, label=f"{high - low:.0%} of tokens")
     target.plot(x, median, color=BLUE, linewidth=1.8, label="median token")
     target.plot(x, top[1], color=BLUE, linestyle="", marker="^", markerfacecolor="white", label="longest state")
-    tokens = f"{int(keep.sum())} {ROW_NAMES[rows]} of {run.n_samples} samples, without position 0"
+    tokens = f"{int(keep.sum())} {rows} of {run.n_samples} samples, without position 0"
     shows = ["states as they stand, whatever norm follows", tokens, _longest(run, lengths, keep, median)]
     if first.any():
         target.plot(x, quantile_bands(lengths[first], [])[0], color=VERMILLION, linestyle="--", marker="s", label="position 0")

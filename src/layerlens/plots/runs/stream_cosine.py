@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from layerlens.errors import SelectionError
 from layerlens.metrics.curves import quantile_bands
 from layerlens.plots.kit.axes import open_frame, set_title
-from layerlens.plots.kit.caption import complete_axes, describe_runs
+from layerlens.plots.kit.caption import complete_axes, describe_runs, row_name
 from layerlens.plots.kit.figure import new_figure, run_layout
 from layerlens.plots.kit.layer_axis import depth, depth_axis
 from layerlens.plots.kit.run_data import MeanOptions
@@ -80,8 +80,7 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.3, borderpad=0.2)
     set_title(axes[0], run.model, pad=20.0)
-    rows = "response rows" if mean.get("rows", "response") == "response" else "rows"
-    shows = f"bands and median: {values.sizes['token']} {rows}; points: mean over the run"
+    shows = f"bands and median: {values.sizes['token']} {row_name(mean)}; points: mean over the run"
     complete_axes(axes, describe_runs(run, means.attrs, shows=[shows]))
     return axes
 

@@ -9,22 +9,14 @@ import pytest
 
 import layerlens as ll
 from layerlens.errors import SelectionError
-from layerlens.models import LensModel
 from layerlens.results import Run
-from tests.support.tiny_models import byte_tokenizer, random_ids, tiny_model
-
-BYTES = byte_tokenizer(None)
+from tests.support.thinking_runs import RIGHT, thinking_run
+from tests.support.tiny_models import random_ids
 
 
 @pytest.fixture(scope="module")
 def run() -> ll.Run:
-    model = LensModel.wrap(tiny_model("llama", vocab_size=300, layers=6), BYTES)
-    texts = [("2+2=", r"<think>add</think>\boxed{4}"), ("1+1=", r"<think>no</think>\boxed{3}"), ("0+1=", r"\boxed{1}")]
-    samples = [
-        ll.Sample(BYTES(prompt + response)["input_ids"], len(prompt), ground_truth=truth)
-        for (prompt, response), truth in zip(texts, "421", strict=True)
-    ]
-    return ll.analyze(model, samples, norm="final", metrics=("settling_depth", "agreement_depth"), sites="resid_post")
+    return thinking_run()
 
 
 def test_to_ask_for_a_depth_is_to_ask_for_what_it_follows_from(run: ll.Run) -> None:
@@ -72,10 +64,10 @@ def test_a_run_without_what_a_depth_needs_says_what_to_ask_for(qwen: ll.LensMode
 
 
 def test_correct_responses_are_those_that_the_reward_scores_right(run: ll.Run) -> None:
-    assert run.correct("boxed").tolist() == [True, False, True]
+    assert run.correct("boxed").tolist() == RIGHT
     old = Run(run.data.drop_vars("response_text"), run.manifest)
     with pytest.raises(SelectionError, match="kept no responses: analyse again"):
         old.correct("boxed")
     unknown = Run(run.data.assign_coords(ground_truth=("sample", np.array(["4", "", "1"], object))), replace(run.manifest))
-    with pytest.raises(SelectionError, match="sample 1 has no ground truth"):
+    with pytest.raises(SelectionError, match=r"sample 0.1 has no ground truth"):
         unknown.correct("boxed")
