@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from layerlens.results.run import Run, open_run
     from layerlens.results.scale_shape import scale_shape
     from layerlens.results.training_log import TrainingLog, open_training
+    from layerlens.selection import LayerChoice, select_layer
     from layerlens.selection.comparison import compare
-    from layerlens.selection.layer import LayerChoice, select_layer
 
 _WHERE = {
     "analyze": "layerlens.analysis.pipeline",
@@ -41,7 +41,7 @@ _WHERE = {
     "scale_shape": "layerlens.results.scale_shape",
     "TrainingLog": "layerlens.results.training_log",
     "open_training": "layerlens.results.training_log",
-    "LayerChoice": "layerlens.selection.layer",
+    "LayerChoice": "layerlens.selection.choice",
     "select_layer": "layerlens.selection.layer",
 }
 

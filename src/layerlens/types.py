@@ -20,7 +20,7 @@ Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all", "reference"]
 SimilarityRows = Literal["response", "all"]
 Segment = Literal["prompt", "thinking", "answer"]
-Rule = Literal["boundary", "entropy_drop", "agreement"]
+Rule = Literal["boundary", "skill", "settled", "settling_depth", "agreement", "entropy_drop"]
 Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
 
@@ -32,7 +32,7 @@ LIBRARIES: tuple[Library, ...] = get_args(Library)
 FORWARD_NORMS: tuple[ForwardNorm, ...] = get_args(ForwardNorm)
 FITTED_LENSES: tuple[FittedLensName, ...] = get_args(FittedLensName)
 RULES: tuple[Rule, ...] = get_args(Rule)
-"""Rules by which `select_layer` chooses."""
+"""Rules by which `select_layer` chooses, in the order in which they are asked."""
 
 MODULE_SITES: dict[Module, tuple[Site, Site]] = {
     "attn": ("attn_in", "attn_out"),
@@ -63,6 +63,8 @@ METRIC_INFO: dict[str, tuple[str, str]] = {
     "entropy": ("entropy of the internal policy", "nats"),
     "logit_sd": ("spread of the logits over the vocabulary", "logits"),
     "logp_next": ("log-probability of the next token", "nats"),
+    "skill": ("skill (log-probability of the next token beyond guessing)", "nats"),
+    "final_logp_next": ("log-probability of the next token under the final policy", "nats"),
     "kl_to_final": ("KL divergence to the final policy", "nats"),
     "js_to_final": ("Jensen-Shannon divergence of the final policy", "bits"),
     "kl_from_final": ("KL divergence from the final policy", "nats"),
@@ -89,6 +91,7 @@ UNBOUNDED = (-math.inf, math.inf)
 METRIC_BOUNDS: dict[str, tuple[float, float]] = {
     "entropy": (0.0, math.inf),
     "logp_next": (-math.inf, 0.0),
+    "final_logp_next": (-math.inf, 0.0),
     "log_perplexity": (0.0, math.inf),
     "kl_to_final": (0.0, math.inf),
     "kl_from_layer": (0.0, math.inf),

@@ -96,6 +96,16 @@ def test_a_clear_layer_is_stable_in_the_first_round() -> None:
     assert (none.ending, none.layer) == ("layer", None), "that there is no layer can be stable too"
 
 
+@pytest.mark.parametrize(("samples", "ending"), [(7, "all"), (8, "layer")])
+def test_a_layer_is_no_reason_to_stop_below_eight_samples(samples: int, ending: str) -> None:
+    run = make_run([1.0] * 4 + [-1.0] * 4, samples=samples, tokens=80)
+    noise = np.random.default_rng(0).standard_normal(run.data["entropy"].shape).astype(np.float32)
+    run = replace(run, data=run.data.assign(entropy=run.data["entropy"] + 0.5 * noise))  # so that more tokens always help
+    end = run_until_stopped(rounds(run))[1]
+    assert (end.ending, end.frequency) == (ending, 1.0)
+    assert end.layer == 4
+
+
 def test_precision_is_reached_with_the_rows_that_it_takes() -> None:
     """Noise within samples alone: a quarter of the half-width takes about sixteen times the rows."""
     run = make_run([1.0, -1.0], samples=30, tokens=900, noise=0.0, start=5.0)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 import layerlens as ll
+from layerlens.cli.tables import show_choice, show_comparison
+from layerlens.selection.comparison import compare_runs
 from tests.support.command_line import Layerlens, one_line
 from tests.support.damage import damaged
+from tests.support.synthetic_runs import make_run
 
 
 def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
@@ -28,17 +36,82 @@ def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Pat
         "phases": json.loads(selected.out)["phases"]
     }
     compared = layerlens("compare", tmp_path / "run", folder / "run", "--json", "--out", tmp_path / "deep" / "table.csv")
-    rows = json.loads(compared.out)
-    assert len(rows) == 2
-    assert rows[0] == rows[1]
+    found = json.loads(compared.out)
+    assert set(found) == {"runs", "differences", "verdict", "notes"}
+    assert found["runs"][0] == found["runs"][1]
+    assert {row["difference"] for row in found["differences"]} <= {0.0, None}
+    assert "norm none compares scales" in found["notes"][0]
     assert (tmp_path / "deep" / "table.csv").read_text().count("\n") == 3
     checked = json.loads(layerlens("check", folder / "model", "--json").out)
     assert checked["ok"] is True
     assert set(checked["sites"]) == {"resid_pre", "attn_in", "attn_out", "resid_mid", "ffn_in", "ffn_out", "resid_post"}
-    for verb in ("select", "compare"):
+    for verb, word in (("select", "boundary"), ("compare", "recommended layer")):
         plain = layerlens(verb, tmp_path / "run")
         assert plain.code == 0
-        assert "boundary" in plain.out
+        assert word in plain.out
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell of a table is broken."""
+    monkeypatch.setenv("COLUMNS", "240")
+
+
+def printed(show: Callable[[Any], None], answer: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    show(answer)
+    return capsys.readouterr().out
+
+
+def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run([1.5, 0.3, *[-0.4] * 5, *[1.0] * 9], start=9.0, norm="final", samples=12, usable_from=8)
+    choice = ll.select_layer(run, resamples=300)
+    table, recommended = printed(show_choice, choice, capsys).split("\nrecommended ")
+    assert "usable layers (better than guessing): 8-16" in table
+    assert re.search(r"boundary +15 +100% +end of the FFN's exploration", table)
+    lines = dict(reversed([re.split(r"  +", line, maxsplit=1) for line in recommended.strip().splitlines()[1:]]))
+    assert "train layer 15 of 16, read with norm final" in recommended
+    assert choice.recommendation.splitlines()[0] == "recommended: train layer 15 of 16, read with norm final"
+    assert len(choice.recommendation.splitlines()) == len(recommended.strip().splitlines())
+    assert lines["because"].startswith("layer 15: the layer below the last, as exploration is still open at the top")
+    assert lines["stability"] == "100% of resamples of the 12 samples give this layer"
+    assert lines["its policy"] == "gives the text +6.4 nats a token over guessing; the final policy's is +6.6 nats"
+    assert "settled layer 15" not in lines["other rules"], "a rule that agrees is no other rule"
+    assert lines["against it"].startswith("exploration is still open at layer 16"), "the first of them"
+    assert lines["next"] == "layerlens train ... --internal_layer 15 --internal_norm final --internal_rollouts N"
+
+
+def test_select_says_what_to_do_if_no_layer_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(show_choice, ll.select_layer(make_run([0.5] * 4 + [-0.5] * 4, start=6.0, usable_from=9), resamples=300), capsys)
+    assert "usable layers (better than guessing): none" in shown
+    assert "no layer to train under norm none" in shown
+    assert "why none          boundary, the rule of the paper, names layer 4 (100%), which is not usable" in shown
+    assert "norm none does not read this model: at its last layer it agrees with the final policy on 100% of tokens" in shown
+    assert shown.rstrip().endswith("layerlens analyze MODEL PROMPTS --norm final --out RUN, then layerlens select RUN")
+    undetermined = printed(show_choice, ll.select_layer(make_run([0.0] * 36, noise=0.15, samples=8), "boundary", resamples=300), capsys)
+    assert "undetermined: " in undetermined
+    assert "analyse more samples, or name a layer yourself" in undetermined
+
+
+def test_a_choice_of_an_earlier_version_is_shown_without_what_it_does_not_say(capsys: pytest.CaptureFixture[str]) -> None:
+    old = ll.LayerChoice.from_dict(json.loads((Path(__file__).parents[1] / "formats" / "choice-1.json").read_text()))
+    shown = printed(show_choice, old, capsys)
+    assert "train layer 11 of 12, read with norm none" in shown
+    for unknown in ("usable layers", "against it", "its policy", "diagnosis"):
+        assert unknown not in shown
+
+
+def test_compare_shows_what_exists_in_how_many_resamples_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run([0.2] * 10, norm="final", name="a"), make_run([0.2] * 12, norm="final", name="b", seed=3)]
+    found = compare_runs(runs, resamples=300)
+    found.table.loc[0, ["abruptness", "abruptness_low", "abruptness_high", "abruptness_exists"]] = [np.nan, np.nan, np.nan, 0.004]
+    found.table.loc[1, ["abruptness", "abruptness_low", "abruptness_high", "abruptness_exists"]] = [0.5, 0.4, 0.6, 0.7]
+    shown = printed(show_comparison, found, capsys)
+    assert re.search(r"abruptness +none  \(exists in <1% of resamples\) +50%  \(40 to 60; exists in 70% of resamples\)", shown)
+    assert shown.index("how late it settles") < shown.index("the paper's measures") < shown.index("recommended layer")
+    assert shown.rstrip().splitlines()[-1] == found.verdict[-1]
+    none = printed(show_comparison, compare_runs([make_run([0.2] * 10)], resamples=300), capsys)
+    assert none.startswith("note: norm none compares scales")
+    assert "how late it settles" not in none
 
 
 def test_a_segment_is_chosen_compared_and_drawn_by_its_rows_alone(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
@@ -46,7 +119,7 @@ def test_a_segment_is_chosen_compared_and_drawn_by_its_rows_alone(layerlens: Lay
     selected = json.loads(layerlens("select", folder / "run", "--segment", "prompt", "--json").out)
     assert selected["settings"]["segment"] == "prompt"
     assert selected["candidates"] == ll.select_layer(run, segment="prompt").to_dict()["candidates"]
-    compared = json.loads(layerlens("compare", folder / "run", "--segment", "prompt", "--json").out)
+    compared = json.loads(layerlens("compare", folder / "run", "--segment", "prompt", "--json").out)["runs"]
     assert compared[0]["effective_depth"] == ll.compare([run], segment="prompt")["effective_depth"][0]
     assert compared[0]["effective_depth"] != ll.compare([run])["effective_depth"][0]
     drawn = layerlens("plot", folder / "run", "--kind", "flow", "--segment", "prompt", "--format", "svg", "-o", tmp_path)

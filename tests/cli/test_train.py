@@ -22,7 +22,7 @@ from layerlens.cli.train import _fitting, _problems, make_trainer
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts.arithmetic import problems
 from layerlens.prompts.readers import find_template
-from layerlens.selection.layer import select_layer
+from layerlens.selection import select_layer
 from layerlens.train.config_file import read_config
 from layerlens.train.fields import BuPOFields, ScriptArguments
 from layerlens.types import RULES

@@ -21,15 +21,16 @@ def array(*values: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("entropy", "layer"),
     [
-        ([10, 8, 4, 0.9, 0.5, 0.1], 4),
-        ([10, 0.5, 4, 0.9, 0.5, 0.1], 4),  # a dip that does not last is no convergence
+        ([10, 8, 4, 0.9, 0.5, 0.1], 3),  # the embedding comes first
+        ([10, 0.5, 4, 0.9, 0.5, 0.1], 3),  # a dip that does not last is no convergence
         ([10, 9, 8, 7], math.nan),
-        ([10, 9, 8, 0.5], 4),
+        ([10, 9, 8, 0.5], 3),
         ([1, 2, 3, 4], math.nan),  # rising
         ([10, 9, 0.5, 2], math.nan),
         ([10, 9, 1.0, 1.0], math.nan),  # 10% exactly is not under 10%
         ([0.0, 0.0, 0.0], math.nan),
-        ([0.5, 10, 0.5, 0.5], 3),
+        ([0.5, 10, 0.5, 0.5], 2),
+        ([8.5, 0.4, 0.5, 0.3], 1),
         ([5.0], math.nan),
     ],
 )
@@ -48,8 +49,8 @@ def test_convergence_layer(entropy: list[float], layer: float) -> None:
         ([10, 5, 4, 4, 4, 6], -0.5),  # rises again at the end
         ([1, 2, 3, 4, 5, 6], math.nan),  # never falls
         ([3, 3, 3, 3, 3], math.nan),
-        ([9, 5, 1], math.nan),  # no layer before the last three
-        ([9, 6, 3, 0], 1.0),
+        ([9, 5, 4, 1], math.nan),  # no layer before the last three
+        ([9, 9, 6, 3, 0], 1.0),
     ],
 )
 def test_abruptness(entropy: list[float], share: float) -> None:
@@ -58,7 +59,7 @@ def test_abruptness(entropy: list[float], share: float) -> None:
 
 @pytest.mark.parametrize(
     ("entropy", "depth"),
-    [([4, 4, 4, 4], 1.0), ([4, 0, 0, 0], 0.25), ([0, 0, 0, 4], 0.25), ([4, 3, 2, 1], 0.625), ([2, 4], 0.75), ([0, 0], math.nan)],
+    [([4, 4, 4, 4], 1.0), ([4, 0, 0], 0.25), ([0, 0, 4], 0.25), ([4, 3, 2, 1], 0.625), ([2, 4], 0.75), ([0, 0], math.nan)],
 )
 def test_effective_depth(entropy: list[float], depth: float) -> None:
     np.testing.assert_allclose(effective_depth(array(*entropy)), depth)

@@ -9,11 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from layerlens.metrics import (
-    PhaseRule,
-    find_phases,
-    phase_spans,
-)
+from layerlens.metrics import PhaseRule, find_phases, phase_spans
+from layerlens.metrics.phases import contradicting_layers, first_turn
 
 
 def array(*values: float) -> np.ndarray:
@@ -48,7 +45,7 @@ def test_phases_are_the_cheapest_cut(values: list[float], zero: float, slope: fl
     band = zero + slope * np.arange(len(values))
     best, costs = naive_phases(change, band, entry)
     ends = find_phases(change[None], band[None], entry)
-    start, end, turn = (int(x[0]) for x in ends)
+    start, end, turn = (int(x[0]) for x in ends[:3])
     assert costs[end, turn] == pytest.approx(best, abs=1e-8)
     assert (end, turn) <= min(cut for cut, cost in costs.items() if cost <= best + 1e-12), "of equal cuts the earliest"
     spans = phase_spans(ends, len(values))
@@ -56,18 +53,20 @@ def test_phases_are_the_cheapest_cut(values: list[float], zero: float, slope: fl
     assert layers == list(range(start or 1, len(values) + 1)), "from the first rise on every layer is in one phase, in order"
     assert start <= entry
     alone = find_phases(change, band, entry)
-    assert [int(x) for x in alone] == [start, end, turn], "one curve is a stack of one"
+    assert [int(x) for x in alone[:3]] == [start, end, turn], "one curve is a stack of one"
+    if np.abs(change).sum() > 1e-6:
+        assert ends.misfit[0] * np.abs(change).sum() == pytest.approx(best, abs=1e-8), "the misfit is the cost of the cut"
 
 
 @given(values=changes, scale=st.sampled_from([0.25, 4.0, 64.0]))
 def test_phases_do_not_depend_on_the_unit(values: list[float], scale: float) -> None:
     change, rule = np.round(array(*values), 2)[None], PhaseRule()
-    band = rule.zero_band(change, np.zeros(len(values)))
-    np.testing.assert_allclose(rule.zero_band(change * scale, np.zeros(len(values))), band * scale)
-    best, costs = naive_phases(change[0], band[0], math.ceil(len(values) / 4))
+    band = rule.zero_band(change)
+    np.testing.assert_allclose(rule.zero_band(change * scale), band * scale)
+    best, costs = naive_phases(change[0], band[0].repeat(len(values)), math.ceil(len(values) / 4))
     starts, cuts = [], []
     for ends in (rule.find(change), rule.find(change * scale)):
-        start, *cut = (int(end[0]) for end in ends)
+        start, *cut = (int(end[0]) for end in ends[:3])
         starts.append(start)
         cuts.append(costs[tuple(cut)])
     assert starts[0] == starts[1]
@@ -124,9 +123,41 @@ def test_exploration_begins_low_or_not_at_all() -> None:
     assert phases(*late, entry=0.75)["exploration"] == (6, 8)
 
 
-def test_the_band_is_the_larger_of_both() -> None:
+def test_the_band_is_a_share_of_the_early_rise() -> None:
     change = array(1.0, 0.5, 0.0, -9.0)
-    np.testing.assert_allclose(PhaseRule(0.1).zero_band(change, np.zeros(4)), 0.1)  # of the rise below the middle, not of the fall
-    np.testing.assert_allclose(PhaseRule(0.1).zero_band(change, array(0, 0.1, 0.01, 1)), [0.1, 0.196, 0.1, 1.96])
-    np.testing.assert_allclose(PhaseRule(0.1).zero_band(change, np.full(4, np.nan)), 0.1)
-    np.testing.assert_allclose(PhaseRule(0.1).zero_band(-change, np.zeros(4)), 0.9)
+    np.testing.assert_allclose(PhaseRule(0.1).zero_band(change), 0.1)  # of the rise below the middle, not of the fall
+    np.testing.assert_allclose(PhaseRule(0.1).zero_band(-change), 0.9)
+    np.testing.assert_allclose(PhaseRule(0.2).zero_band(np.stack([change, 2 * change])), [[0.2], [0.4]])
+
+
+def test_a_late_rise_outvotes_an_early_turn_and_both_are_told() -> None:
+    """The shape + - +: the cheapest cut explores to the top, and the layers that speak against it are named, with the first turn."""
+    change = array(1.5, 0.3, *[-0.3, -0.6, 0.05, -0.6, -0.6], *[1.0] * 10)
+    rule = PhaseRule()
+    ends = rule.find(change[None])
+    assert phase_spans(ends, 17)["exploration"] == (1, 17)
+    zero = float(rule.zero_band(change)[0])
+    assert contradicting_layers(change - 0.1, change + 0.1, ends, zero) == (3, 4, 6, 7)
+    assert contradicting_layers(change - 0.4, change + 0.4, ends, zero) == (4, 6, 7)
+    assert first_turn(change, change + 0.1, 1) == 2
+    assert first_turn(change, change + 0.4, 1) == 2, "layer 3 is below zero, though its interval is not"
+    assert first_turn(change, change + 9, 1) is None
+    nothing = np.full(17, np.nan)
+    assert contradicting_layers(nothing, nothing, ends, zero) == ()
+    assert ends.misfit[0] == pytest.approx(2.8 / 13.95), "what layers 3 to 7 lack, of the sum of all"
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ([1, 1, 0.01, 0.02, -1, -1], ()),
+        ([1, 1, 0.01, 0.0, -0.02, 0.3, 0.0, -1, -1, -1], (6,)),  # integration, beyond the tolerance
+        ([1, 1, -1, -1, 0.4, -1, -1, -1], (5,)),  # convergence, above zero
+        ([-1, 1, 1, -1, -1], ()),  # below the beginning of exploration
+    ],
+)
+def test_layers_outside_the_range_of_their_phase(change: list[float], wrong: tuple[int, ...]) -> None:
+    curve, rule = array(*change), PhaseRule()
+    ends = rule.find(curve[None])
+    assert contradicting_layers(curve - 0.05, curve + 0.05, ends, float(rule.zero_band(curve)[0])) == wrong
+    assert (ends.misfit[0] > 0) == bool(wrong)

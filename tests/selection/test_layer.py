@@ -1,4 +1,4 @@
-"""The layer that the data show, with how sure they are; and no layer where they show none."""
+"""The layer that the data show, with how stable it is and what speaks against it; and no layer where they show none."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule
+from layerlens.storage.manifest import AnalysisConfig
 from layerlens.types import RULES
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids
@@ -47,23 +48,122 @@ def test_the_boundary_moves_with_the_data(last: int) -> None:
 
 @pytest.mark.parametrize("samples", [1, 12])
 def test_no_exploration_means_no_layer(samples: int) -> None:
-    choice = ll.select_layer(make_run([-0.5] * 8, start=6.0, samples=samples), **FEW)
-    assert choice.layer is None
-    assert choice.frequency == 1.0 or samples == 1, "how sure the data are that there is none"
+    choice = ll.select_layer(make_run([-0.5] * 8, start=6.0, samples=samples), "boundary", **FEW)
+    assert (choice.layer, choice.outcome) == (None, "none")
+    assert choice.frequency == 1.0 or samples == 1, "how stable it is that there is none"
     assert "no exploration phase" in choice.reason
     assert choice.phases == {"exploration": None, "integration": None, "convergence": (1, 8)}
     assert plain(choice)["layer"] is None
 
 
-def test_a_change_that_never_turns_means_no_layer_and_the_others_answer() -> None:
-    choice = ll.select_layer(make_run([0.5] * 12, attn_change=[-0.2] * 6 + [-1.5] + [-0.2] * 5, start=9.0), **FEW)
-    assert choice.layer is None
-    assert "never turns" in choice.reason
-    assert "entropy_drop says 7" in choice.reason
-    assert "agreement says" in choice.reason
+def test_an_exploration_that_is_open_to_the_end_answers_the_layer_below_the_last() -> None:
+    run = make_run([0.5] * 12, attn_change=[-0.2] * 6 + [-1.5] + [-0.2] * 5, start=9.0)
+    choice = ll.select_layer(run, **FEW)
+    assert (choice.layer, choice.outcome, choice.rule, choice.frequency) == (11, "open", "boundary", 1.0)
+    assert "layer 11: the layer below the last, as exploration is still open at the top" in choice.reason
+    assert "no interval lies below zero" in choice.reason
+    assert any("exploration is still open at layer 12" in text for text in choice.against)
+    assert choice.phases == {"exploration": (1, 12), "integration": None, "convergence": None}
     others = choice.candidates[choice.candidates["chosen"]].set_index("rule")["layer"]
     assert others["entropy_drop"] == 7
-    assert others.isna()["boundary"]
+    assert others["boundary"] == 11
+
+
+def test_an_early_turn_that_a_late_rise_outvotes_is_told() -> None:
+    """The shape + - + of SmolLM2 under norm final: no sentence may say that it never turns."""
+    choice = ll.select_layer(make_run([1.5, 0.3, *[-0.3, -0.6, -0.6, -0.6], *[1.0] * 9], start=9.0, norm="final"), **FEW)
+    assert (choice.layer, choice.outcome) == (14, "open")
+    assert "no interval lies below zero" not in choice.reason
+    told = " | ".join(choice.against)
+    assert "the intervals of layers 3-6 lie on the other side of zero than their phase; ΔS first turns after layer 2" in told
+    assert "the phases fit poorly" in told
+
+
+def test_answers_that_less_than_half_of_the_resamples_give_name_no_layer() -> None:
+    run = make_run([0.0] * 36, noise=0.15, samples=8, start=9.0)
+    choice = ll.select_layer(run, "boundary", **FEW)
+    assert (choice.layer, choice.outcome) == (None, "undetermined")
+    assert choice.frequency < 0.5
+    assert re.match(r"undetermined: (no layer|layer \d+) in \d+% of resamples, (no layer|layer \d+) in \d+%", choice.reason)
+    assert plain(choice)["outcome"] == "undetermined"
+
+
+def test_rules_are_asked_in_order_and_those_passed_over_say_why() -> None:
+    falling = make_run([-0.5] * 12, start=8.0)
+    choice = ll.select_layer(falling, **FEW)
+    assert choice.rule == "skill"
+    assert choice.layer == ll.select_layer(falling, "skill", **FEW).layer
+    assert choice.against[0].startswith("boundary, the rule of the paper, names no layer: mean FFN ΔS does not rise above zero")
+    assert choice.settings["rule"] is None
+    asked = ll.select_layer(falling, "boundary", **FEW)
+    assert (asked.layer, asked.settings["rule"]) == (None, "boundary")
+    assert "skill says" in asked.reason
+
+
+def test_a_layer_that_is_no_better_than_guessing_is_passed_over_unless_asked_for() -> None:
+    run = make_run(QWEN, usable_from=20, samples=20)
+    choice = ll.select_layer(run, **FEW)
+    assert choice.usable == tuple(range(20, 37))
+    assert (choice.rule, choice.is_usable) == ("skill", True)
+    assert choice.layer >= 20
+    assert re.search(
+        r"names layer 6 \(\d+%\), which is not usable: its policy gives the text -2.0 nats a token over guessing", choice.against[0]
+    )
+    asked = ll.select_layer(run, "boundary", **FEW)
+    assert (asked.layer, asked.is_usable) == (6, False)
+    assert asked.skill == pytest.approx(-2, abs=0.05)
+    assert any(text.startswith("the layer is not usable: its policy gives the text -2.0 nats") for text in asked.against)
+    hopeless = ll.select_layer(make_run(QWEN, usable_from=37, samples=20), **FEW)
+    assert (hopeless.layer, hopeless.outcome, hopeless.usable) == (None, "unusable", ())
+    assert hopeless.reason.startswith("no layer: no rule names a usable layer below the last; boundary names 6 (100% of resamples")
+
+
+def test_the_last_layer_is_no_internal_policy_to_recommend() -> None:
+    """Every rule but `settled` finds nothing, and that one names layer L, whose policy is the final policy."""
+    run = make_run([-0.5] * 4, norm="final", start=6.0)
+    data = run.data.copy(deep=True)
+    data["agrees"][:] = 0
+    data["kl_to_final"].loc[{"layer": [1, 2, 3]}] = 5.0
+    data["final_logp_next"][:] = -99.0
+    choice = ll.select_layer(replace(run, data=data.drop_vars("entropy").assign(entropy=data["entropy"] * 0 + 1)), **FEW)
+    assert (choice.layer, choice.outcome) == (None, "none")
+    assert any("settled names layer 4, the last: training it is training the final policy" in text for text in choice.against)
+    assert ll.select_layer(replace(run, data=data), "settled", **FEW).layer == 4
+
+
+def test_a_norm_that_does_not_read_the_model_is_told_with_what_to_do() -> None:
+    run = make_run(QWEN, usable_from=37, samples=20)
+    assert ll.select_layer(run, **FEW).diagnosis == (
+        "norm none does not read this model: at its last layer it agrees with the final policy on 100% of tokens and is "
+        "2 nats a token worse than guessing; analyse and train with norm final (layerlens analyze ... --norm final)"
+    )
+    data = run.data.copy(deep=True)
+    data["agrees"][:] = 0
+    assert "agrees with the final policy on 0% of tokens" in ll.select_layer(replace(run, data=data), **FEW).diagnosis
+    assert ll.select_layer(make_run(QWEN), **FEW).diagnosis is None
+    final = make_run(QWEN, norm="final", usable_from=37)
+    assert ll.select_layer(final, **FEW).diagnosis is None, "under norm final the last layer is the final policy"
+
+
+def test_the_other_weighting_is_named_when_it_gives_another_layer() -> None:
+    """One long sample of eight turns later: by tokens it decides, by samples it does not."""
+    short = make_run([1.0] * 3 + [-1.0] * 6, samples=8, tokens=8, start=9.0)
+    late = make_run([1.0] * 6 + [-1.0] * 3, samples=8, tokens=8, start=9.0)
+    data = short.data.copy(deep=True)
+    last = data["sample"].values == 7
+    data["entropy"].values[last] = late.data["entropy"].values[last]
+    data = data.assign_coords(weight=("token", np.where(last, 50.0, 1.0)))
+    choice = ll.select_layer(replace(short, data=data), **FEW)
+    assert choice.layer == 3
+    assert "weighing tokens alike, the rule gives layer 6 instead" in choice.against
+    by_token = ll.select_layer(replace(short, data=data), over="token", **FEW)
+    assert "weighing samples alike, the rule gives layer 3 instead" in by_token.against or by_token.layer is None
+
+
+@pytest.mark.parametrize(("samples", "told"), [(1, True), (7, True), (8, False)])
+def test_few_samples_are_called_few(samples: int, told: bool) -> None:
+    choice = ll.select_layer(make_run(QWEN, samples=samples), **FEW)
+    assert any("too few to say how stable it is: analyse 8 or more" in text for text in choice.against) == told
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -76,13 +176,14 @@ def test_near_zero_layers_after_exploration_are_integration(sign: int) -> None:
 
 def test_data_that_leave_the_layer_open_say_so() -> None:
     """Six samples of fourteen turn after layer 3, the others after layer 6: layers 4-6 cancel, and resamples disagree about them."""
-    early, late = make_run([1.0] * 3 + [-1.0] * 6, samples=14, start=9.0), make_run([1.0] * 6 + [-1.0] * 3, samples=14, start=9.0)
+    early, late = (make_run([1.0] * n + [-1.0] * (9 - n), samples=14, start=9.0, norm="final") for n in (3, 6))
     data = early.data.copy(deep=True)
     many = data["sample"].values >= 6
     data["entropy"].values[many] = late.data["entropy"].values[many]
-    choice = ll.select_layer(replace(early, data=data), resamples=1000)
+    choice = ll.select_layer(replace(early, data=data), "boundary", resamples=1000)
     assert choice.frequency < 0.9
-    for rule in RULES:
+    assert set(choice.candidates["rule"]) == set(RULES) - {"settling_depth"}
+    for rule in choice.candidates["rule"].unique():
         rows = choice.candidates[choice.candidates["rule"] == rule]
         assert rows["frequency"].sum() == pytest.approx(1)
         assert rows["chosen"].sum() == 1
@@ -127,7 +228,37 @@ def test_entropy_drop_is_the_layer_across_which_most_is_lost() -> None:
     assert "falls most across it, by 2 nats" in choice.reason
     rising = ll.select_layer(make_run([0.5] * 5), "entropy_drop", **FEW)
     assert rising.layer is None
-    assert "falls in no layer" in rising.reason
+    assert "falls across no usable layer" in rising.reason
+    first = ll.select_layer(make_run([-5.0, 0.2, -0.3, -2.0, -0.1, -0.4], start=9.0), "entropy_drop", **FEW)
+    assert first.layer == 4, "never layer 1, which leaves the embedding behind"
+    unusable = ll.select_layer(make_run(change, start=4.0, usable_from=5), "entropy_drop", **FEW)
+    assert unusable.layer == 6
+
+
+def test_skill_is_the_first_layer_with_half_of_the_final_policy_s() -> None:
+    run = make_run([0.5, -0.5] * 5, samples=30, tokens=60)
+    mean = run.mean("skill", resamples=2)["mean"].sel(site="resid_post").values
+    of = run.mean("final_logp_next", resamples=2)["mean"].item() + np.log(run.manifest.model.vocabulary)
+    for share in (0.4, 0.5, 0.9):
+        choice = ll.select_layer(run, "skill", share=share, **FEW)
+        assert choice.layer == int(np.argmax(mean >= share * of)) + 1
+        assert choice.skill == pytest.approx(mean[choice.layer - 1])
+        assert choice.final_skill == pytest.approx(of)
+        assert f"{share:.0%} of the final policy's skill" in choice.reason
+    bare = replace(run, data=run.data.drop_vars("final_logp_next"))
+    with pytest.raises(SelectionError, match=r"rule 'skill' needs .*final_logp_next"):
+        ll.select_layer(bare, "skill")
+    final = replace(make_run([0.5, -0.5] * 5, norm="final"), data=bare.data)
+    assert ll.select_layer(final, "skill", **FEW).final_skill == pytest.approx(mean[-1]), "under norm final layer L is the final policy"
+
+
+def test_settled_is_the_first_layer_with_a_tenth_of_the_kl_left() -> None:
+    run = make_run([0.5, -0.5] * 10, norm="final")
+    choice = ll.select_layer(run, "settled", **FEW)
+    assert choice.layer == 18
+    assert "stays under a tenth of its start: 0.4 of 4 nats" in choice.reason
+    with pytest.raises(SelectionError, match="needs kl_to_final at resid_pre and resid_post under norm final"):
+        ll.select_layer(make_run([0.5, -0.5] * 10), "settled")
 
 
 def test_agreement_is_the_first_layer_over_the_share() -> None:
@@ -157,15 +288,43 @@ def test_the_tolerance_moves_the_answer() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_answers_are_plain_values(rule: str) -> None:
     for run in (make_run(QWEN, samples=5), make_run(QWEN, samples=1), make_run([-1.0, -1.0]), make_run([1.0])):
+        data = run.data.assign(js_to_final=run.data["kl_to_final"] / 8)
+        run = replace(run, data=data, manifest=replace(run.manifest, config=AnalysisConfig("final")))
         answer = plain(ll.select_layer(run, rule, **FEW))
         assert set(answer) == {
-            "model", "n_layers", "run", "fingerprint", "norm", "lens", "samples", "layer", "rule", "reason", "frequency", "phases",
-            "candidates",
-            "settings",
+            "model", "n_layers", "run", "fingerprint", "norm", "lens", "samples", "layer", "rule", "outcome", "reason", "frequency",
+            "against", "usable", "skill", "final_skill", "diagnosis", "phases", "candidates", "settings",
         }  # fmt: skip
         assert answer["layer"] is None or isinstance(answer["layer"], int)
         assert all(isinstance(row["chosen"], bool) for row in answer["candidates"])
         assert plain(ll.LayerChoice.from_dict(answer)) == answer
+
+
+def test_settling_depth_is_the_mean_of_the_tokens() -> None:
+    run = make_run([0.5] * 10, norm="final")
+    with pytest.raises(SelectionError, match="rule 'settling_depth' needs js_to_final at resid_post"):
+        ll.select_layer(run, "settling_depth")
+    js = np.ones(run.data["entropy"].shape, np.float32)
+    tokens = np.arange(len(js))
+    for token in tokens:  # half of the tokens settle at layer 3, half at layer 8
+        js[token, (2 if token % 2 else 7) :] = 0.1
+    measured = replace(run, data=run.data.assign(js_to_final=(run.data["entropy"].dims, js)))
+    choice = ll.select_layer(measured, "settling_depth", **FEW)
+    depth = measured.mean("settling_depth", resamples=2)["mean"].item()
+    assert choice.layer == round(depth)
+    assert 5 <= choice.layer <= 6
+    assert f"{depth:.1f} layers" in choice.reason
+
+
+def test_a_choice_of_an_earlier_version_is_read() -> None:
+    """What layerlens 0.1 wrote, before choices had an outcome: the file in tests/formats was written by that version."""
+    old = json.loads((Path(__file__).parents[1] / "formats" / "choice-1.json").read_text())
+    choice = ll.LayerChoice.from_dict(old)
+    assert (choice.layer, choice.rule, choice.outcome, choice.frequency) == (11, "boundary", "layer", 1.0)
+    assert (choice.against, choice.usable, choice.is_usable, choice.diagnosis) == ((), None, None, None)
+    assert choice.settings["z"] == 1.96
+    none = ll.LayerChoice.from_dict(old | {"layer": None})
+    assert (none.layer, none.outcome) == (None, "none")
 
 
 def test_a_saved_choice_says_on_which_run_and_weights(qwen: ll.LensModel, tmp_path: Path) -> None:
@@ -183,6 +342,8 @@ def test_a_saved_choice_says_on_which_run_and_weights(qwen: ll.LensModel, tmp_pa
         ({"layer": 37}, "a layer in 1..n_layers or null, got rule 'boundary', norm 'none', layer 37 and n_layers 36"),
         ({"layer": "6"}, "layer '6'"),
         ({"rule": "best"}, "rule 'best'"),
+        ({"outcome": "none"}, "a choice of layer 6 cannot have the outcome 'none'"),
+        ({"usable": "all"}, "holds a value of another kind"),
     ],
 )
 def test_a_damaged_choice_is_refused(change: dict[str, Any], told: str) -> None:
@@ -202,12 +363,16 @@ def test_what_is_missing_is_named(qwen: ll.LensModel) -> None:
         ll.select_layer(ll.analyze(qwen, samples, layers=[1, 2]))
     stream = ll.analyze(qwen, samples, sites=["resid_pre", "resid_post"])
     with pytest.raises(SelectionError, match=r"needs entropy at ffn_in and ffn_out; .* at resid_pre, resid_post"):
-        ll.select_layer(stream)
+        ll.select_layer(stream, "boundary")
     found = ll.select_layer(stream, "entropy_drop", **FEW)
     assert found.phases == {}
-    assert set(found.candidates["rule"]) == {"entropy_drop", "agreement"}
+    assert set(found.candidates["rule"]) == {"skill", "entropy_drop", "agreement"}
+    with pytest.raises(SelectionError, match="choosing a layer needs what a rule reads"):
+        ll.select_layer(ll.analyze(qwen, samples, sites="attn_out"))
+    bare = ll.analyze(qwen, samples, metrics="entropy")
     with pytest.raises(SelectionError, match="needs agrees at resid_post"):
-        ll.select_layer(ll.analyze(qwen, samples, metrics="entropy"), "agreement")
+        ll.select_layer(bare, "agreement")
+    assert ll.select_layer(bare, "boundary", **FEW).usable is None
     with pytest.raises(SelectionError, match="no response rows"):
         ll.select_layer(ll.analyze(qwen, [ll.Sample(random_ids(6), 6)]))
     assert ll.select_layer(ll.analyze(qwen, [ll.Sample(random_ids(6), 6)]), rows="all", **FEW).samples == 1

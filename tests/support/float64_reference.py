@@ -116,6 +116,8 @@ def metrics_of(
             for name, value in values.items():
                 out.setdefault(name, []).append(value)
     metrics = {name: torch.stack(v, 1).reshape(len(ids), n_layers, len(sites), *v[0].shape[1:]) for name, v in out.items()}
+    metrics["final_logp_next"] = torch.full((len(ids),), float("nan"), dtype=torch.float64)
+    metrics["final_logp_next"][:-1] = final[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     entropy = metrics["entropy"]
     modules = [(a, b) for a, b in MODULE_SITES.values() if {a, b} <= {*sites}]
     metrics["entropy_change"] = torch.stack([entropy[:, :, sites.index(b)] - entropy[:, :, sites.index(a)] for a, b in modules], -1)

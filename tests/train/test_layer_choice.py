@@ -38,6 +38,7 @@ def test_a_choice_file_sets_the_layer_and_is_kept_in_the_schedule(tmp_path: Path
     trainer.train()
     assert trainer.schedule.phases == ((2, 1),)
     assert ("chosen on", "runs/before (synthetic), rule boundary") in trainer.plan()
+    assert ("skill of its policy", "+4.6 nats a token over guessing (final policy: +6.6 nats)") in trainer.plan()
     kept = json.loads((tmp_path / "out" / "schedule.json").read_text())["choice"]
     assert kept == json.loads(json.dumps(CHOICE))
     assert (kept["run"], kept["rule"], kept["fingerprint"]) == ("runs/before", "boundary", FINGERPRINT)
@@ -55,9 +56,15 @@ def test_a_choice_file_sets_the_layer_and_is_kept_in_the_schedule(tmp_path: Path
         ),
         ({"norm": "final"}, ["was chosen with norm final and is trained with internal_norm none"]),
         ({"fingerprint": None}, []),
+        (
+            {"usable": [3, 4], "skill": -2.0},
+            ["policy of layer 2 under norm none is no better than guessing (-2.0 nats a token over guessing); usable are layers 3-4"],
+        ),
+        ({"usable": [], "skill": None}, ["is no better than guessing; no layer is usable: train with internal_norm final"]),
+        ({"usable": None}, []),
     ],
 )
-def test_other_weights_or_another_norm_than_the_choice_are_warned_of(
+def test_other_weights_another_norm_and_a_layer_that_is_not_usable_are_warned_of(
     changes: dict[str, Any], told: list[str], loaded: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny_model("qwen3")
@@ -93,14 +100,14 @@ def test_fingerprints_are_computed_on_the_main_process_and_only_to_compare(tmp_p
     make_trainer(tmp_path, internal_layer=write(tmp_path), internal_rollouts=1)
 
 
-NO_LAYER = ll.select_layer(make_run([-0.5] * 4, start=6.0), resamples=100).to_dict()
+NO_LAYER = ll.select_layer(make_run([-0.5] * 4, start=6.0), "boundary", resamples=100).to_dict()
 OTHER = CHOICE | {"model": "other"}
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (json.dumps(NO_LAYER), "choice.json names no layer to train (no layer: no exploration phase"),
+        (json.dumps(NO_LAYER), "choice.json names no layer to train (no layer: mean FFN ΔS does not rise above zero"),
         (
             "",
             "choice.json is damaged or of an earlier version (a choice of layer needs the key 'layer'): "
@@ -154,15 +161,15 @@ def test_auto_chooses_on_training_prompts_or_says_why_not(tmp_path: Path) -> Non
     )
     assert trainer.choice.rule == "agreement"
     assert trainer.schedule.phases == ((trainer.choice.layer, 1),)
-    with pytest.raises(TrainingError, match=r"found no layer to train: .*ΔS.*\. Name one, or choose another internal_rule"):
+    with pytest.raises(TrainingError, match=r"found no layer to train: no layer: .*\. Name one, or choose another internal_rule"):
         make_trainer(tmp_path, internal_layer="auto", internal_rollouts=1, internal_samples=4)
 
 
 def test_auto_may_not_choose_a_frozen_layer(tmp_path: Path) -> None:
     auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4, "internal_rollouts": 1}
     chosen = make_trainer(tmp_path, **auto).choice.layer
-    with pytest.raises(TrainingError, match=f"freeze_layers=3 leaves nothing but the unembedding to train in layer {chosen}'s policy"):
-        make_trainer(tmp_path, freeze_layers=3, **auto)
+    with pytest.raises(TrainingError, match=f"freeze_layers={chosen} leaves nothing but the unembedding .* layer {chosen}'s policy"):
+        make_trainer(tmp_path, freeze_layers=chosen, **auto)
 
 
 def test_the_choice_of_auto_is_on_disk(tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ def _decode(model: LensModel, batch: _Batch, plan: Plan, convention: Convention,
     decoder.flush()
     for (layer, site), (from_layer, from_site) in twins.items():
         decoder.copy(layer, site, from_layer, from_site)
+    if "final" in anchors and "logp_next" in plan.decoded:
+        decoder.values["final_logp_next"] = decoder.final_logp_next()
     return decoder.values
 
 
@@ -230,6 +232,15 @@ class _Decoder:
                 self.values["top_ids"][at] = read.top_ids[stack].cpu().numpy()
                 self.values["top_probs"][at] = read.top_probs[stack].cpu().numpy()
         self.waiting.clear()
+
+    def final_logp_next(self) -> np.ndarray:
+        """The log-probability of the next token under the final policy, for every row."""
+        device = self.unembedding.weight.device
+        read = readout(
+            self.anchors["final"].to(device), self.unembedding, want=("logp",), targets=self.batch.targets, backend=self.plan.backend
+        )
+        assert read.logp is not None
+        return read.logp.cpu().numpy()
 
     def copy(self, layer: int, site: Site, from_layer: int, from_site: Site) -> None:
         for name, array in self.values.items():

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from layerlens.analysis.plan import Plan
 from layerlens.errors import SelectionError
 from layerlens.results import Run
-from layerlens.selection.layer import select_layer
+from layerlens.selection import select_layer
+from layerlens.selection.layer import FEW_PROBLEMS
 from layerlens.storage.manifest import Stopping
 from layerlens.types import MODULE_SITES, Rows
 
@@ -44,7 +45,7 @@ def run_until_stopped(run_round: Callable[[int], Run | None], precision: float |
         run_round: gives the run with up to this many response tokens of each sample decoded; None if another round is known to
             follow.
         precision: the goal is that every 95% interval of mean entropy (at each layer and site) and of each module's mean ΔS has
-            at most this half-width, nats. None: the goal is that `select_layer` gives one answer in 95% of resamples.
+            at most this half-width, nats. None: the goal is that `select_layer` gives one answer in 95% of resamples of 8 or more problems.
 
     Returns the run of the last round, and the verdict that ended it.
     """
@@ -65,7 +66,8 @@ def stopping_verdict(run: Run, precision: float | None = None) -> Stopping:
         "one sample, no interval" if now is None or then is None else f"widest 95% interval ±{now:.2g} nats, ±{then:.2g} with every token"
     )
     ending: Ending | None = None
-    if choice is not None and frequency is not None and frequency >= STABLE_SHARE:
+    enough = len(np.unique(run.problems)) >= FEW_PROBLEMS
+    if choice is not None and frequency is not None and frequency >= STABLE_SHARE and enough:
         ending, reason = "layer", f"{f'layer {choice.layer}' if choice.layer else 'no layer'} in {frequency:.0%} of resamples"
     elif precision is not None and now is not None and now <= precision:
         ending, reason = "precision", f"widest 95% interval ±{now:.2g} nats, asked for ±{precision:g}"

@@ -12,7 +12,6 @@ import typer
 
 from layerlens.cli.figures import FigureOptions, draw_figures
 from layerlens.cli.options import AsJson, print_json
-from layerlens.cli.tables import records, show_choice, show_comparison
 from layerlens.storage.bundled import MODELS, bundled_prompts
 from layerlens.storage.files import write_text
 
@@ -31,11 +30,14 @@ def demo(
     """Analyse the two bundled models on held-out problems, draw every figure, compare them and choose a layer. Minutes, offline.
 
     Both models answer the same problems (sampled at temperature 1, seed 0) and are measured at every layer and site, with
-    norm none (states as they are) and norm final (the logit lens). Comparison and choice are those of norm none.
+    norm none (states as they are) and norm final (the logit lens). The choice is that of norm none, as in the paper; the comparison
+    is that of norm final, which does not depend on scales that a model's function does not see.
     """
     import torch
 
     import layerlens as ll
+    from layerlens.cli.tables import comparison_record, show_choice, show_comparison
+    from layerlens.selection.comparison import compare_runs
 
     torch.set_num_threads(1)  # these models are so small that more threads only wait for each other
     runs, normed = [], []
@@ -47,15 +49,15 @@ def demo(
         normed.append(ll.analyze(lens, _answered(prompts, run), norm="final", out=out / "runs" / f"{name}-final"))
     figures, _ = draw_figures(runs, out / "figures", "all", FigureOptions())
     figures += draw_figures(normed, out / "figures" / "norm-final", "all", FigureOptions())[0]
-    table = ll.compare(runs)
-    write_text(out / "comparison.csv", table.to_csv(index=False))
+    comparison = compare_runs(normed)
+    write_text(out / "comparison.csv", comparison.table.to_csv(index=False))
     choices = {run.model: ll.select_layer(run) for run in runs}
     plain = {name: choice.to_dict() for name, choice in choices.items()}
     write_text(out / "choice.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
     if as_json:
-        print_json({"figures": [str(path) for path in figures], "comparison": records(table), "choice": plain})
+        print_json({"figures": [str(path) for path in figures], "comparison": comparison_record(comparison), "choice": plain})
         return
-    show_comparison(table)
+    show_comparison(comparison)
     for choice in choices.values():
         print()
         show_choice(choice)

@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.options import AsJson, RowsOption, RuleOption, SegmentOption, Tolerance, WeightingOption, print_json
-from layerlens.cli.tables import show_choice
 
 
 def select(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `layerlens analyze --out` made it.")],
-    rule: RuleOption = "boundary",
+    rule: RuleOption = None,
     tolerance: Tolerance = 0.1,
     share: Annotated[
         float,
         typer.Option(
-            help="With the agreement rule: share of the tokens on which a layer must agree with the final policy.", min=0.0, max=1.0
+            help="Share of the tokens on which a layer must agree with the final policy (agreement), and of its skill (skill).",
+            min=0.0,
+            max=1.0,
         ),
     ] = 0.5,
     rows: RowsOption = "response",
@@ -26,14 +27,16 @@ def select(
     segment: SegmentOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the layer whose policy to train, with how often resamples of the data agree, and the runners-up.
+    """Recommend the layer whose policy to train: why, how stable under resampling, what other rules say, what speaks against it.
 
-    If the data show no such layer, the answer says so and why, and which layers the other rules choose. The answer as JSON also
-    holds the run and the fingerprint of its weights, and `layerlens train --internal_layer` takes the file.
+    A layer is usable if its policy predicts the text better than guessing. If no rule names a usable layer in at least half of the
+    resamples, the answer says so and what to do. The answer as JSON also holds the run and the fingerprint of its weights, and
+    `layerlens train --internal_layer` takes the file.
 
     Example: layerlens select runs/qwen3-4b --json > choice.json
     """
     import layerlens as ll
+    from layerlens.cli.tables import show_choice
     from layerlens.metrics import PhaseRule
 
     choice = ll.select_layer(ll.open_run(run), rule, phases=PhaseRule(tolerance), share=share, rows=rows, over=over, segment=segment)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from layerlens.selection.layer import LayerChoice
+from layerlens.selection import LayerChoice
+from layerlens.selection.comparison import Comparison
+from layerlens.selection.measures import LABELS, PAPERS, SETTLING, SHARES
+from layerlens.selection.recommendation import recommendation
+from layerlens.selection.rules import LOOKS_FOR
+from layerlens.selection.words import layer_ranges, percent
+
+SHOWN = 0.05
+"""Share of resamples from which an answer that is not the chosen one is shown."""
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -18,55 +26,82 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): getattr(value, "item", lambda v=value: v)() for key, value in row.items()} for row in plain.to_dict("records")]
 
 
-def show_comparison(table: pd.DataFrame) -> None:
-    """One column per run, one line per measure, intervals in brackets."""
+def comparison_record(found: Comparison) -> dict[str, Any]:
+    """A comparison as plain values, ready for JSON."""
+    return {
+        "runs": records(found.table),
+        "differences": records(found.differences),
+        "verdict": list(found.verdict),
+        "notes": list(found.notes),
+    }
+
+
+def show_comparison(found: Comparison) -> None:
+    """One column per run, one line per measure, intervals in brackets; then the verdict and what to know of it."""
+    table, console = found.table, _console()
+    for text in found.notes:
+        console.print(f"note: {text}")
+    if found.notes:
+        console.print()
     shown = Table("", *(f"{row['model']}" for _, row in table.iterrows()), box=None, pad_edge=False)
     shown.add_row("layers", *table["layers"].astype(str))
     shown.add_row("samples", *table["samples"].astype(str))
     shown.add_row("norm", *table["norm"])
-    measures = [str(name) for name in table.columns if f"{name}_low" in table.columns]
-    for name in measures:
-        cells = [_number(row[name], row[f"{name}_low"], row[f"{name}_high"], row[f"{name}_exists"]) for _, row in table.iterrows()]
-        shown.add_row(name.replace("_", " "), *cells)
+    if table["usable_layers"].notna().any():
+        shown.add_row("usable layers", *("unknown" if pd.isna(text) else str(text) for text in table["usable_layers"]))
+    for title, names in (("how late it settles", SETTLING), ("the paper's measures", PAPERS)):
+        if not table[list(names)].notna().any(axis=None):
+            continue
+        shown.add_row(f"[bold]{title}[/bold]")
+        for name in names:
+            cells = [_number(row, name) for _, row in table.iterrows()]
+            shown.add_row(f"  {LABELS.get(name, name.replace('_', ' '))}", *cells)
     chosen = [
-        "none" if pd.isna(row["chosen_layer"]) else f"{row['chosen_layer']:.0f}" + _frequency(row["chosen_frequency"])
+        "none" if pd.isna(row["chosen_layer"]) else f"{row['chosen_layer']:.0f}  ({row['rule']}{_frequency(row['chosen_frequency'])})"
         for _, row in table.iterrows()
     ]
-    shown.add_row(f"chosen layer ({table['rule'].iloc[0]})", *chosen)
-    _console().print(shown)
+    shown.add_row("recommended layer", *chosen)
+    console.print(shown)
+    for text in found.verdict:
+        console.print(f"\n{text}" if text is found.verdict[0] else text)
 
 
 def show_choice(choice: LayerChoice) -> None:
-    """The answer, the phases, and what else the data would say."""
+    """What each rule says, the phases and the usable layers, and at the end the recommendation."""
     console = _console()
     lens = "" if choice.lens == "logit" else f", {choice.lens} lens"
-    console.print(f"[bold]{choice.model}[/bold], norm {choice.norm}{lens}, {choice.samples} samples", highlight=False)
-    console.print(choice.reason, highlight=False, style="bold")
-    for name, span in choice.phases.items():
-        console.print(f"  {name:12} {'-' if span is None else f'layers {span[0]}-{span[1]}'}", highlight=False)
-    table = Table("rule", "layer", "of resamples", "", box=None, pad_edge=False)
-    for row in choice.candidates.itertuples():
-        layer = "none" if pd.isna(row.layer) else str(row.layer)
-        table.add_row(str(row.rule), layer, _share(row.frequency), "on all samples" if row.chosen else "")
+    console.print(f"[bold]{choice.model}[/bold], norm {choice.norm}{lens}, {choice.samples} samples, {choice.n_layers} layers")
+    phases = [f"{name} {'-' if span is None else layer_ranges(range(span[0], span[1] + 1))}" for name, span in choice.phases.items()]
+    if phases:
+        console.print(f"phases of the FFN's ΔS: {', '.join(phases)}")
+    if choice.usable is not None:
+        console.print(f"usable layers (better than guessing): {layer_ranges(choice.usable)}")
+    table = Table("rule", "layer", "of resamples", "looks for", box=None, pad_edge=False)
+    for _, rows in choice.candidates.groupby("rule", sort=False):
+        for row in rows[rows["chosen"] | (rows["frequency"] >= SHOWN)].itertuples():
+            layer = "none" if pd.isna(row.layer) else str(row.layer)
+            table.add_row(str(row.rule), layer, percent(float(row.frequency)), LOOKS_FOR[row.rule] if row.chosen else "")
     console.print(table)
+    console.print()
+    for label, text in recommendation(choice):
+        style = "bold" if label == "recommended" else None
+        console.print(Text.assemble((f"{label:17} ", "bold"), (text, style or "")))
 
 
-def _number(value: float, low: float, high: float, exists: float) -> str:
-    """A measure with its interval; if it does not exist in every resample, with the share of resamples in which it does."""
-    share = f"; exists in {_share(exists)} of resamples" if exists < 1 else ""
+def _number(row: pd.Series, name: str) -> str:
+    """A measure with its interval, and in how many resamples it exists if not in all."""
+    scale, unit = (100, "%") if name in SHARES else (1, "")
+    value, low, high, exists = (float(row[name + end]) for end in ("", "_low", "_high", "_exists"))
     if pd.isna(value):
-        return "none" if not exists > 0 else f"none  (else {low:.3g} to {high:.3g}{share})" if low == low else f"none{share}"
-    return f"{value:.3g}" if pd.isna(low) else f"{value:.3g}  ({low:.3g} to {high:.3g}{share})"
-
-
-def _share(share: float) -> str:
-    if pd.isna(share):
-        return "-"
-    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+        return "none" if pd.isna(exists) or exists == 0 else f"none  (exists in {percent(exists)} of resamples)"
+    if pd.isna(low):
+        return f"{scale * value:.3g}{unit}"
+    seldom = "" if exists == 1 else f"; exists in {percent(exists)} of resamples"
+    return f"{scale * value:.3g}{unit}  ({scale * low:.3g} to {scale * high:.3g}{seldom})"
 
 
 def _frequency(share: float) -> str:
-    return "" if pd.isna(share) else f"  ({share:.0%} of resamples)"
+    return "" if pd.isna(share) else f", {percent(share)} of resamples"
 
 
 def _console() -> Console:

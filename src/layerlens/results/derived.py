@@ -10,6 +10,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics.entropy import entropy_change
 from layerlens.metrics.perplexity import log_perplexity
 from layerlens.metrics.settling import DEEP, SETTLED, agreement_depth, settles_deep, settling_depth
+from layerlens.metrics.skill import skill
 from layerlens.storage.manifest import RunManifest
 from layerlens.types import DERIVED_FROM, METRIC_INFO, MODULE_SITES, Module
 
@@ -26,6 +27,14 @@ def variable(data: xr.Dataset, manifest: RunManifest, name: str) -> xr.DataArray
     if name == "log_perplexity":
         surprise: xr.DataArray = xr.apply_ufunc(log_perplexity, variable(data, manifest, "logp_next"))
         return surprise.rename(name)
+    if name == "skill":
+        vocabulary = manifest.model.vocabulary
+        if vocabulary is None:
+            raise SelectionError(
+                f"the run of {manifest.model.name} does not say how large its vocabulary is, so it has no skill: analyse again"
+            )
+        beyond: xr.DataArray = skill(variable(data, manifest, "logp_next"), vocabulary)
+        return beyond.rename(name)
     if name in DERIVED_FROM:
         return token_depth(data, manifest, name)
     if name not in data.data_vars:

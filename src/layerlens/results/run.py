@@ -120,8 +120,8 @@ class Run:
         return module_change(self.data, self.manifest, module)
 
     def values(self, name: str) -> xr.DataArray:
-        """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `log_perplexity` (-logp_next), and
-        at every token `settling_depth`, `agreement_depth` and `deep_thinking_ratio` (1 if the token settles deep, else 0).
+        """A variable as it was measured, or one derived: `entropy_change` (of all modules there are), `skill`, `log_perplexity`
+        (-logp_next), and at every token `settling_depth`, `agreement_depth` and `deep_thinking_ratio` (1 if the token settles deep).
 
         Raises SelectionError if the run does not hold it.
         """
@@ -168,7 +168,7 @@ class Run:
         Problems are resampled, each with all its answers (`problems`), since answers to one problem are not independent.
 
         Args:
-            name: a variable of `data`, or `entropy_change`, `log_perplexity` (the mean of -`logp_next`, nats per token), or
+            name: a variable of `data`, or `entropy_change`, `skill`, `log_perplexity` (the mean of -`logp_next`, nats per token), or
                 `perplexity`, its exponential: with `over="sample"` the geometric mean of the samples' perplexities, with "token"
                 the perplexity of all tokens as one text.
             over: weighting: "sample" takes the mean of each sample first, "token" weighs all tokens alike, as the paper's

@@ -16,6 +16,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "entropy": ("token", "layer", "site"),
     "logit_sd": ("token", "layer", "site"),
     "logp_next": ("token", "layer", "site"),
+    "final_logp_next": ("token",),
     "kl_to_final": ("token", "layer", "site"),
     "kl_from_layer": ("token", "layer", "site"),
     "js_to_final": ("token", "layer", "site"),
@@ -150,8 +151,12 @@ def storable(text: str) -> str:
 
 
 def join_samples(samples: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Samples one after another: rows along `token`, whole texts along `text_token`, matrices along `sample`."""
+    """Samples one after another: rows along `token`, whole texts along `text_token`, matrices along `sample`.
+
+    A variable that some samples lack, since an earlier version wrote them, is left out.
+    """
     first = samples[0]
+    shared = [str(name) for name in first.data_vars if all(name in sample for sample in samples)]
 
     def joined(name: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
         variable = first[name].variable
@@ -160,7 +165,7 @@ def join_samples(samples: Sequence[xr.Dataset]) -> xr.Dataset:
         return tuple(map(str, variable.dims)), values, dict(variable.attrs)
 
     return xr.Dataset(
-        {str(name): joined(str(name)) for name in first.data_vars},
+        {name: joined(name) for name in shared},
         # files of an earlier version lack some coordinates
         {str(name): joined(str(name)) for name in first.coords if all(name in sample.coords for sample in samples)},
         first.attrs,

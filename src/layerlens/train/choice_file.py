@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import SelectionError, TrainingError
-from layerlens.selection.layer import LayerChoice
+from layerlens.selection import LayerChoice
 
 WRITE_ONE = "write one with `layerlens select RUN --json`"
 

@@ -77,7 +77,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield f"internal_lens={self.internal_lens} goes with internal_norm=final, got {self.internal_norm!r}"
         if self.internal_lens != "logit" and self.chooses_layer:
             yield "internal_layer='auto' reads with the logit lens: choose on a run with this lens, and name the file of the choice"
-        if self.internal_rule not in RULES:
+        if self.internal_rule is not None and self.internal_rule not in RULES:
             yield f"internal_rule is one of {', '.join(RULES)}, got {self.internal_rule!r}"
         if self.internal_samples < 1:
             yield f"internal_samples must be at least 1, got {self.internal_samples}"

@@ -66,7 +66,11 @@ class BuPOFields:
         "The lens is held fixed, and the monitor reads without it.",
     )
     internal_norm: str = _field("none", "What stands between the layer and the unembedding: none (the paper), or final (the final norm).")
-    internal_rule: str = _field("boundary", "With auto: the rule that chooses, boundary, entropy_drop or agreement.")
+    internal_rule: str | None = _field(
+        None,
+        "With auto: the rule that chooses: boundary, skill, settled, settling_depth, agreement or entropy_drop; by default the first "
+        "of these that names a usable layer, as layerlens select recommends.",
+    )
     internal_samples: int = _field(32, "With auto: how many training prompts are analysed.")
     decay_above: bool = _field(
         False, "Let weight decay act on the blocks above the layer in the internal phase; otherwise these blocks do not move at all."

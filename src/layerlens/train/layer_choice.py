@@ -15,9 +15,10 @@ from layerlens.analysis.pipeline import analyze
 from layerlens.errors import ModelLoadError, TrainingError
 from layerlens.models import FittedLens, Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, require_readable, text_config
 from layerlens.prompts.sample import Sample
-from layerlens.selection.layer import LayerChoice, select_layer
+from layerlens.selection import LayerChoice, select_layer
+from layerlens.selection.words import layer_ranges, nats
 from layerlens.train.config import BuPOConfig
-from layerlens.types import FORWARD_NORMS, ForwardNorm, Rule
+from layerlens.types import FORWARD_NORMS, READOUT_METRICS, ForwardNorm, Rule
 
 log = logging.getLogger("layerlens.train")
 
@@ -71,11 +72,12 @@ def require_lens(lens: FittedLens, model: nn.Module, n_layers: int, layers: Sequ
 
 
 def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str, lens: str = "logit") -> None:
-    """Logs a warning if the layer was chosen on other weights than the model's, or under another norm or lens.
+    """Logs a warning if the layer is not usable, or was chosen on other weights than the model's, or under another norm or lens.
 
     Weights are compared by fingerprint (`DecoderParts.fingerprint`, which the dtype is part of), and only if the choice has
     one and the model's weights are those of its checkpoint: neither mixed with adapters nor spread out by DeepSpeed.
     """
+    warn_of_skill(choice)
     if choice.norm != norm:
         log.warning(
             f"internal_layer was chosen with norm {choice.norm} and is trained with internal_norm {norm}: "
@@ -94,6 +96,16 @@ def warn_of_differences(choice: LayerChoice, model: nn.Module, norm: str, lens: 
         )
 
 
+def warn_of_skill(choice: LayerChoice) -> None:
+    """Logs a warning if the policy of the chosen layer is known to be no better than guessing."""
+    if choice.is_usable is False:
+        size = "" if choice.skill is None else f" ({nats(choice.skill)} a token over guessing)"
+        usable = (
+            f"usable are layers {layer_ranges(choice.usable)}" if choice.usable else "no layer is usable: train with internal_norm final"
+        )
+        log.warning(f"the policy of layer {choice.layer} under norm {choice.norm} is no better than guessing{size}; {usable}")
+
+
 def choose_together(accelerator: Any, choose: Callable[[], LayerChoice]) -> LayerChoice:
     """The choice of the main process, on every process; all must call it.
 
@@ -110,20 +122,29 @@ def choose_together(accelerator: Any, choose: Callable[[], LayerChoice]) -> Laye
     if isinstance(choice, Exception):
         raise choice
     if choice.layer is None:
-        raise TrainingError(f"internal_layer='auto' found no layer to train: {choice.reason}. Name one, or choose another internal_rule")
+        why = f"{choice.reason}{f'; {choice.diagnosis}' if choice.diagnosis else ''}"
+        raise TrainingError(f"internal_layer='auto' found no layer to train: {why}. Name one, or choose another internal_rule")
     log.info(f"internal_layer='auto': {choice.reason}")
+    if accelerator.is_main_process:
+        warn_of_skill(choice)
     return choice  # type: ignore[no-any-return]
 
 
 def choose_by_analysis(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Sample], generation: Generation, norm: ForwardNorm, rule: Rule, device: torch.device
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sample],
+    generation: Generation,
+    norm: ForwardNorm,
+    rule: Rule | None,
+    device: torch.device,
 ) -> LayerChoice:
     """Analyses the model's own answers to the prompts, on `device`, and applies the rule. The model ends on the device it came from."""
     network = causal_lm(model)
     home = network.device  # FSDP leaves the model on the CPU until it is sharded
     try:
         lens = LensModel.wrap(network.to(device), tokenizer)
-        run = analyze(lens, prompts, generate=generation, metrics=("entropy", "agrees"), norm=norm)
+        run = analyze(lens, prompts, generate=generation, metrics=READOUT_METRICS, norm=norm)
     finally:
         network.to(home)
     return select_layer(run, rule)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import read_schedule
-from layerlens.selection.layer import LayerChoice
+from layerlens.selection import LayerChoice
+from layerlens.selection.words import nats
 from layerlens.train.layer_rates import Factors, describe_rates
 from layerlens.train.schedule import WHOLE_RUN, Span
 
@@ -20,6 +21,9 @@ def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice:
     """Yields what is trained, and when or how, as rows of two texts."""
     if choice is not None and spans:
         yield "choice", choice.reason
+        if choice.skill is not None:
+            whole = "" if choice.final_skill is None else f" (final policy: {nats(choice.final_skill)})"
+            yield "skill of its policy", f"{nats(choice.skill)} a token over guessing{whole}"
         if choice.run is not None:
             yield "chosen on", f"{choice.run} ({choice.model}), rule {choice.rule}"
     for layer, rollouts, first, last in spans:

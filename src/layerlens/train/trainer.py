@@ -28,7 +28,7 @@ from layerlens.models import Generation, count_blocks, read_lens, truncated_at
 from layerlens.prompts.sample import Sample
 from layerlens.results.training_log import PHASE, SCHEDULE
 from layerlens.rewards.boxed import last_boxed
-from layerlens.selection.layer import LayerChoice
+from layerlens.selection import LayerChoice
 from layerlens.storage.files import write_text
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig

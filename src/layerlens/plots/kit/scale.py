@@ -58,6 +58,7 @@ SCALES: dict[str, Scale] = {
     "entropy": Scale("viridis"),
     "logit_sd": Scale("cividis", tail=0.01),
     "logp_next": Scale("cividis", high=0.0, tail=0.01),
+    "skill": DIVERGING,
     "kl_to_final": Scale("magma", tail=0.01),
     "js_to_final": Scale("magma", low=0.0, high=1.0),
     "kl_from_final": Scale("magma", tail=0.01),
