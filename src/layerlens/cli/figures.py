@@ -75,10 +75,12 @@ def _right(run: Run, options: FigureOptions) -> Any:
 
 def _change(module: str) -> Callable[[Run, FigureOptions], Any]:
     def draw(run: Run, options: FigureOptions) -> Any:
-        from layerlens.selection.layer import select_layer
+        from layerlens.selection import select_layer
 
-        choice = select_layer(run, **options.means) if module == "ffn" and len(run.layers) == run.n_layers else None
-        marks = {} if choice is None else {"phases": choice.phases, "layer": choice.layer}
+        marks: dict[str, Any] = {}
+        if module == "ffn" and len(run.layers) == run.n_layers:
+            choice = select_layer(run, "boundary", **options.means)
+            marks = {"phases": choice.phases, "layer": choice.layer}
         return _plots().entropy_change(run, module, **marks, **options.means)
 
     return draw
@@ -99,6 +101,7 @@ ONE_RUN: dict[str, Callable[[Run, FigureOptions], Any]] = {
     "cka": lambda run, options: _plots().similarity(run, "cka", **options.means),
     "stream-cosine": lambda run, options: _plots().stream_cosine(run, **options.means),
     "state-norm": lambda run, options: _plots().state_norm(run, options.site, **options.means),
+    "skill": _metric("skill"),
     "agreement": _metric("agrees"),
     "kl": _metric("kl_to_final"),
     "perplexity": _metric("perplexity"),
@@ -118,6 +121,7 @@ RIGHT_OR_WRONG = ("settling-right-wrong", "deep-thinking")
 ALL_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {
     "families": lambda runs, options: _plots().family_grid(runs, **options.means),
     "comparison": lambda runs, options: _plots().compare_families(runs, **options.means),
+    "convergence": lambda runs, options: _plots().convergence(runs, **options.means),
 }
 """Figures of several runs together."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from layerlens.plots.kit.save import save
 from layerlens.plots.runs.compare_families import compare_families
+from layerlens.plots.runs.convergence import convergence
 from layerlens.plots.runs.deep_thinking import deep_thinking
 from layerlens.plots.runs.difference_heatmap import difference_heatmap
 from layerlens.plots.runs.entropy_change import entropy_change
@@ -42,6 +43,7 @@ from layerlens.plots.training.training_dynamics import training_dynamics
 
 __all__ = [
     "compare_families",
+    "convergence",
     "deep_thinking",
     "difference_heatmap",
     "drift",

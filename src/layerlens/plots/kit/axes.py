@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from layerlens.plots.kit.figure import axes_size
+from layerlens.plots.kit.figure import axes_size, figure_of
 from layerlens.plots.kit.labels import families, plain, power, wrapped
 from layerlens.plots.kit.style import STYLE
 
@@ -22,6 +22,16 @@ def fit_labels(ax: Axes) -> None:
             text=wrapped(axis.label.get_text(), inches, STYLE["axes.labelsize"]), size=STYLE["axes.labelsize"], family=families()
         )
     ax.tick_params(labelsize=STYLE["xtick.labelsize"], width=STYLE["xtick.major.width"])
+
+
+def legend_above(ax: Axes) -> None:
+    """A legend over the whole figure of what has a label in `ax`, in as many columns as fit; none if nothing has one."""
+    handles, labels = ax.get_legend_handles_labels()
+    if labels:
+        figure = figure_of(ax)
+        widest = max(map(len, labels)) * 0.6 * 7 + 40
+        columns = min(len(labels), max(1, int((figure.get_figwidth() - 0.2) * 72 // widest)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=3)
 
 
 def open_frame(ax: Axes) -> None:

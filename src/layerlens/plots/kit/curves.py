@@ -16,6 +16,7 @@ from layerlens.plots.kit.layer_axis import depth, depth_axis
 from layerlens.plots.kit.run_data import MeanOptions, legend_names, mean_at, require_metric
 from layerlens.plots.kit.scale import SCALES
 from layerlens.plots.kit.style import MODULE_NAMES, LineStyle, line_style
+from layerlens.plots.kit.unusable import hatch_unusable
 from layerlens.results import Run
 
 PARTS = ("mean", "low", "high")
@@ -47,7 +48,7 @@ def check_scale(scale: str) -> None:
 
 def draw_metric(
     ax: Axes, runs: list[Run], metric: str, site: str, relative: bool, scale: str, options: MeanOptions
-) -> list[dict[str, object]]:
+) -> tuple[list[dict[str, object]], str]:
     """Draws a line per run of the metric's mean by layer, and the axes around them.
 
     Args:
@@ -57,7 +58,7 @@ def draw_metric(
         options: of `Run.mean`.
 
     Returns:
-        The attrs of the mean of each run.
+        The attrs of the mean of each run, and what a caption must say of layers that are hatched since they are not usable.
     """
     attrs = []
     for number, (run, name) in enumerate(zip(runs, legend_names(runs), strict=True)):
@@ -79,17 +80,18 @@ def draw_metric(
         ax.set_ylim(0, 1.05)
     elif 0 <= min(float(line.get_ydata().min()) for line in ax.lines) < 0.4 * ax.get_ylim()[1]:  # type: ignore[union-attr]
         ax.set_ylim(bottom=0)
-    return attrs
+    hatched = {"entropy": site, "entropy_change": "resid_post"}.get(metric)
+    return attrs, "" if hatched is None else hatch_unusable(ax, runs, hatched, relative, options)
 
 
 def metric_curves(runs: list[Run], metric: str, site: str, relative: bool, scale: str, ax: Axes | None, options: MeanOptions) -> Axes:
     """Draws `draw_metric` into axes of its own or the caller's, with title, legend and caption."""
     layers = max(len(run.layers) for run in runs)
     target = ax or new_figure(float(np.clip(4.2 + 0.06 * layers, 4.6, 7)), 3.2 + 0.1 * len(runs)).subplots()
-    attrs = draw_metric(target, runs, metric, site, relative, scale, options)
+    attrs, hatched = draw_metric(target, runs, metric, site, relative, scale, options)
     run_layout(target)
     depth_axis(target, runs, relative)
     place = MODULE_NAMES.get(site, site)
     title_and_legend(target, place if len(runs) > 1 else f"{runs[0].model} · {place}")
-    complete_axes(target, describe_runs(runs, attrs), given=ax)
+    complete_axes(target, describe_runs(runs, attrs, shows=[hatched]), given=ax)
     return target

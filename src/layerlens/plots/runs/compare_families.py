@@ -7,6 +7,7 @@ from typing import Unpack
 
 import numpy as np
 
+from layerlens.plots.kit.axes import legend_above
 from layerlens.plots.kit.caption import add_caption, describe_runs
 from layerlens.plots.kit.curves import check_scale, draw_metric
 from layerlens.plots.kit.figure import new_figure
@@ -19,6 +20,9 @@ from layerlens.results import Run
 @styled
 def compare_families(runs: Sequence[Run], *, scale: str = "nats", **mean: Unpack[MeanOptions]) -> np.ndarray:
     """Two axes on relative depth: entropy of the residual stream, and ΔS of the FFN, one line per run in both.
+
+    Layers that are not usable (no better than guessing) are hatched. Under norm none both panels compare scales, not models:
+    `convergence` draws what does not depend on them.
 
     Args:
         runs: the runs to compare, of models of any depth.
@@ -35,16 +39,13 @@ def compare_families(runs: Sequence[Run], *, scale: str = "nats", **mean: Unpack
     check_scale(scale)
     figure = new_figure(8.2, 3.6 + 0.1 * len(runs))
     left, right = figure.subplots(1, 2)
-    attrs = draw_metric(left, runs, "entropy", "resid_post", True, scale, mean)
+    attrs, hatched = draw_metric(left, runs, "entropy", "resid_post", True, scale, mean)
     draw_metric(right, runs, "entropy_change", "ffn", True, "nats", mean)
     for ax in (left, right):
         depth_axis(ax, runs, relative=True)
     left.set_title("residual stream (resid_post)")
     right.set_title("FFN")
-    handles, labels = left.get_legend_handles_labels()
-    if labels:  # one run alone has no legend
-        widest = max(map(len, labels)) * 0.6 * 7 + 40
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), max(1, int(8.0 * 72 // widest))), handlelength=3)
+    legend_above(left)
     axes: np.ndarray = np.array([left, right], dtype=object)
-    add_caption(figure, describe_runs(runs, attrs))
+    add_caption(figure, describe_runs(runs, attrs, shows=[hatched]))
     return axes

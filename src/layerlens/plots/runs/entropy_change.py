@@ -16,6 +16,7 @@ from layerlens.plots.kit.figure import axes_size, new_figure, run_layout
 from layerlens.plots.kit.layer_axis import depth, depth_axis
 from layerlens.plots.kit.run_data import MeanOptions
 from layerlens.plots.kit.style import MODULE_NAMES, MODULE_STYLES, PHASE_TINTS, styled
+from layerlens.plots.kit.unusable import hatch_unusable
 from layerlens.results import Run
 from layerlens.types import Module
 
@@ -34,6 +35,8 @@ def entropy_change(
     **mean: Unpack[MeanOptions],
 ) -> Axes:
     """ΔS = S(out) − S(in) of modules by layer, nats, with bootstrap intervals: above zero a module explores, below it commits.
+
+    Layers that are not usable at resid_post (no better than guessing) are hatched.
 
     Args:
         run: what to draw.
@@ -71,7 +74,8 @@ def entropy_change(
     run_layout(target)
     depth_axis(target, [run], relative=False)
     title_and_legend(target, run.model)
-    complete_axes(target, describe_runs(run, changes.attrs), given=ax)
+    hatched = hatch_unusable(target, [run], "resid_post", False, mean)
+    complete_axes(target, describe_runs(run, changes.attrs, shows=[hatched]), given=ax)
     _shade_phases(target, spans)
     return target
 

@@ -17,6 +17,7 @@ from layerlens.plots.kit.labels import metric_label
 from layerlens.plots.kit.layer_axis import depth_axis
 from layerlens.plots.kit.run_data import MeanOptions
 from layerlens.plots.kit.style import MODULE_NAMES, MODULE_STYLES, styled
+from layerlens.plots.kit.unusable import hatch_unusable
 from layerlens.results import Run
 from layerlens.types import MODULE_SITES
 
@@ -33,7 +34,8 @@ def entropy_flow(run: Run, *, ax: Axes | None = None, **mean: Unpack[MeanOptions
 
     The line is the residual stream (resid_pre, resid_mid, resid_post of each block, with its interval as a band). Beside
     the line stand the modules of each block: an arrow from the entropy of what the module reads to the entropy of what it
-    writes, with the intervals of both ends behind it. Sites and layers that the run did not analyse are left out.
+    writes, with the intervals of both ends behind it. Sites and layers that the run did not analyse are left out; layers that
+    are not usable at resid_post (no better than guessing) are hatched.
 
     Args:
         run: what to draw.
@@ -63,7 +65,8 @@ def entropy_flow(run: Run, *, ax: Axes | None = None, **mean: Unpack[MeanOptions
     target.set_ylabel(metric_label("entropy"))
     title_and_legend(target, run.model, handles)
     arrows = "arrows: from the entropy of what a module reads (bar) to that of what it writes (tip)" if modules else ""
-    complete_axes(target, describe_runs(run, entropy.attrs, shows=[arrows]), given=ax)
+    hatched = hatch_unusable(target, [run], "resid_post", False, mean)
+    complete_axes(target, describe_runs(run, entropy.attrs, shows=[arrows, hatched]), given=ax)
     return target
 
 
