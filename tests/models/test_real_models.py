@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.types import NORMS
-from tests.support.float64_reference import plain_states
+from layerlens.types import NORMS, REQUESTED_METRICS
+from tests.support.float64_reference import metrics_of, plain_states
 
 pytestmark = pytest.mark.real
 FOLDER = os.environ.get("LAYERLENS_REAL_MODELS")
@@ -69,3 +69,28 @@ def test_spread_and_matched_entropies_of_a_real_model_match_float64() -> None:
                 np.testing.assert_allclose(final.data["logit_sd"].sel(at), normed, rtol=2e-5)
                 logp = (raw * (spread / sd)[:, None]).log_softmax(-1)
                 np.testing.assert_allclose(matched.data["entropy"].sel(at), -(logp.exp() * logp).sum(-1), atol=5e-4)
+
+
+@pytest.mark.skipif(not FOLDER, reason="LAYERLENS_REAL_MODELS names no folder of real models")
+@pytest.mark.parametrize("norm", ["none", "final"])
+def test_metrics_on_request_of_a_real_model_match_float64(norm: str) -> None:
+    folder = Path(str(FOLDER)) / "smollm2-135m-instruct"
+    model = ll.load(folder, dtype="float32")
+    ids = model.tokenizer("Add 17 and 25: the sum is 42.")["input_ids"]
+    run = ll.analyze(model, [ll.Sample(ids)], norm=norm, metrics=("agrees", *REQUESTED_METRICS))
+    net = ll.load(folder, dtype="float64").parts.model
+    with torch.no_grad():
+
+        def log_policy(h: torch.Tensor, how: str) -> torch.Tensor:
+            return net.lm_head(net.model.norm(h) if how == "final" else h).log_softmax(-1)
+
+        expected = metrics_of(plain_states(net, ids), log_policy, ids, norm, reference=1)
+    # float32 rounds logits of up to 2e4 under norm none, and KL is then thousands of nats
+    bounds = {"js_to_final": 5e-5, "kl_from_final": 1e-3 if norm == "final" else 0.05, "renyi_2": 5e-4}
+    for name in (*REQUESTED_METRICS, "settling_depth", "agreement_depth", "deep_thinking_ratio"):
+        error = np.abs(run.values(name).values - expected[name].numpy())
+        if name == "rank_next":  # tokens whose logits differ by less than float32 can tell change places
+            assert np.nanmean(error > 0) < 0.02
+            assert np.nanmax(error / expected[name].numpy()) < 1e-3
+        else:
+            assert np.nanmax(error) <= bounds.get(name, 0), name
