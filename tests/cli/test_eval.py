@@ -51,6 +51,19 @@ def test_eval_writes_a_summary_and_compares_with_an_earlier_evaluation(tmp_path:
         ).read_text()
 
 
+def test_eval_votes_with_the_answers_that_think_deepest(tmp_path: Path) -> None:
+    options = ["--answers", 2, "--select", "deep-thinking", "--no-figure"]
+    done = CliRunner().invoke(app, evaluation(tmp_path / "a", *options))
+    assert done.exit_code == 0, done.output
+    assert "of all 2 answers" in done.stdout
+    assert "of the 1 that think deepest in their first 50 tokens" in done.stdout
+    vote = json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text())["deep_thinking_vote"]
+    assert (vote["answers"], vote["kept"]) == (2, 1)
+    assert (tmp_path / "a" / "arithmetic-deep-thinking" / "run.json").is_file()
+    refused = CliRunner().invoke(app, evaluation(tmp_path / "b", *options, "--layer", 3))
+    assert "leave out --layer" in str(refused.exception)
+
+
 def test_eval_samples_16_answers_unless_the_task_has_another_number(tmp_path: Path) -> None:
     file, _ = TASKS["aime24"]
     record = {"prompt": [[{"role": "user", "content": "What is 1 + 1?"}]], "reward_model": [{"ground_truth": "2"}]}

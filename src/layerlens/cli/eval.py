@@ -6,17 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from layerlens.cli.evaluation_table import show_evaluations
+from layerlens.cli.evaluation_table import show_evaluations, show_vote
 from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
 from layerlens.types import EngineName, ForwardNorm, resolve_sites
 
 if TYPE_CHECKING:
-    from layerlens.evaluate import Engine, Evaluation, Task
+    from layerlens.evaluate import DeepThinkingVote, Engine, Evaluation, Task
     from layerlens.prompts.sample import Sample
 
 LONGEST_ANSWER = 8192
@@ -110,6 +110,14 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
+    select: Annotated[
+        Literal["deep-thinking"] | None,
+        typer.Option(
+            help="Also vote: the most frequent boxed answer to each problem, of all answers and of the half that thinks deepest in its "
+            "first 50 tokens (docs/definitions.md, Evaluation). Needs transformers, and the final policy.",
+            show_default=False,
+        ),
+    ] = None,
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw Pass@k over k into the folder.")] = True,
     engine: Annotated[
         EngineName,
@@ -132,7 +140,7 @@ def eval_command(
 
     Example: layerlens eval Qwen/Qwen3-4B --tasks math500,aime24 --data data --no-thinking --out evals/qwen3-4b
     """
-    from layerlens.evaluate import evaluate, find_task, open_engine, open_evaluation
+    from layerlens.evaluate import LensEngine, evaluate, find_task, open_engine, open_evaluation, vote_by_deep_thinking
     from layerlens.rewards import load_reward
 
     if layer is None and (site, norm) != ("resid_post", "none"):
@@ -146,8 +154,10 @@ def eval_command(
     model_engine = open_engine(
         model, engine, layer=layer, site=resolve_sites(site)[0], norm=norm, **loading.keywords(), tensor_parallel=tensor_parallel
     )
+    if select is not None and (layer is not None or not isinstance(model_engine, LensEngine)):
+        raise SelectionError("--select reads the final policy's own layers: leave out --layer, and name --engine transformers")
     prompts = [reading.read(task.source, model_engine, limit) for task in chosen]
-    evaluations, figures = [], []
+    evaluations, figures, votes = [], [], []
     for task, problems, check in zip(chosen, prompts, rewards, strict=True):
         evaluation = evaluate(
             model_engine,
@@ -160,18 +170,27 @@ def eval_command(
             batch_size=batch_size,
         )
         evaluations.append(evaluation)
-        _write_summary(evaluation)
+        vote = None
+        if select is not None and isinstance(model_engine, LensEngine):
+            vote = vote_by_deep_thinking(evaluation, model_engine.model, problems, out=out / f"{task.name}-deep-thinking")
+        votes.append(vote)
+        _write_summary(evaluation, vote)
         if figure:
             figures.append(_draw([*earlier[task.name], evaluation], task.name, out))
     failed = _failed_checks(rewards)
     if failed:
         print(f"not checked, scored 0: {failed}", file=sys.stderr)
     if as_json:
-        summaries = [each.summary() | ({"gain_over": _gains(each, earlier[each.task])} if compare else {}) for each in evaluations]
+        summaries = [
+            _summary(each, vote) | ({"gain_over": _gains(each, earlier[each.task])} if compare else {})
+            for each, vote in zip(evaluations, votes, strict=True)
+        ]
         print_json({"tasks": summaries, "figures": [str(path) for path in figures]})
         return
-    for each in evaluations:
+    for each, vote in zip(evaluations, votes, strict=True):
         show_evaluations([*earlier[each.task], each])
+        if vote is not None:
+            show_vote(vote)
     for path in figures:
         print(path)
 
@@ -219,11 +238,17 @@ def _over_answers(evaluation: Evaluation, earlier: Evaluation) -> dict[str, Any]
     return {"answers_low": ends["low"], "answers_high": ends["high"]}
 
 
-def _write_summary(evaluation: Evaluation) -> None:
+def _summary(evaluation: Evaluation, vote: DeepThinkingVote | None) -> dict[str, Any]:
+    return evaluation.summary() | ({} if vote is None else {"deep_thinking_vote": vote.to_json()})
+
+
+def _write_summary(evaluation: Evaluation, vote: DeepThinkingVote | None) -> None:
     from layerlens.storage.files import write_text
 
     assert evaluation.path is not None
-    write_text(evaluation.path / "summary.json", json.dumps(evaluation.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        evaluation.path / "summary.json", json.dumps(_summary(evaluation, vote), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def _draw(evaluations: Sequence[Evaluation], task: str, out: Path) -> Path:

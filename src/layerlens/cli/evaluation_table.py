@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from layerlens.evaluate import Evaluation
+    from layerlens.evaluate import DeepThinkingVote, Evaluation
     from layerlens.evaluate.scores import Estimate
 
 MARK = "*"
@@ -50,6 +50,17 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     told += [BOUNDS] if any(cell.endswith(MARK) for column in table.columns for cell in map(str, column.cells)) else []
     for line in told:
         console.print(line)
+
+
+def show_vote(vote: DeepThinkingVote) -> None:
+    """Prints the share of problems that the votes solve, in percent with intervals for other problems like these."""
+    found, answers = vote.estimates(), vote.kept.shape[1]
+    table = Table("majority vote, %", "", box=None, pad_edge=False)
+    table.add_row(f"of all {answers} answers", _percent(found["all"]))
+    table.add_row(f"of the {vote.n_kept} that think deepest in their first {vote.prefix} tokens", _percent(found["kept"]))
+    table.add_row(f"of {vote.n_kept} at random", _percent(found["random"]))
+    table.add_row("gain over random", _percent(found["gain"]))
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 def _of_row(row: Any) -> Estimate:

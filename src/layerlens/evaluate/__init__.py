@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from layerlens.evaluate.deep_thinking import DeepThinkingVote, vote_by_deep_thinking
 from layerlens.evaluate.engines import Engine, LensEngine, open_engine
 from layerlens.evaluate.evaluation import evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Evaluation, Problem
@@ -15,6 +16,6 @@ from layerlens.evaluate.vllm import VLLMEngine
 from layerlens.metrics.pass_at_k import avg_at_k, pass_at_k
 
 __all__ = [
-    "TASKS", "Answer", "Engine", "Estimate", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
-    "avg_at_k", "evaluate", "find_task", "open_engine", "open_evaluation", "pass_at_k", "pass_table",
+    "TASKS", "Answer", "DeepThinkingVote", "Engine", "Estimate", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
+    "avg_at_k", "evaluate", "find_task", "open_engine", "open_evaluation", "pass_at_k", "pass_table", "vote_by_deep_thinking",
 ]  # fmt: skip

@@ -22,14 +22,19 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def boxed_result(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}` as `verify` compares it: integers in one form, other texts as they are; None without a box."""
+    answer = last_boxed(text)
+    return None if answer is None else _normal_form(answer)
+
+
 def verify(text: str, ground_truth: str | int) -> bool:
     r"""Whether the last `\boxed{...}` of `text` holds exactly `ground_truth`; never raises, whatever the text.
 
     Two integers are compared as integers: surrounding spaces or dollar signs, a leading `+`, leading zeros and well-placed
     thousands commas make no difference. Any other answer must be the same text as the ground truth.
     """
-    answer = last_boxed(text)
-    return answer is not None and _normal_form(answer) == _normal_form(str(ground_truth))
+    return boxed_result(text) == _normal_form(str(ground_truth))
 
 
 def _normal_form(answer: str) -> str:
