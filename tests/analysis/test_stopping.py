@@ -92,7 +92,7 @@ def test_a_clear_layer_is_stable_in_the_first_round() -> None:
     assert verdict.goal == "layer"
     assert verdict.rows_decoded == run.data.sizes["token"] < verdict.rows / 5
     assert "layer 4 in 100% of resamples" in verdict.reason
-    none = run_until_stopped(rounds(make_run([-1.0] * 8, start=9.0, samples=20, tokens=80)))[1]
+    none = run_until_stopped(rounds(make_run([-1.0] * 8, start=9.0, samples=20, tokens=80, usable_from=9)))[1]
     assert (none.ending, none.layer) == ("layer", None), "that there is no layer can be stable too"
 
 
