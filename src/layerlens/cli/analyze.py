@@ -21,7 +21,7 @@ from layerlens.cli.options import (
     parse_names,
     print_json,
 )
-from layerlens.types import Norm, Rows
+from layerlens.types import METRICS, Norm, Rows
 
 
 @grouped
@@ -95,8 +95,8 @@ def analyze_command(
     metrics: Annotated[
         str,
         typer.Option(
-            help="all, or some of entropy, logp_next, kl_to_final, agrees, similarity, stream_cosine, separated by commas; only on request "
-            "(all,js_to_final): js_to_final, which gives settling depth and deep-thinking ratio, kl_from_final, rank_next, renyi_2.",
+            help=f"all, or some of {', '.join(METRICS)}, separated by commas; only on request (all,js_to_final): js_to_final, which gives "
+            "settling depth and deep-thinking ratio, kl_from_final, rank_next, renyi_2.",
             rich_help_panel="Measurement",
         ),
     ] = "all",

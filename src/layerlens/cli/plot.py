@@ -22,7 +22,7 @@ def plot(
         str,
         typer.Option(
             help=f"all, or some of these, separated by commas: {KINDS}. all leaves {', '.join(TWO_RUNS)} out, and "
-            "what needs --reward or metrics on request if there are none."
+            "those of settling and deep thinking unless the run and --reward provide for them."
         ),
     ] = "all",
     sample: Annotated[
