@@ -133,5 +133,7 @@ def accuracy_rows(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def _percent(estimate: dict[str, float | None]) -> str:
-    mean, low, high = (None if value is None else f"{100 * value:.1f}" for value in estimate.values())
-    return str(mean) if low is None else f"{mean} [{low}, {high}]"
+    values = (estimate[name] for name in ("mean", "low", "high"))
+    mean, low, high = (None if value is None else f"{100 * value:.1f}" for value in values)
+    marked = "*" if estimate.get("bound") else ""  # all problems have the same value: the ends are bounds
+    return str(mean) if low is None else f"{mean} [{low}, {high}]{marked}"

@@ -85,7 +85,12 @@ def write_evaluation(folder: Path, result: dict[str, Any]) -> None:
 def print_accuracy(result: dict[str, Any], console: Console) -> None:
     """Prints a result as a table, in percent with 95% intervals."""
     names, rows = accuracy_rows(result)
-    table = Table("", "problems", *names, title=f"{result['model']}: correct answers in percent, 95% interval over problems")
+    table = Table(
+        "",
+        "problems",
+        *names,
+        title=f"{result['model']}: correct answers in percent, 95% interval over problems (*: bounds, as all are alike)",
+    )
     for row in rows:
         table.add_row(*row)
     console.print(table)

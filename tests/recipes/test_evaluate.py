@@ -38,7 +38,7 @@ def test_summarise_groups_average_to_all_problems(rows: list[tuple[str, int, boo
 def test_accuracy_rows_are_percent_with_an_interval_if_there_is_one() -> None:
     names, rows = accuracy_rows(summary_of([("a", 1, True, [True] * 4), ("b", 1, True, [True, True, True, False])]))
     assert names == ["greedy", "avg@4", "pass@4"]
-    assert rows[0] == ["all", "2", "100.0 [100.0, 100.0]", "87.5 [75.0, 100.0]", "100.0 [100.0, 100.0]"]
+    assert rows[0] == ["all", "2", "100.0 [22.4, 100.0]*", "87.5 [0.0, 100.0]", "100.0 [22.4, 100.0]*"]
     assert rows[1:3] == [["a", "1", "100.0", "100.0", "100.0"], ["b", "1", "100.0", "75.0", "100.0"]]
     assert rows[3] == ["difficulty 1", *rows[0][1:]]
 

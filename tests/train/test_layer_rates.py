@@ -36,7 +36,7 @@ def test_frozen_layers_and_layers_with_rate_zero_do_not_move(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("layer", [2, "auto"])
 def test_layer_lr_decay_acts_above_the_internal_layer(layer: int | str, tmp_path: Path) -> None:
-    auto = {"internal_rule": "entropy_drop", "internal_samples": 4} if layer == "auto" else {}
+    auto = {"internal_rule": "boundary", "internal_samples": 4} if layer == "auto" else {}
     trainer = make_trainer(tmp_path, internal_layer=layer, internal_rollouts=1, layer_lr_decay=0.1, **auto)
     [(trained, _)] = trainer.schedule.phases
     assert trainer.layer_factors == {number: 1.0 if number <= trained else 0.1 for number in range(1, 5)}
