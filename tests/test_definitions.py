@@ -14,6 +14,7 @@ import torch
 import layerlens as ll
 from layerlens.types import METRIC_INFO
 from tests.support.markdown import ROOT, anchors, inline_tokens, repository_texts, tables
+from tests.support.rescaling import rescale_norm_gains
 from tests.support.tiny_models import random_ids, tiny_model
 
 PAGE = ROOT / "docs" / "definitions.md"
@@ -104,14 +105,7 @@ def test_norm_none_sees_a_rescaling_of_weights_that_no_output_of_the_model_shows
     """Why norm none is no property of the model's function: gains of norms by 1/4, the weights behind them by 4."""
     model = tiny_model("llama")
     rescaled = copy.deepcopy(model)
-    for block in rescaled.model.layers:
-        for norm, readers in (
-            (block.input_layernorm, (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
-            (block.post_attention_layernorm, (block.mlp.gate_proj, block.mlp.up_proj)),
-        ):
-            norm.weight /= 4
-            for reader in readers:
-                reader.weight *= 4
+    rescale_norm_gains(rescaled, 4)
     ids = random_ids(12)
     assert torch.equal(model(torch.tensor([ids])).logits, rescaled(torch.tensor([ids])).logits)
 

@@ -12,22 +12,10 @@ from torch import nn
 
 import layerlens as ll
 from layerlens.types import Norm
+from tests.support.rescaling import rescale_norm_gains
 from tests.support.tiny_models import ARCHITECTURES, random_ids, tiny_model
 
 SAMPLES = [ll.Sample(random_ids(12), 3), ll.Sample(random_ids(7, 1), 2)]
-
-
-@torch.no_grad()
-def gains(model: Any, factor: float) -> None:
-    """Divides the gains of the norms by a factor that the weights behind them make up for."""
-    for block in model.model.layers:
-        attention, ffn = block.self_attn, block.mlp
-        readers = {block.input_layernorm: (attention.q_proj, attention.k_proj, attention.v_proj)}
-        readers |= {block.post_attention_layernorm: (ffn.gate_proj, ffn.up_proj)}
-        for norm, behind in readers.items():
-            norm.weight /= factor
-            for reader in behind:
-                reader.weight *= factor
 
 
 @torch.no_grad()
@@ -68,12 +56,12 @@ def gaps(model: nn.Module, rescale: Any, norm: Norm) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("norm", ["final", "matched"])
-@pytest.mark.parametrize("rescale", [gains, last_gain, stream])
+@pytest.mark.parametrize("rescale", [rescale_norm_gains, last_gain, stream])
 def test_no_number_changes_with_a_rescaling_that_no_output_of_the_model_shows(model: nn.Module, rescale: Any, norm: Norm) -> None:
     assert {name: gap for name, gap in gaps(model, rescale, norm).items() if gap > 1e-3} == {}
 
 
-@pytest.mark.parametrize("rescale", [gains, last_gain, stream])
+@pytest.mark.parametrize("rescale", [rescale_norm_gains, last_gain, stream])
 def test_norm_none_changes_with_each_of_these_rescalings(model: nn.Module, rescale: Any) -> None:
     """So the laws above are laws of the norms, and not of rescalings too small to see."""
     assert gaps(model, rescale, "none")["entropy_change"] > 0.05

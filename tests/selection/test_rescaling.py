@@ -13,6 +13,7 @@ from torch import nn
 import layerlens as ll
 from layerlens.selection.comparison import Comparison, compare_runs
 from layerlens.types import READOUT_METRICS
+from tests.support.rescaling import rescale_norm_gains
 from tests.support.tiny_models import random_ids, tiny_model
 
 SAMPLES = [ll.Sample(random_ids(24, seed), 4, id=f"p{seed}") for seed in range(8)]
@@ -21,15 +22,7 @@ SITES = ("resid_pre", "ffn_in", "ffn_out", "resid_post")
 
 
 def norm_gains(model: nn.Module) -> None:
-    """The gain of each block's norms by 1/4, the weights that read what they give by 4."""
-    for block in model.model.layers:
-        for norm, readers in (
-            (block.input_layernorm, (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
-            (block.post_attention_layernorm, (block.mlp.gate_proj, block.mlp.up_proj)),
-        ):
-            norm.weight /= 4
-            for reader in readers:
-                reader.weight *= 4
+    rescale_norm_gains(model, 4)
 
 
 def whole_stream(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerlens.models import FittedLens
 from layerlens.train import BuPOConfig, BuPOTrainer
+from layerlens.train.trainer import LAYER
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 
@@ -35,6 +36,20 @@ def make_trainer(out: Path, model: nn.Module | str | None = None, **settings: An
     return BuPOTrainer(
         model or tiny_model("qwen3"), reward, args, train_dataset=prompts(), processing_class=tiny_tokenizer(None), peft_config=peft_config
     )
+
+
+def trained_layers(trainer: BuPOTrainer, checkpoint: Path | None = None) -> list[int]:
+    """Trains, and returns the layer of each micro-batch; 0 for the final policy."""
+    seen: list[int] = []
+    compute = trainer._compute_loss
+
+    def watch(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        seen.append(int(inputs.get(LAYER, 0)))
+        return compute(model, inputs)
+
+    trainer._compute_loss = watch
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return seen
 
 
 def fixed_batch(seed: int = 0, rows: int = 4, prompt: int = 5, answer: int = 6) -> dict[str, Tensor]:

@@ -12,10 +12,8 @@ from torch import nn
 
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import open_training
-from layerlens.train import BuPOTrainer
 from layerlens.train.resume import fill_adam_states, position_file, require_resumable_fsdp
-from layerlens.train.trainer import LAYER
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, trained_layers
 from tests.train.test_distributed import FSDP2, launch
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -35,20 +33,6 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[int, ...], list[int]]] = {
         (3, 4), [2] * 7 + [0] * 3,
     ),
 }  # fmt: skip
-
-
-def trained_layers(trainer: BuPOTrainer, checkpoint: Path | None = None) -> list[int]:
-    """Trains, and returns the layer of each micro-batch; 0 for the final policy."""
-    seen: list[int] = []
-    compute = trainer._compute_loss
-
-    def watch(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        seen.append(int(inputs.get(LAYER, 0)))
-        return compute(model, inputs)
-
-    trainer._compute_loss = watch
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return seen
 
 
 @pytest.mark.parametrize("case", RUNS)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from layerlens.train.schedule import Schedule
-from layerlens.train.trainer import LAYER
-from tests.support.training import make_trainer
+from tests.support.training import make_trainer, trained_layers
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -33,15 +29,6 @@ def test_an_optimizer_step_that_two_phases_share_counts_to_the_earlier_phase() -
 
 def test_training_switches_layers_at_the_rollouts_of_the_schedule(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", max_steps=10, num_iterations=2)
-    seen: list[int] = []
-    compute = trainer._compute_loss
-
-    def watch(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        seen.append(int(inputs.get(LAYER, 0)))
-        return compute(model, inputs)
-
-    trainer._compute_loss = watch
-    trainer.train()
-    assert seen == [1, 1, 3, 3, 3, 3, 0, 0, 0, 0]
+    assert trained_layers(trainer) == [1, 1, 3, 3, 3, 3, 0, 0, 0, 0]
     assert trainer.args.optimizer_steps(3) == 6
     assert ("internal policy of layer 3", "2 rollouts (4 optimizer steps), norm none") in trainer.plan()
