@@ -109,6 +109,7 @@ def test_model_loaded_through_the_library_gives_the_same_prompts_runs_choice_and
     assert set(a.data.data_vars) == set(b.data.data_vars)
     for name in a.data.data_vars:
         np.testing.assert_allclose(b.data[name], a.data[name], atol=SAME, err_msg=str(name))
+    assert a.manifest.model.fingerprint == b.manifest.model.fingerprint
     choices = [ll.select_layer(run) for run in (a, b)]
     assert choices[0].candidates.equals(choices[1].candidates)
     assert choices[0].reason == choices[1].reason
@@ -153,6 +154,7 @@ def test_hooks_hold_our_states_and_the_bridge_gives_our_entropies_of_every_row(n
     assert differing == EXCEPTIONS.get(name, set())
     ours = ll.analyze(ll.LensModel.wrap(model), [ll.Sample(ids)], metrics="entropy")
     theirs = ll.analyze(ll.LensModel.wrap(build_bridge(model, name)), [ll.Sample(ids)], metrics="entropy")
+    assert theirs.manifest.model.fingerprint == ours.manifest.model.fingerprint
     np.testing.assert_allclose(theirs.data["entropy"], ours.data["entropy"], atol=SAME)
 
 

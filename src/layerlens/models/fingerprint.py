@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ def fingerprint(model: nn.Module) -> str:
 
     It covers names, shapes, dtypes, the exact integer sum of the bits of every 256 neighbouring weights, and evenly
     spaced single weights. Each weight is read once, on the device it lies on; one that accelerate keeps on disk is read from
-    there. A weight that nobody keeps counts by name, shape and dtype. Collisions are those of a 64-bit sum.
+    there. A weight that nobody keeps counts by name, shape and dtype. Collisions are those of a 64-bit sum. A model inside a
+    TransformerBridge has the digest that it has outside.
 
     Raises ModelLoadError if reading the weights would damage the model.
     """
@@ -42,6 +43,23 @@ def fingerprint(model: nn.Module) -> str:
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The entries of the state dict by name; of a tensor of a quantisation library, the plain tensors that it is made of."""
-    for name, weight in sorted(model.state_dict().items()):
-        kept = offloaded_weight(model, name) if weight.is_meta else weight
+    state = model.state_dict()
+    for name, path in sorted(_own_names(state)):
+        weight = state[path]
+        if path.endswith(f"head.{BRIDGED}.bias") and not weight.any():
+            continue  # TransformerLens gives a head without a bias one of zeros
+        kept = offloaded_weight(model, path) if weight.is_meta else weight
         yield from inner_tensors(name, weight if kept is None else kept)
+
+
+BRIDGED = "_original_component"
+"""The name under which a module of TransformerLens' TransformerBridge keeps the model's own module."""
+
+
+def _own_names(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each weight's name in the model itself, and its path; a bridge also lists weights under names of its own, left out here."""
+    parts = {path: path.split(".") for path in paths}
+    bridged = {tuple(path[:at]) for path in parts.values() for at, part in enumerate(path) if part == BRIDGED}
+    for name, path in parts.items():
+        if all(path[at] == BRIDGED for at in range(len(path)) if tuple(path[:at]) in bridged):
+            yield ".".join(part for part in path if part != BRIDGED), name
