@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerlens import plots
     from layerlens.analysis.pipeline import analyze
     from layerlens.errors import LayerLensError
+    from layerlens.evaluate.contribution import layer_contribution
     from layerlens.models import FittedLens, Generation, InternalPolicy, LensModel, read_lens
     from layerlens.models.lens import load
     from layerlens.prompts.readers import read_prompts
@@ -42,13 +43,14 @@ _WHERE = {
     "TrainingLog": "layerlens.results.training_log",
     "open_training": "layerlens.results.training_log",
     "LayerChoice": "layerlens.selection.choice",
+    "layer_contribution": "layerlens.evaluate.contribution",
     "select_layer": "layerlens.selection.layer",
 }
 
 __all__ = [
     "FittedLens", "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
-    "analyze", "compare", "difference", "load", "open_run", "open_training", "plots", "read_lens", "read_prompts", "scale_shape",
-    "select_layer",
+    "analyze", "compare", "difference", "layer_contribution", "load", "open_run", "open_training", "plots", "read_lens", "read_prompts",
+    "scale_shape", "select_layer",
 ]  # fmt: skip
 
 

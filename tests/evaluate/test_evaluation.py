@@ -14,9 +14,7 @@ from filelock import FileLock
 import layerlens as ll
 from layerlens.errors import LayerLensError, PromptError, RunError, SelectionError
 from layerlens.evaluate import Evaluation, evaluate, open_evaluation
-from layerlens.evaluate.result import Answer, Problem
-from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelInfo, SampleSet, SamplingSettings
-from tests.support.evaluations import even_words, some_problems
+from tests.support.evaluations import evaluated, even_words, some_problems
 
 SHORT = ll.Generation(max_new_tokens=6, seed=3)
 
@@ -233,17 +231,6 @@ def test_tables_and_numbers_agree(qwen: ll.LensModel) -> None:
     assert (passes["model"] == "tiny-random").all()
     assert passes[["problems", "answers"]].iloc[0].tolist() == [5, 8]
     assert found.pass_at([3])["k"].tolist() == [3]
-
-
-def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
-    """An evaluation in which so many of each problem's answers are right."""
-    problems = [
-        Problem(str(first + i), "7", tuple(Answer("", 1, True, float(number < right)) for number in range(answers)))
-        for i, right in enumerate(rights)
-    ]
-    config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
-    manifest = EvaluationManifest(model=ModelInfo("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
-    return Evaluation(tuple(problems), manifest)
 
 
 def test_a_gain_is_paired_by_problem() -> None:

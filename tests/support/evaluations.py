@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import layerlens as ll
+from layerlens.evaluate import Answer, Evaluation, Problem
+from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, ModelInfo, SampleSet, SamplingSettings
 from tests.support.tiny_models import random_ids
 
 
@@ -17,3 +19,14 @@ def even_words(completions: list[str], ground_truth: list[str], **columns: Any) 
     """1 for an answer with an even number of words."""
     assert len(completions) == len(ground_truth)
     return [float(len(text.split()) % 2 == 0) for text in completions]
+
+
+def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
+    """An evaluation in which so many of each problem's answers are right."""
+    problems = [
+        Problem(str(first + i), "7", tuple(Answer("", 1, True, float(number < right)) for number in range(answers)))
+        for i, right in enumerate(rights)
+    ]
+    config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
+    manifest = EvaluationManifest(model=ModelInfo("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
+    return Evaluation(tuple(problems), manifest)

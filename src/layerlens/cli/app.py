@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from layerlens.cli import analyze, bench, check, compare, demo, eval, fit_lens, plot, select, train
+from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, plot, select, train
 from layerlens.errors import LayerLensError
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
 app.command("train", cls=train.TrainCommand, context_settings={"ignore_unknown_options": True})(train.train)
 app.command("eval")(eval.eval_command)
+app.command("contribution")(contribution.contribution)
 app.command("bench")(bench.bench_command)
 app.command("fit-lens")(fit_lens.fit_lens)
 app.command("check")(check.check)

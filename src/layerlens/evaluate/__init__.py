@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from layerlens.evaluate.contribution import layer_contribution
 from layerlens.evaluate.deep_thinking import DeepThinkingVote, vote_by_deep_thinking
 from layerlens.evaluate.engines import Engine, LensEngine, open_engine
 from layerlens.evaluate.evaluation import evaluate, open_evaluation
@@ -17,5 +18,6 @@ from layerlens.metrics.pass_at_k import avg_at_k, pass_at_k
 
 __all__ = [
     "TASKS", "Answer", "DeepThinkingVote", "Engine", "Estimate", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
-    "avg_at_k", "evaluate", "find_task", "open_engine", "open_evaluation", "pass_at_k", "pass_table", "vote_by_deep_thinking",
+    "avg_at_k", "evaluate", "find_task", "layer_contribution", "open_engine", "open_evaluation", "pass_at_k", "pass_table",
+    "vote_by_deep_thinking",
 ]  # fmt: skip

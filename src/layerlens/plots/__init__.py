@@ -35,6 +35,7 @@ from layerlens.plots.runs.similarity import similarity
 from layerlens.plots.runs.state_norm import state_norm
 from layerlens.plots.runs.stream_cosine import stream_cosine
 from layerlens.plots.training.drift import drift
+from layerlens.plots.training.layer_contribution import layer_contribution
 from layerlens.plots.training.layer_entropy_over_steps import layer_entropy_over_steps
 from layerlens.plots.training.module_entropy import module_entropy
 from layerlens.plots.training.refinement import refinement
@@ -52,6 +53,7 @@ __all__ = [
     "entropy_flow",
     "entropy_heatmap",
     "family_grid",
+    "layer_contribution",
     "layer_entropy_over_steps",
     "metric_by_layer",
     "module_entropy",

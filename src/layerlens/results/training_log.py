@@ -90,6 +90,12 @@ class TrainingLog:
         """The layer whose similarity and KL to the layers above it the monitor measures: monitor_layer, or its default."""
         return self.manifest.config.kl_from_layer if self.manifest else None
 
+    @property
+    def objective(self) -> str:
+        """What is trained other than GRPO on every weight, in words; empty if nothing is, beside the phases."""
+        layers = self.schedule.get("train_layers", "all")
+        return "" if layers == "all" else f"layer{'' if layers.isdigit() else 's'} {layers} alone trained"
+
     def snapshot(self, which: int) -> Run:
         """The Run of a snapshot: 0 is the first, -1 the last. Raises SelectionError if there is no monitor."""
         if self.path is None or self.monitor.empty:

@@ -18,6 +18,7 @@ from layerlens.train.grpo_options import refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
+from layerlens.train.trained_weights import ALL, layers_text, parse_layers
 from layerlens.types import FORWARD_NORMS, RULES
 
 
@@ -60,6 +61,8 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
             self.layer_choice = read_choice(self.internal_layer)
             self.internal_layer = self.layer_choice.layer
+        layers = parse_layers(self.train_layers)
+        self.train_layers = ALL if layers is None else layers_text(layers)
         for message in self._contradictions():
             raise TrainingError(message)
         if self.internal_schedule is not None:
@@ -90,6 +93,12 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         self.require_unfrozen(self.schedule())  # which also refuses what is no schedule
         if self.trains_internally:
             yield from refusals(self)
+        if self.trained_layers and self.freeze_layers:
+            yield "give either train_layers or freeze_layers"
+        options = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
+        checkpointing = self.activation_checkpointing or self.gradient_checkpointing
+        if checkpointing and options.get("use_reentrant") and (self.trained_layers or self.freeze_layers):
+            yield "reentrant checkpointing gives no gradient behind frozen weights: set use_reentrant to False"
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
         if self.layer_lr_factors:
@@ -118,7 +127,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
     def reads_layers(self) -> bool:
         """Whether anything in these settings needs to know the model's layers; without, every model that GRPOTrainer trains will do."""
         named = (self.internal_layer, self.internal_schedule, self.layer_lr_factors, self.layer_lr_decay)
-        return any(value is not None for value in named) or bool(self.freeze_layers or self.monitor_every)
+        return any(value is not None for value in named) or bool(self.freeze_layers or self.monitor_every or self.trained_layers)
 
     @property
     def chooses_layer(self) -> bool:
@@ -139,9 +148,22 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         layer = auto_layer if self.chooses_layer else self.named_layer
         return Schedule() if layer is None else Schedule(((layer, self.internal_rollouts),))  # type: ignore[arg-type]
 
+    @property
+    def trained_layers(self) -> tuple[int, ...] | None:
+        """The blocks that alone learn; None if every weight does."""
+        return parse_layers(self.train_layers)
+
+    def frozen_layers(self, n_layers: int) -> set[int]:
+        """Those of the layers 1...L that do not learn."""
+        return set(range(1, n_layers + 1)) - set(self.trained_layers or range(self.freeze_layers + 1, n_layers + 1))
+
     def require_unfrozen(self, schedule: Schedule) -> None:
-        """Raises TrainingError if `freeze_layers` would freeze all blocks of an internal policy that is to be trained."""
+        """Raises TrainingError if the settings would freeze all blocks of an internal policy that is to be trained."""
         for layer, _ in schedule.phases:
+            if self.trained_layers and layer < self.trained_layers[0]:
+                raise TrainingError(
+                    f"train_layers={self.train_layers} leaves nothing to train in layer {layer}'s policy: the layers above it do not run"
+                )
             if layer <= self.freeze_layers:
                 raise TrainingError(
                     f"freeze_layers={self.freeze_layers} leaves nothing but the unembedding to train in layer {layer}'s policy"

@@ -82,6 +82,11 @@ class BuPOFields:
         None, "One factor of the learning rate for all blocks above layer_lr_above (0.1 in the paper's control)."
     )
     layer_lr_above: int | None = _field(None, "Layer above which layer_lr_decay acts; default: internal_layer.")
+    train_layers: str = _field(
+        "all",
+        "Blocks that alone learn, for the whole run: 7, or 1-3,7; every other weight stays as it is, embedding, norm and unembedding "
+        "too. all: every weight.",
+    )
     freeze_layers: int = _field(0, "Freeze blocks 1 to this layer, and the embedding unless it is tied, for the whole run; 0: none.")
     monitor_every: int = _field(
         0,
@@ -90,7 +95,8 @@ class BuPOFields:
     )
     monitor_layer: int | None = _field(
         None,
-        "The watched layer, whose similarity and KL to the layers above it are measured; default: the first internal layer, else the last.",
+        "The watched layer, whose similarity and KL to the layers above it are measured; default: the first internal layer, else the "
+        "first of train_layers, else the last.",
     )
     monitor_problems: int = _field(16, "Training problems that every snapshot is taken on.")
     monitor_repeats: int = _field(4, "Fresh answers to each of the monitor's problems, for response length and stability of the answers.")

@@ -38,6 +38,7 @@ def require_layers(model: nn.Module | str, args: BuPOConfig) -> int:
         )
     asked = [("the internal phase", layer) for layer, _ in args.schedule().phases]
     asked += [("internal_layer", args.named_layer or 1), ("monitor_layer", args.monitor_layer or 1)]
+    asked += [("train_layers", layer) for layer in (args.trained_layers or ())[-1:]]
     for who, layer in asked:
         if layer > n_layers:
             raise TrainingError(f"the model has {n_layers} layers; {who} asks for layer {layer}")

@@ -1,16 +1,17 @@
-"""Learning rates and weight decay by layer, and frozen layers: training that treats layers differently."""
+"""Learning rates and weight decay by layer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from layerlens.errors import TrainingError
-from layerlens.models import causal_lm, count_blocks, decoder_of
-from layerlens.models.layout import submodule_at
+from layerlens.models import decoder_of
 
 Factors = dict[int, float]
 """Layer, from 1 -> factor of the learning rate."""
@@ -60,38 +61,6 @@ def blocks_path(model: Any) -> str:
     return f"{path}.{layout.blocks}"
 
 
-def freeze_up_to(model: Any, layer: int) -> None:
-    """Freezes blocks 1...layer, and the embedding unless it is tied to the unembedding; 0 freezes nothing.
-
-    Raises TrainingError if no block would be left to train.
-    """
-    if layer == 0:
-        return
-    n_layers = count_blocks(model)
-    if not 1 <= layer < n_layers:
-        raise TrainingError(f"freeze_layers must be in 0..{n_layers - 1}, got {layer}")
-    path, network = blocks_path(model), causal_lm(model)
-    for name, weight in network.named_parameters():
-        number = layer_of(name, path)
-        if number is not None and number <= layer:
-            weight.requires_grad_(False)
-    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
-    if embedding is not head:
-        embedding.requires_grad_(False)
-
-
-def require_trainable(model: Any, layer: int, norm: str) -> None:
-    """Raises TrainingError if no weight of layer `layer`'s policy is trained, as with adapters on the blocks above it alone."""
-    _, decoder, layout = decoder_of(model)
-    final_norm = {id(weight) for weight in submodule_at(decoder, layout.final_norm, "the final norm").parameters()}
-    path = blocks_path(model)
-    for name, weight in causal_lm(model).named_parameters():
-        takes_part = (layer_of(name, path) or 1) <= layer and (norm == "final" or id(weight) not in final_norm)
-        if weight.requires_grad and takes_part:
-            return
-    raise TrainingError(f"no weight of layer {layer}'s policy is trained: give adapters to blocks 1 to {layer}, or train a higher layer")
-
-
 def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str, factors: Factors, lr: float) -> list[dict[str, Any]]:
     """Splits optimizer groups by learning-rate factor, so that each group has one rate; all other settings stay the group's.
 
@@ -116,16 +85,13 @@ def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str
     return out
 
 
-def describe_rates(factors: Factors, frozen: int) -> list[tuple[str, str]]:
+def describe_rates(factors: Factors, frozen: Collection[int]) -> list[tuple[str, str]]:
     """Layers next to each other that are treated alike, and how, as rows of two texts for the table at start."""
     rows: list[tuple[str, str]] = []
-    start = 1
-    for layer in range(1, len(factors) + 1):
-        what = "frozen" if layer <= frozen else f"learning rate x {factors[layer]:g}"
-        following = None if layer == len(factors) else ("frozen" if layer + 1 <= frozen else f"learning rate x {factors[layer + 1]:g}")
-        if following != what:
-            rows.append((f"layers {start}-{layer}" if layer > start else f"layer {layer}", what))
-            start = layer + 1
+    treated = {layer: "frozen" if layer in frozen else f"learning rate x {factor:g}" for layer, factor in factors.items()}
+    for what, group in groupby(treated, key=treated.__getitem__):
+        members = list(group)
+        rows.append((f"layers {members[0]}-{members[-1]}" if len(members) > 1 else f"layer {members[0]}", what))
     return rows
 
 

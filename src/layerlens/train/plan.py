@@ -12,6 +12,7 @@ from layerlens.selection import LayerChoice
 from layerlens.selection.words import nats
 from layerlens.train.layer_rates import Factors, describe_rates
 from layerlens.train.schedule import WHOLE_RUN, Span
+from layerlens.train.trained_weights import ALL
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
@@ -34,8 +35,11 @@ def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice:
         yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}{lens}"
     if not spans or spans[-1][-1] is not None:
         yield "final policy (GRPO)", "then" if spans else "throughout"
-    if set(factors.values()) - {1.0} or args.freeze_layers:
-        yield from describe_rates(factors, args.freeze_layers)
+    frozen = args.frozen_layers(len(factors))
+    if set(factors.values()) - {1.0} or frozen:
+        yield from describe_rates(factors, frozen)
+    if args.trained_layers:
+        yield "embedding, norm and unembedding", "frozen"
 
 
 def _count(number: int | float, noun: str) -> str:
@@ -43,7 +47,7 @@ def _count(number: int | float, noun: str) -> str:
 
 
 def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoice | None) -> dict[str, Any]:
-    """What `schedule.json` keeps: phases in rollouts and optimizer steps, norm and lens, and where the choice of the layer comes from."""
+    """What `schedule.json` keeps: phases in rollouts and optimizer steps, norm and lens, which layers learn, the seed, and the choice."""
     phases = [
         {
             "layer": layer,
@@ -58,12 +62,14 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
         "lens": args.internal_lens,
         "optimizer_steps_per_rollout": args.optimizer_steps_per_rollout,
         "phases": phases,
+        "train_layers": args.train_layers,
+        "seed": args.seed,
         "choice": choice.to_dict() if choice else None,
     }
 
 
 def require_same_schedule(file: Path, contents: dict[str, Any]) -> None:
-    """Raises TrainingError if the run that left `file` had other phases, norm or lens than the run that is to go on with it."""
-    before = {"lens": "logit", **read_schedule(file)}
-    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens")):
+    """Raises TrainingError if the run that left `file` had other phases, norm, lens or layers than the run that is to go on with it."""
+    before = {"lens": "logit", "train_layers": ALL, **read_schedule(file)}
+    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens", "train_layers")):
         raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")

@@ -33,18 +33,12 @@ from layerlens.storage.files import write_text
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
-from layerlens.train.layer_rates import (
-    DecayWithoutGradient,
-    blocks_path,
-    freeze_up_to,
-    layer_factors,
-    require_trainable,
-    scaled_groups,
-)
+from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, layer_factors, scaled_groups
 from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
 from layerlens.train.resume import require_resumable_fsdp
 from layerlens.train.schedule import Schedule, Span
+from layerlens.train.trained_weights import freeze_up_to, require_trainable, train_alone
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
 
@@ -124,6 +118,8 @@ class BuPOTrainer(BaseTrainer):
         above = first if args.layer_lr_above is None else args.layer_lr_above
         self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
         freeze_up_to(self.model, args.freeze_layers)
+        if args.trained_layers:
+            train_alone(self.model, args.trained_layers)
         for layer, _ in self.schedule.phases:
             require_trainable(self.model, layer, args.internal_norm)
         if self.schedule.phases and self.is_fsdp_enabled:
@@ -131,7 +127,7 @@ class BuPOTrainer(BaseTrainer):
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
             self.add_callback(DecayWithoutGradient())
         if args.monitor_every:
-            self.add_callback(self._monitor(args.monitor_layer or first or n_layers))
+            self.add_callback(self._monitor(args.monitor_layer or first or (args.trained_layers or [n_layers])[0]))
 
     # ---- which policy a batch is for
 

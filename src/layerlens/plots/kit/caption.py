@@ -68,6 +68,7 @@ def describe_logs(logs: Sequence[TrainingLog], *shows: str) -> str:
         ", ".join(dict.fromkeys(plain(log.model) for log in logs)),
         f"internal policies under norm: {' / '.join(norms)}" if norms else "",
         f"probe of {' / '.join(counts)} problems" if counts else "",
+        *(f"{log.name}: {log.objective}" if len(logs) > 1 else log.objective for log in logs if log.objective),
         *shows,
     )
 

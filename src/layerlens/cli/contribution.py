@@ -1,0 +1,114 @@
+"""`layerlens contribution`: from evaluations to what each layer contributes to the gain of training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlens.cli.options import AsJson, print_json
+from layerlens.errors import SelectionError
+
+if TYPE_CHECKING:
+    from layerlens.results.contribution import LayerContribution
+
+
+def contribution(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT=FOLDER...",
+            help="Evaluations, as `layerlens eval --out` made them: base=FOLDER (before training), all=FOLDER (all layers trained) and "
+            "3=FOLDER (layer 3 alone, --train_layers 3). Several of one kind are its seeds, in one order.",
+        ),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="A run of the model before training, whose curves are drawn under the contributions.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table (contribution.csv) and the figure.")] = Path("figures"),
+    figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw the figure.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """What each layer contributes: C(k), the gain of training layer k alone as a share of what training all layers gains.
+
+    1 is what all layers together gain. In brackets: 95% intervals of paired problems, and for other seeds of training.
+
+    Example: layerlens contribution base=evals/base all=evals/all-0 all=evals/all-1 3=evals/l3-0 3=evals/l3-1 --run runs/base
+    """
+    import layerlens as ll
+    from layerlens.storage.files import write_text
+
+    found = ll.layer_contribution(_evaluations(folders))
+    before = None if run is None else ll.open_run(run)
+    write_text(out / "contribution.csv", found.table.to_csv(index=False))
+    drawn = []
+    if figure:
+        drawn = [ll.plots.save(ll.plots.layer_contribution(found, before), out / "contribution.png")]
+    if as_json:
+        table = [{name: _plain(value) for name, value in row.items()} for row in found.table.to_dict("records")]
+        full = {name: _plain(value) for name, value in found.full.items()}
+        print_json(
+            {"model": found.model, "task": found.task, "base": found.base, "all": full, "layers": table, "figures": list(map(str, drawn))}
+        )
+        return
+    _show(found)
+    for path in (out / "contribution.csv", *drawn):
+        print(path)
+
+
+def _evaluations(given: list[str]) -> dict[int | str, Any]:
+    from layerlens.evaluate import open_evaluation
+
+    found: dict[int | str, Any] = {}
+    for word in given:
+        what, equals, folder = word.partition("=")
+        if not equals or not folder:
+            raise SelectionError(f"say what was trained in each folder: base=FOLDER, all=FOLDER or LAYER=FOLDER; got {word!r}")
+        found.setdefault(what, []).append(open_evaluation(_evaluation_in(Path(folder).expanduser())))
+    return found
+
+
+def _evaluation_in(folder: Path) -> Path:
+    """The folder itself, or that of the one task in it."""
+    inside = [file.parent for file in folder.glob("*/eval.json")]
+    if (folder / "eval.json").exists() or not inside:
+        return folder
+    if len(inside) > 1:
+        raise SelectionError(f"{folder} holds {len(inside)} tasks: name one, such as {sorted(inside)[0]}")
+    return inside[0]
+
+
+def _show(found: LayerContribution) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(f"{found.task}, {found.model}", "gain, points", "other seeds", "C(k)", "other seeds", box=None, pad_edge=False)
+    for row in [*found.table.to_dict("records"), {"layers": "all", **found.full}]:
+        share = "contribution" in row
+        table.add_row(
+            f"{'layer' if row['layers'].isdigit() else 'layers'} {row['layers']}",
+            f"{100 * row['gain']:+.1f}  {_ends(row['low'], row['high'], 100)}",
+            _ends(row["seeds_low"], row["seeds_high"], 100),
+            f"{row['contribution']:.2f}  {_ends(row['contribution_low'], row['contribution_high'])}" if share else "",
+            _ends(row["contribution_seeds_low"], row["contribution_seeds_high"]) if share else "",
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"Before training {100 * found.base:.1f}%. {found.full['problems']} problems, {found.full['seeds']} seed(s). In brackets: 95% "
+        "intervals, for other problems like these (paired) and for other seeds."
+    )
+    if found.table["contribution_low"].isna().all():
+        console.print("C(k) has no interval: what training all layers gains is not told from 0.")
+
+
+def _ends(low: float, high: float, unit: int = 1) -> str:
+    digits = 2 if unit == 1 else 1
+    return "" if math.isnan(low) else f"({unit * low:.{digits}f}, {unit * high:.{digits}f})"
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value.item() if hasattr(value, "item") else value

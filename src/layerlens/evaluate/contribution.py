@@ -1,0 +1,95 @@
+"""From evaluations before and after training to what each layer contributes to the gain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from layerlens.errors import SelectionError
+from layerlens.evaluate.result import Evaluation
+from layerlens.evaluate.scores import BoundEstimate, estimate_mean
+from layerlens.metrics.contribution import contribution
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
+from layerlens.metrics.pass_at_k import avg_at_k
+from layerlens.results.contribution import LayerContribution
+
+BASE, ALL = "base", "all"
+"""The keys of the model before training, and of the training of all layers."""
+OVER = ("problems", "seeds")
+
+Evaluations: TypeAlias = Mapping[int | str, Evaluation | Sequence[Evaluation]]
+
+
+def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> LayerContribution:
+    """C(k) of each layer that was trained alone: its gain in Avg@K as a share of what training all layers gains (docs/definitions.md).
+
+    Args:
+        evaluations: of one set of problems: under "base" the model before training, under "all" the models after training all layers, under
+            a layer (3, or "1-3" for a set of layers) those after training it alone. One evaluation for each seed of training, in one
+            order everywhere, after equal steps.
+        level, resamples, seed: of the bootstrap. Problems are drawn with the answers of all models, and seeds with all their models.
+
+    Raises SelectionError if "base", "all" or every layer is missing, if the numbers of seeds differ, or the problems do.
+    """
+    listed = {str(key): [found] if isinstance(found, Evaluation) else list(found) for key, found in evaluations.items()}
+    names = _checked(listed)
+    [base] = listed[BASE]
+    scores = {name: np.array([avg_at_k(each.correct) for each in listed[name]]) for name in [*names, ALL]}
+    gains = np.stack([found - avg_at_k(base.correct) for found in scores.values()], axis=-1)  # seeds x problems x (layers, all)
+    points = gains.mean((0, 1))
+    draws = {"problems": _draws(gains.mean(0), resamples, seed), "seeds": _draws(gains.mean(1), resamples, seed)}
+    counts = {"problems": gains.shape[1], "seeds": gains.shape[0]}
+    columns: dict[str, Any] = {"gain": points, "contribution": contribution(points[None], points[None, -1])[0]}
+    for over, prefix in zip(OVER, ("", "seeds_"), strict=True):
+        per_unit = gains.mean(OVER.index(over))  # the mean over the other
+        ends = [estimate_mean(column, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0)) for column in per_unit.T]
+        columns |= {f"{prefix}{end}": [getattr(each, end) for each in ends] for end in ("low", "high")}
+        spread = np.array([not isinstance(each, BoundEstimate) for each in ends])
+        full_is_there = spread[-1] and (ends[-1].low > 0 or ends[-1].high < 0)  # which NaN is not
+        shares = contribution(draws[over], draws[over][:, -1])
+        found = interval(shares, columns["contribution"], counts[over], level)
+        for end, values in zip(("low", "high"), found, strict=True):
+            columns[f"contribution_{prefix}{end}"] = np.where(spread & full_is_there, values, np.nan)
+    rows = pd.DataFrame(
+        {"layers": [*names, ALL], "layer": [float(name) if name.isdigit() else np.nan for name in [*names, ALL]], **columns}
+    )
+    rows = rows.assign(**counts)
+    full = {name: value for name, value in rows.iloc[-1].items() if not str(name).startswith(("contribution", "layer"))}
+    kept = {over: values[:, :-1] for over, values in draws.items()}
+    return LayerContribution(rows.iloc[:-1], full, float(avg_at_k(base.correct).mean()), base.model, base.task, level, kept)
+
+
+def _draws(gains: Float[np.ndarray, "units columns"], resamples: int, seed: int) -> Float[np.ndarray, "resamples columns"]:
+    return bootstrap_means(gains, np.ones_like(gains), resamples, seed)[1]
+
+
+def _checked(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[str]:
+    """The names of the layers that were trained alone, from the lowest. Raises SelectionError unless all fits together."""
+    names = sorted(set(evaluations) - {BASE, ALL}, key=lambda name: [int(number) for number in re.findall(r"\d+", name)] or [0])
+    wrong = [name for name in names if not re.fullmatch(r"[1-9]\d*(?:[-,][1-9]\d*)*", name)]
+    if wrong:
+        raise SelectionError(f"a contribution is of a layer, like 3, or of layers, like 1-3, beside base and all; got {wrong[0]!r}")
+    missing = [what for what in (BASE, ALL) if not evaluations.get(what)] + ([] if names else ["layer trained alone"])
+    if missing:
+        raise SelectionError(
+            f"contributions need evaluations of base (before training), of all layers trained, and of a layer: no {missing[0]}"
+        )
+    if len(evaluations[BASE]) > 1:
+        raise SelectionError(f"base is one model, before training; got {len(evaluations[BASE])} evaluations of it")
+    seeds = len(evaluations[ALL])
+    base = evaluations[BASE][0]
+    for name in names:
+        if len(evaluations[name]) != seeds:
+            raise SelectionError(
+                f"each layer needs one evaluation for each seed, in one order: all has {seeds}, layer {name} has {len(evaluations[name])}"
+            )
+    for name in [*names, ALL]:
+        for each in evaluations[name]:
+            if not each.same_problems(base):
+                raise SelectionError(f"{each.label} ({name}) and {base.label} (base) answered different problems: evaluate all on one set")
+    return names

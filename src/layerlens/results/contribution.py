@@ -1,0 +1,61 @@
+"""The contributions of layers to what training gains, as a table and with the draws behind its intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from layerlens.errors import SelectionError
+from layerlens.metrics.intervals import LEVEL, interval
+from layerlens.metrics.rank_correlation import rank_correlation
+
+
+@dataclass(frozen=True)
+class LayerContribution:
+    """C(k) of the layers that were trained alone, from `layerlens.layer_contribution`.
+
+    Attributes:
+        table: one row for each layer, or set of layers, that was trained alone, from the lowest: `layers` (text, "3" or "1-3"), `layer`
+            (its number, NaN for a set), `gain` in accuracy over the model before training, `low` and `high` (its interval for other
+            problems like these, of paired problems), `seeds_low` and `seeds_high` (for other seeds of training); `contribution` C(k), and
+            its intervals `contribution_low`, `..._high`, `..._seeds_low`, `..._seeds_high`; `seeds` and `problems`. An end that does not
+            exist is NaN: of C(k) if the interval of the full gain contains 0, and for other seeds if there is one seed.
+        full: the row of the training of all layers, without a contribution.
+        draws: by "problems" and "seeds", the gain on each bootstrap draw, resamples × rows of the table.
+        base: accuracy of the model before training.
+        model, task, level: what was evaluated, and the level of the intervals.
+    """
+
+    table: pd.DataFrame
+    full: Mapping[str, Any]
+    base: float
+    model: str
+    task: str
+    level: float = LEVEL
+    draws: Mapping[str, Float[np.ndarray, "resamples rows"]] = field(default_factory=dict, repr=False)
+
+    def rank_correlation(self, values: Mapping[int, float], over: Literal["problems", "seeds"] = "problems") -> tuple[float, float, float]:
+        """Spearman's rank correlation of the gain with another quantity of the layers, and the ends of its interval.
+
+        The rank of a layer's gain is that of C(k), as long as all layers together gain. The interval is for other problems like these or
+        for other seeds of the gain; `values` stay as they are. NaN if it does not exist.
+
+        Args:
+            values: the other quantity, by layer; layers without one are left out.
+
+        Raises SelectionError if fewer than three layers have both.
+        """
+        rows = [row for row, layer in enumerate(self.table["layer"]) if layer in values and np.isfinite(values[layer])]
+        if len(rows) < 3:
+            raise SelectionError(f"a rank correlation needs three layers that were trained alone and have a value, got {len(rows)}")
+        other = np.array([values[int(self.table["layer"].iloc[row])] for row in rows])
+        point = rank_correlation(self.table["gain"].to_numpy()[rows], other)
+        drawn = np.array([rank_correlation(draw[rows], other) for draw in self.draws[over]])
+        units = int(self.full[over])
+        low, high = interval(drawn, np.asarray(point), units, self.level, bounds=(-1.0, 1.0))
+        return point, float(low), float(high)

@@ -1,0 +1,111 @@
+"""What each layer contributes to the gain of training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import layerlens as ll
+from layerlens.errors import SelectionError
+from layerlens.evaluate import Evaluation
+from layerlens.metrics.contribution import contribution
+from tests.support.evaluations import evaluated
+
+
+def seeds(*mean_rights: int, problems: int = 40, answers: int = 8) -> list[Evaluation]:
+    """An evaluation for each seed, whose problems have so many right answers, one more or less."""
+    found = []
+    for seed, right in enumerate(mean_rights):
+        noise = np.random.default_rng([right, seed]).integers(-1, 2, problems)
+        found.append(evaluated(np.clip(right + noise, 0, answers).tolist(), answers))
+    return found
+
+
+TRAINED = {"base": seeds(2), "all": seeds(6, 6, 6), 3: seeds(4, 4, 4), "1-2": seeds(2, 2, 2), 11: seeds(6, 6, 6)}
+
+
+def test_contributions_are_shares_of_the_gain_of_all_layers() -> None:
+    found = ll.layer_contribution(TRAINED)
+    table = found.table.set_index("layers")
+    assert list(table.index) == ["1-2", "3", "11"]
+    base = TRAINED["base"][0].correct.mean()
+    gains = {
+        name: np.mean([each.correct.mean() for each in TRAINED[key]]) - base for name, key in (("3", 3), ("1-2", "1-2"), ("all", "all"))
+    }
+    assert table.loc["3", "gain"] == pytest.approx(gains["3"])
+    assert found.full["gain"] == pytest.approx(gains["all"])
+    assert table.loc["3", "contribution"] == pytest.approx(gains["3"] / gains["all"])
+    assert table.loc["11", "contribution"] == 1.0
+    for prefix in ("", "seeds_"):
+        low, high = table.loc["3", f"contribution_{prefix}low"], table.loc["3", f"contribution_{prefix}high"]
+        assert low < table.loc["3", "contribution"] < high
+    assert table.loc["11", "contribution_high"] == pytest.approx(1.0), "the same answers: the same gain on every draw"
+    assert found.base == pytest.approx(base)
+    assert (found.full["problems"], found.full["seeds"]) == (40, 3)
+    assert np.isnan(table.loc["1-2", "layer"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=5), st.floats(0.1, 1))
+def test_a_contribution_is_a_ratio_that_no_unit_changes(gains: list[float], full: float) -> None:
+    shares = contribution(np.array(gains), np.array(full))
+    np.testing.assert_allclose(shares, np.array(gains) / full)
+    np.testing.assert_allclose(contribution(100 * np.array(gains), np.array(100 * full)), shares)
+    assert contribution(np.array([full]), np.array(full))[0] == 1
+    assert np.isnan(contribution(np.array(gains), np.array(0.0))).all()
+
+
+def test_without_a_gain_of_all_layers_there_is_no_interval_of_a_contribution() -> None:
+    rights = [3, 4, 5, 4] * 10
+    turned = [evaluated(rights[by:] + rights[:by], 8) for by in (1, 2)]
+    found = ll.layer_contribution({"base": evaluated(rights, 8), "all": turned, 2: seeds(6, 6)})
+    assert found.full["low"] <= 0 <= found.full["high"]
+    row = found.table.iloc[0]
+    assert row["low"] > 0
+    assert row[["contribution_low", "contribution_high", "contribution_seeds_low"]].isna().all()
+
+
+def test_one_seed_says_nothing_of_other_seeds() -> None:
+    row = ll.layer_contribution({"base": seeds(2), "all": seeds(6), 1: seeds(4)}).table.iloc[0]
+    assert np.isnan(row["seeds_low"])
+    assert np.isnan(row["contribution_seeds_high"])
+    assert row["contribution_low"] < row["contribution_high"]
+
+
+def test_layers_that_never_change_have_bounds_for_a_gain_and_no_interval_of_their_share() -> None:
+    found = ll.layer_contribution({"base": seeds(2), "all": seeds(6), 1: seeds(2)})
+    row = found.table.iloc[0]
+    assert row["gain"] == 0 == row["contribution"]
+    assert row["low"] < 0 < row["high"]
+    assert np.isnan(row["contribution_low"])
+
+
+def test_the_rank_correlation_is_of_the_gains_and_has_an_interval() -> None:
+    found = ll.layer_contribution({"base": seeds(1), "all": seeds(6, 6), **{layer: seeds(layer, layer) for layer in (1, 2, 3, 5)}})
+    assert found.rank_correlation({1: 0.1, 2: 0.2, 3: 0.4, 5: 0.9})[0] == pytest.approx(1.0)
+    rho, low, high = found.rank_correlation({1: -0.1, 2: -0.2, 3: -0.4, 5: -0.3, 7: 4.0})
+    assert low <= rho == pytest.approx(-0.8)
+    assert rho <= high
+    assert np.isfinite(found.rank_correlation({1: 1.0, 2: 2.0, 3: 0.0}, over="seeds")).all()
+    with pytest.raises(SelectionError, match="needs three layers"):
+        found.rank_correlation({1: 1.0, 2: 1.0, 3: float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": []}, "no base"),
+        ({"all": []}, "no all"),
+        ({"base": seeds(1, 1)}, "base is one model"),
+        ({3: seeds(4)}, "all has 3, layer 3 has 1"),
+        ({"layer 3": seeds(4, 4, 4)}, "got 'layer 3'"),
+        ({3: seeds(4, 4, 4, problems=39)}, "answered different problems"),
+    ],
+)
+def test_evaluations_that_do_not_fit_together_are_refused(change: dict[int | str, list[Evaluation]], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        ll.layer_contribution({**TRAINED, **change})
+    with pytest.raises(SelectionError, match="no layer trained alone"):
+        ll.layer_contribution({"base": TRAINED["base"], "all": TRAINED["all"]})
