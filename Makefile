@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint figures models clean
+.PHONY: help setup demo test check lint docs notebooks figures models clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,7 +36,13 @@ lint: $(VENV)/.dev  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## everything that must hold before a change lands
+docs: $(VENV)/.dev  ## the documentation site in ./site, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+notebooks: $(VENV)/.dev  ## run the notebooks again, and keep what they show
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+check: lint docs test  ## everything that must hold before a change lands
 
 figures: demo  ## refresh the figures of the README from the demo
 	for f in $(README_FIGURES); do cp demo/figures/$$f figures/$$f; done
@@ -47,4 +53,4 @@ models: $(VENV)/.base  ## train and measure the two bundled models again, from s
 	$(BIN)/python -m recipes.tiny_models.train
 
 clean:  ## remove the environment and what the demo made
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
