@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,21 @@ def test_check_refuses_what_discovery_cannot_read(tmp_path: Path, layerlens: Lay
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "openai-gpt, block 1: no sum of its modules' outputs gives resid_post" in err
+
+
+def test_a_run_is_checked_by_its_digests(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    ended = layerlens("check", tmp_path / "run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 of 3 samples are there and as they were written" in ended.out
+    samples = tmp_path / "run" / "samples"
+    content = (samples / "000000.nc").read_bytes()
+    (samples / "000000.nc").write_bytes((samples / "000001.nc").read_bytes())
+    (samples / "000001.nc").write_bytes(content)
+    ended = layerlens("check", tmp_path / "run")
+    assert (ended.code, ended.err) == (2, "")
+    assert "1 of 3 samples" in ended.out
+    assert "damaged       000000.nc: it is sample 1, in the place of 0" in ended.out
+    told = json.loads(layerlens("check", tmp_path / "run", "--json").out)
+    assert told["damaged"] == {"000000.nc": "it is sample 1, in the place of 0", "000001.nc": "it is sample 0, in the place of 1"}
+    assert (told["ok"], told["undigested"], told["strange"]) == (False, 0, [])

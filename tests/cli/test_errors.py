@@ -73,7 +73,7 @@ WRONG_USAGE = {
     "select x --tolerance": "'--tolerance' requires an argument; see layerlens select --help",
     "compare": "missing argument 'RUN'; see layerlens compare --help",
     "plot": "missing argument 'RUN'; see layerlens plot --help",
-    "check": "missing argument 'MODEL'; see layerlens check --help",
+    "check": "missing argument 'MODEL|RUN'; see layerlens check --help",
     "analyze m p": "missing option '--out' / '-o'; see layerlens analyze --help",
     "analyze m p -o x --limit 0": "'--limit': input should be greater than or equal to 1; see layerlens analyze --help",
     "eval m --out o": "missing option '--tasks'; see layerlens eval --help",

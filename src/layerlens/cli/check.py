@@ -1,18 +1,24 @@
-"""`layerlens check`: where a model is read, and whether its identities hold."""
+"""`layerlens check`: where a model is read and whether its identities hold, or whether the files of a run are what was written."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from layerlens.cli.options import AsJson, LibraryOption, ModelName, ModelOptions, grouped, print_json
+from layerlens.cli.options import AsJson, LibraryOption, ModelOptions, grouped, print_json
 
 
 @grouped
 def check(
-    model: ModelName,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN", help="A hub name, a local folder or a bundled model (tiny-qwen3, tiny-llama); or a run folder."
+        ),
+    ],
     *,
     loading: ModelOptions,
     library: LibraryOption = "transformers",
@@ -25,8 +31,16 @@ def check(
 
     If the sums do not hold, the exit code is 2: such a model would be analysed wrongly, and `layerlens analyze` refuses it.
 
+    Of a run folder every file is read and compared with its digests. If one is damaged, swapped or of another run, the exit code is 2:
+    the same `layerlens analyze` sets it aside and makes it again.
+
     Example: layerlens check Qwen/Qwen3-4B
     """
+    from layerlens.results.check import is_run
+
+    if is_run(model):
+        _check_run(model, as_json)
+        return
     import layerlens as ll
     from layerlens.models import block_hook, check_identities, discover_layout, find_decoder_parts, layout_row, mixers
 
@@ -74,4 +88,27 @@ def check(
         if discovered:
             print(f"row           {row}")
     if not report.ok:
+        raise typer.Exit(2)
+
+
+def _check_run(path: str, as_json: bool) -> None:
+    """Prints what the digests of a run's files say. Raises typer.Exit with code 2 if one is damaged."""
+    from layerlens.results.check import check_run
+
+    found = check_run(path)
+    if as_json:
+        print_json({"run": path, **asdict(found), "ok": found.ok})
+    else:
+        print(f"{path}: {found.finished} of {found.samples} samples are there and as they were written")
+        if found.undigested:
+            print(
+                f"no digest     {found.undigested} of them: an earlier layerlens wrote none, so damage to their numbers would not be seen"
+            )
+        for name, why in found.damaged.items():
+            print(f"damaged       {name}: {why}")
+        for name in found.strange:
+            print(f"not a sample  {name}")
+        if not found.ok:
+            print("next: the same `layerlens analyze` again sets damaged files aside and makes them again")
+    if not found.ok:
         raise typer.Exit(2)

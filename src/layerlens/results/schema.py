@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from layerlens.errors import RunError
 from layerlens.prompts.sample import Sample
+from layerlens.storage.manifest import AnalysisConfig
 from layerlens.types import METRIC_INFO
 
 DIMS: dict[str, tuple[str, ...]] = {
@@ -143,6 +145,21 @@ def _with_segment(sample: xr.Dataset) -> xr.Dataset:
     if "text_token_id" in sample.coords:
         segment[sample["position"].values == sample.sizes["text_token"] - 1] = ""
     return sample.assign_coords(segment=("token", segment))
+
+
+def require_labels(variables: Mapping[Any, Any], config: AnalysisConfig) -> None:
+    """Raises RunError unless a sample holds the coordinates that every sample has, at the layers and sites of the configuration.
+
+    `variables` has the arrays by name, in memory or in an open file.
+    """
+    lacking = [name for name in ("sample", "position", "token_id", "token_text", "in_response", "layer", "site") if name not in variables]
+    if lacking:
+        raise RunError(f"it lacks {', '.join(lacking)}")
+    layers = [int(layer) for layer in variables["layer"][:]]
+    sites = [site.decode() if isinstance(site, bytes) else str(getattr(site, "values", site)) for site in variables["site"][:]]
+    for what, found, wanted in (("layers", layers, list(config.layers)), ("sites", sites, list(config.sites))):
+        if wanted and found != wanted:
+            raise RunError(f"it has {what} {', '.join(map(str, found))}, the run {', '.join(map(str, wanted))}")
 
 
 def storable(text: str) -> str:

@@ -6,18 +6,19 @@ folder. `run.json` is a RunManifest, `eval.json` an EvaluationManifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from layerlens.errors import RunError
 from layerlens.storage.files import write_text
+from layerlens.storage.plain import from_plain
 from layerlens.types import LensName, Norm, Rows, SimilarityRows
 
 FORMAT = 2
@@ -177,7 +178,8 @@ class RunManifest(ManifestBase):
     """What an analysis measured, on which model and samples.
 
     `device` is the card or processor that decoded, `spread` the spread in logits that norm "matched" measured on the run's rows,
-    `lens_file` the file or folder that a fitted lens was read from.
+    `lens_file` the file or folder that a fitted lens was read from. `identity` is what every sample's file repeats: a digest of
+    configuration, samples and weights, made when the folder is begun (`identify`), empty in folders of before there was one.
     """
 
     samples: SampleSet
@@ -187,6 +189,7 @@ class RunManifest(ManifestBase):
     stopping: Stopping | None = None
     spread: float | None = None
     lens_file: str | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +222,7 @@ def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
             found["problems"] = found.pop("samples")
         if found["format"] == 1 and (verdict := found.pop("readout", None)) is not None:
             found["stopping"] = {("stable_share" if name == "sure" else name): value for name, value in verdict.items()}
-        manifest: Manifest = _from_plain(kind, found)
+        manifest: Manifest = from_plain(kind, found)
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise RunError(f"{file} is damaged: {error}; restore it, or run the same command into another folder") from error
     return manifest
@@ -241,6 +244,12 @@ def require_same(ours: RunManifest | EvaluationManifest, theirs: RunManifest | E
         raise RunError(f"{folder} was begun with another configuration ({shown}{more}); choose another folder, or remove that one")
 
 
+def identify(manifest: RunManifest) -> str:
+    """A digest of all that `require_same` compares, 16 hexadecimal digits: the same for everybody who begins the same computation."""
+    compared = json.dumps(_identity(manifest), sort_keys=True, default=lambda number: number.item())
+    return hashlib.blake2b(compared.encode(), digest_size=8).hexdigest()
+
+
 def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
     model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype, "library": manifest.model.library or ""}
     if not manifest.model.fingerprint:  # weights that nobody could read are told apart by name
@@ -253,32 +262,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): value}
-
-
-def _from_plain(kind: Any, value: Any) -> Any:
-    """JSON values as the annotated type: dataclasses from objects, tuples from lists, unions by what the value is."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise TypeError(f"expected an object for {kind.__name__}, got {type(value).__name__}")
-        hints = get_type_hints(kind)
-        lacking = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in value]
-        if lacking:
-            raise KeyError(f"{kind.__name__} lacks {', '.join(lacking)}")
-        return kind(**{f.name: _from_plain(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value})
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"expected a list, got {type(value).__name__}")
-        return tuple(value)
-    if isinstance(kind, UnionType) and value is not None:
-        inner = next((part for part in get_args(kind) if isinstance(part, type) and is_dataclass(part)), None)
-        return value if inner is None else _from_plain(inner, value)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise ValueError(f"expected one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind in (bool, float, int, str) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise TypeError(f"expected {kind.__name__}, got {value!r}")
-    return value
 
 
 def _version(distribution: str) -> str:
