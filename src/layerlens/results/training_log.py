@@ -93,8 +93,14 @@ class TrainingLog:
     @property
     def objective(self) -> str:
         """What is trained other than GRPO on every weight, in words; empty if nothing is, beside the phases."""
-        layers = self.schedule.get("train_layers", "all")
-        return "" if layers == "all" else f"layer{'' if layers.isdigit() else 's'} {layers} alone trained"
+        layers, distillation, tokens = (self.schedule.get(name) for name in ("train_layers", "distillation", "token_mask"))
+        told = [] if layers in (None, "all") else [f"layer{'' if layers.isdigit() else 's'} {layers} alone trained"]
+        if distillation:
+            told.append(f"layer {distillation['layers']} distilled (λ = {distillation['lambda']:g}, weights {distillation['weights']})")
+        if tokens:
+            at = "" if tokens["layer"] is None else f" at layer {tokens['layer']}"
+            told.append(f"tokens: the {tokens['quantile']:.0%} of largest {tokens['signal']}{at}")
+        return ", ".join(told)
 
     def snapshot(self, which: int) -> Run:
         """The Run of a snapshot: 0 is the first, -1 the last. Raises SelectionError if there is no monitor."""

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
-from trl import GRPOTrainer
 
 from layerlens.train.guards import require_finite_gradient, require_finite_loss, require_finite_weights, require_rewards
 from layerlens.train.padding import padded, without_common_padding
 from layerlens.train.resume import EpochOrder, fill_adam_states, load_position, save_position
+from layerlens.train.signal_trainer import SignalTrainer
 
 FORWARD_EXTRAS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
@@ -20,7 +20,7 @@ FORWARD_EXTRAS = (
 """What a batch may hold beside tokens and masks for the model's forward."""
 
 
-class BaseTrainer(GRPOTrainer):  # type: ignore[misc]
+class BaseTrainer(SignalTrainer):
     """GRPO as TRL has it. A run that is resumed takes the steps of a run that never stopped, bit for bit.
 
     TRL 1.16 counts from 0 again in a run that is resumed: it forgets how many rollouts are done, samples the present rollout anew

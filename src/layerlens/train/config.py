@@ -18,6 +18,7 @@ from layerlens.train.grpo_options import refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
+from layerlens.train.signal_options import asked_layers, signal_contradictions
 from layerlens.train.trained_weights import ALL, layers_text, parse_layers
 from layerlens.types import FORWARD_NORMS, RULES
 
@@ -99,6 +100,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         checkpointing = self.activation_checkpointing or self.gradient_checkpointing
         if checkpointing and options.get("use_reentrant") and (self.trained_layers or self.freeze_layers):
             yield "reentrant checkpointing gives no gradient behind frozen weights: set use_reentrant to False"
+        yield from signal_contradictions(self)
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
         if self.layer_lr_factors:
@@ -127,7 +129,9 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
     def reads_layers(self) -> bool:
         """Whether anything in these settings needs to know the model's layers; without, every model that GRPOTrainer trains will do."""
         named = (self.internal_layer, self.internal_schedule, self.layer_lr_factors, self.layer_lr_decay)
-        return any(value is not None for value in named) or bool(self.freeze_layers or self.monitor_every or self.trained_layers)
+        return any(value is not None for value in named) or bool(
+            self.freeze_layers or self.monitor_every or self.trained_layers or self.distilled_layers or self.token_signal
+        )
 
     @property
     def chooses_layer(self) -> bool:
@@ -147,6 +151,13 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             return Schedule.parse(self.internal_schedule)
         layer = auto_layer if self.chooses_layer else self.named_layer
         return Schedule() if layer is None else Schedule(((layer, self.internal_rollouts),))  # type: ignore[arg-type]
+
+    @property
+    def distilled_layers(self) -> tuple[int, ...]:
+        """The layers whose policies learn from the final policy; none if nothing is distilled, or with weight 0."""
+        if self.internal_loss != "distill" or self.distill_lambda == 0:
+            return ()
+        return asked_layers(self)
 
     @property
     def trained_layers(self) -> tuple[int, ...] | None:

@@ -82,6 +82,26 @@ class BuPOFields:
         None, "One factor of the learning rate for all blocks above layer_lr_above (0.1 in the paper's control)."
     )
     layer_lr_above: int | None = _field(None, "Layer above which layer_lr_decay acts; default: internal_layer.")
+    internal_loss: str = _field(
+        "none",
+        "distill: beside GRPO's loss, the policies of distill_layers learn from the final policy, on the rollouts on which that "
+        "is trained; none.",
+    )
+    distill_layers: str | None = _field(
+        None, "Layers that learn from the final policy: 7, or 4,8; default: internal_layer, if it is a number."
+    )
+    distill_lambda: float = _field(0.1, "Weight of the divergence (bits, mean over layers and tokens) beside GRPO's loss; 0: GRPO.")
+    distill_weights: str = _field(
+        "one", "Weight of a token's divergence: one, positive (its advantage, at least 0) or absolute (the size of its advantage)."
+    )
+    token_signal: str | None = _field(
+        None,
+        "GRPO's loss on the tokens with the largest entropy or kl_to_final at token_layer, or settling_depth, read with the final norm.",
+    )
+    token_layer: int | None = _field(None, "Layer of token_signal; with entropy at the last layer it is TRL's top_entropy_quantile.")
+    token_quantile: float = _field(
+        0.2, "Share of a batch's tokens that token_signal keeps; tokens that are equal at its edge are all kept."
+    )
     train_layers: str = _field(
         "all",
         "Blocks that alone learn, for the whole run: 7, or 1-3,7; every other weight stays as it is, embedding, norm and unembedding "

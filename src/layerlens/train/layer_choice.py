@@ -18,6 +18,7 @@ from layerlens.prompts.sample import Sample
 from layerlens.selection import LayerChoice, select_layer
 from layerlens.selection.words import layer_ranges, nats
 from layerlens.train.config import BuPOConfig
+from layerlens.train.signal_options import require_below_final
 from layerlens.types import FORWARD_NORMS, READOUT_METRICS, ForwardNorm, Rule
 
 log = logging.getLogger("layerlens.train")
@@ -39,9 +40,11 @@ def require_layers(model: nn.Module | str, args: BuPOConfig) -> int:
     asked = [("the internal phase", layer) for layer, _ in args.schedule().phases]
     asked += [("internal_layer", args.named_layer or 1), ("monitor_layer", args.monitor_layer or 1)]
     asked += [("train_layers", layer) for layer in (args.trained_layers or ())[-1:]]
+    asked += [("token_layer", args.token_layer or 1), *(("distill_layers", layer) for layer in args.distilled_layers[-1:])]
     for who, layer in asked:
         if layer > n_layers:
             raise TrainingError(f"the model has {n_layers} layers; {who} asks for layer {layer}")
+    require_below_final(args, n_layers)
     return n_layers
 
 

@@ -12,6 +12,7 @@ from layerlens.selection import LayerChoice
 from layerlens.selection.words import nats
 from layerlens.train.layer_rates import Factors, describe_rates
 from layerlens.train.schedule import WHOLE_RUN, Span
+from layerlens.train.signal_options import signal_contents, signal_rows
 from layerlens.train.trained_weights import ALL
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice:
         yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}{lens}"
     if not spans or spans[-1][-1] is not None:
         yield "final policy (GRPO)", "then" if spans else "throughout"
+    yield from signal_rows(args)
     frozen = args.frozen_layers(len(factors))
     if set(factors.values()) - {1.0} or frozen:
         yield from describe_rates(factors, frozen)
@@ -63,13 +65,14 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
         "optimizer_steps_per_rollout": args.optimizer_steps_per_rollout,
         "phases": phases,
         "train_layers": args.train_layers,
+        **signal_contents(args),
         "seed": args.seed,
         "choice": choice.to_dict() if choice else None,
     }
 
 
 def require_same_schedule(file: Path, contents: dict[str, Any]) -> None:
-    """Raises TrainingError if the run that left `file` had other phases, norm, lens or layers than the run that is to go on with it."""
+    """Raises TrainingError if the run that left `file` had another objective than the run that is to go on with it."""
     before = {"lens": "logit", "train_layers": ALL, **read_schedule(file)}
-    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens", "train_layers")):
+    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens", "train_layers", "distillation", "token_mask")):
         raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")

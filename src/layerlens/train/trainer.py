@@ -95,7 +95,6 @@ class BuPOTrainer(BaseTrainer):
         args = BuPOConfig.of(args, model)
         if args.trains_internally and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # blocks above the layer take no part in the internal phase
-        self._active_layer: int | None = None
         n_layers = require_layers(model, args) if args.reads_layers else 0  # before a refusal would waste what is loaded
         self._lens = None if args.internal_lens == "logit" else read_lens(args.internal_lens)
         if options.get("environment_factory") and (args.monitor_every or args.chooses_layer):
@@ -117,6 +116,7 @@ class BuPOTrainer(BaseTrainer):
         first = next((layer for layer, _ in self.schedule.phases), args.named_layer)
         above = first if args.layer_lr_above is None else args.layer_lr_above
         self.layer_factors = layer_factors(n_layers, args.layer_lr_factors, args.layer_lr_decay, above)
+        self._set_up_signals(n_layers)
         freeze_up_to(self.model, args.freeze_layers)
         if args.trained_layers:
             train_alone(self.model, args.trained_layers)
@@ -189,6 +189,7 @@ class BuPOTrainer(BaseTrainer):
         """
         logged, adaptive = self._metrics["train"], self.args.use_adaptive_entropy
         self._metrics["train"], self._active_layer = defaultdict(list), layer
+        quantile, self.top_entropy_quantile = self.top_entropy_quantile, self.args.top_entropy_quantile
         if adaptive:
             self.use_adaptive_entropy = self._entropy_bonus_enabled = False
         try:
@@ -196,7 +197,7 @@ class BuPOTrainer(BaseTrainer):
         finally:
             for name, values in self._metrics["train"].items():
                 logged[INTERNAL + name].extend(values)
-            self._metrics["train"], self._active_layer = logged, None
+            self._metrics["train"], self._active_layer, self.top_entropy_quantile = logged, None, quantile
             if adaptive:
                 self.use_adaptive_entropy = self._entropy_bonus_enabled = True
 

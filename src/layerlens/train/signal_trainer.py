@@ -1,0 +1,102 @@
+"""GRPO's objective with what the layers say: distillation into a layer, and tokens chosen by a layer's policy."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from layerlens.decode.distillation import js_to_fixed
+from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states
+
+DISTILL = "distill/js_layer_"
+"""In front of a layer's number, in the trainer's log: mean JS from the layer's policy to the final policy, bits."""
+
+
+class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPOTrainer with two additions to the loss while the final policy π is trained; in an internal phase both rest.
+
+    Internal distillation (after OISD, arXiv 2605.29089), at layers l, each read with the final norm, sg: no gradient goes through it:
+
+        loss = GRPO + λ · mean over layers and tokens of w_t · JS(π_l ‖ sg π)        w_t = 1, max(Â_t, 0) or |Â_t|
+
+    Token masks: GRPO's loss on the share q of the batch's tokens on which a signal is largest: the entropy of π_l, KL(π_l ‖ π), or
+    the layer at which the token settles. TRL's `top_entropy_quantile` is the entropy at layer L.
+    """
+
+    _active_layer: int | None = None
+    """The internal layer that the loss is for; None for the final policy."""
+    _read_layers: frozenset[int] = frozenset()
+    """The layers whose states a loss needs."""
+    _states: States | None = None
+    """States of the present forward pass, while a loss is computed that needs them."""
+
+    def _set_up_signals(self, n_layers: int) -> None:
+        """To be called once the model is there."""
+        args = self.args
+        read = set(args.distilled_layers)
+        if args.token_signal is not None:
+            self.top_entropy_quantile = args.token_quantile
+            read |= set(range(1, n_layers + 1)) if args.token_signal == "settling_depth" else {args.token_layer}
+        if read:
+            self._n_layers, self._read_layers = n_layers, frozenset({*read, n_layers})
+            self._reader = FinalReader(self.model, self.temperature)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if not self._read_layers or self._active_layer is not None:
+            return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        with kept_states(model, self._read_layers) as self._states:
+            self._prompt_width = inputs["prompt_ids"].size(1)
+            try:
+                loss: Tensor = super()._compute_loss(model, inputs)
+                return loss + self._distillation(self._states, mask, inputs) if self.args.distilled_layers else loss
+            finally:
+                self._states = None
+
+    def _distillation(self, states: States, mask: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """λ times the mean over layers and tokens of the weighted divergence, as this micro-batch's part of an optimizer step."""
+        args, mode = self.args, "train" if self.model.training else "eval"
+        advantages = inputs["advantages"]
+        advantages = (advantages if advantages.dim() > 1 else advantages[:, None]).expand(mask.shape)[mask.bool()]
+        weights = {"one": torch.ones_like(advantages), "positive": advantages.clamp(min=0), "absolute": advantages.abs()}
+        # the mean over the tokens of an optimizer step, as TRL takes it for loss_type dapo
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if mode == "train":
+            tokens = tokens * self.current_gradient_accumulation_steps / args.steps_per_generation
+        total = torch.zeros((), device=mask.device)
+        with self.accelerator.autocast() if args.bf16 or args.fp16 else nullcontext():
+            final = self._reader.norm(answer_rows(states[self._n_layers], mask, self._prompt_width)).detach()
+            for layer in args.distilled_layers:
+                own = self._reader.norm(answer_rows(states[layer], mask, self._prompt_width))
+                js = js_to_fixed(own, self._reader.unembedding, final)
+                total = total + (weights[args.distill_weights] * js).sum()
+                sums = self.accelerator.reduce(torch.stack([js.detach().sum(), mask.sum().float()]), reduction="sum")
+                self._metrics[mode][f"{DISTILL}{layer}"].append(float(sums[0] / sums[1].clamp(min=1.0)))
+        weighted: Tensor = args.distill_lambda * total / (len(args.distilled_layers) * tokens)
+        return weighted
+
+    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        if self.args.token_signal is not None and self._states is not None:
+            entropies = self._token_signal(self._states, entropies, mask)
+        return super().get_high_entropy_mask(entropies, mask, threshold)  # type: ignore[no-any-return]
+
+    def _token_signal(self, states: States, entropies: Tensor, mask: Tensor) -> Tensor:
+        """The signal of each answer token, in the shape of the final policy's entropies; at layer L they are its entropy."""
+        signal, layer = self.args.token_signal, self.args.token_layer
+        if signal == "entropy" and layer == self._n_layers:
+            return entropies
+        rows = {number: answer_rows(states[number], mask, self._prompt_width) for number in sorted(states)}
+        final = rows[self._n_layers]
+        with self.accelerator.autocast() if self.args.bf16 or self.args.fp16 else nullcontext():
+            if signal == "settling_depth":
+                values = self._reader.settling_depth([rows[number] for number in range(1, self._n_layers + 1)])
+            else:
+                want = {"entropy": "entropy", "kl_to_final": "kl"}[signal]
+                values = self._reader.readings([rows[layer]], final, (want,))[want][:, 0]
+        found = torch.zeros_like(entropies, dtype=torch.float32)
+        found[mask.bool()] = values.clamp(min=0)  # below 0 by rounding alone; TRL takes what is negative for padding
+        return found
