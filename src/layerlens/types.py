@@ -20,7 +20,7 @@ Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all", "reference"]
 SimilarityRows = Literal["response", "all"]
 Segment = Literal["prompt", "thinking", "answer"]
-Rule = Literal["boundary", "skill", "settled", "settling_depth", "agreement", "entropy_drop"]
+Rule = Literal["boundary", "settled", "skill", "settling_depth", "agreement", "entropy_drop"]
 Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
 

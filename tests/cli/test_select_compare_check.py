@@ -15,6 +15,7 @@ import torch
 import layerlens as ll
 from layerlens.cli.tables import show_choice, show_comparison
 from layerlens.selection.comparison import compare_runs
+from layerlens.types import RULES
 from tests.support.command_line import Layerlens, one_line
 from tests.support.damage import damaged
 from tests.support.synthetic_runs import make_run
@@ -31,7 +32,7 @@ def test_analyze_then_select_compare_and_check(layerlens: Layerlens, folder: Pat
     assert json.loads(again.out)["samples"] == 3
     selected = layerlens("select", tmp_path / "run", "--json")
     assert selected.code == 0
-    assert json.loads(selected.out)["rule"] == "boundary"
+    assert json.loads(selected.out)["rule"] in RULES
     assert json.loads(selected.out) == ll.select_layer(ll.open_run(tmp_path / "run")).to_dict() | {
         "phases": json.loads(selected.out)["phases"]
     }
@@ -67,16 +68,19 @@ def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.C
     choice = ll.select_layer(run, resamples=300)
     table, recommended = printed(show_choice, choice, capsys).split("\nrecommended ")
     assert "usable layers (better than guessing): 8-16" in table
-    assert re.search(r"boundary +15 +100% +end of the FFN's exploration", table)
+    assert re.search(
+        r"boundary +15 +100% +end of the FFN's exploration \(the paper's\) \(open: an end of the model by construction\)", table
+    )
     lines = dict(reversed([re.split(r"  +", line, maxsplit=1) for line in recommended.strip().splitlines()[1:]]))
     assert "train layer 15 of 16, read with norm final" in recommended
     assert choice.recommendation.splitlines()[0] == "recommended: train layer 15 of 16, read with norm final"
     assert len(choice.recommendation.splitlines()) == len(recommended.strip().splitlines())
-    assert lines["because"].startswith("layer 15: the layer below the last, as exploration is still open at the top")
+    assert lines["because"].startswith("layer 15: first layer from which the KL to the final policy stays under a tenth of its start")
     assert lines["stability"] == "100% of resamples of the 12 samples give this layer"
     assert lines["its policy"] == "gives the text +6.4 nats a token over guessing; the final policy's is +6.6 nats"
     assert "settled layer 15" not in lines["other rules"], "a rule that agrees is no other rule"
-    assert lines["against it"].startswith("exploration is still open at layer 16"), "the first of them"
+    assert lines["against it"].startswith("boundary, the rule of the paper, names layer 15 by construction"), "the first of them"
+    assert "boundary layer 15 (open: an end of the model by construction)" in lines["other rules"]
     assert lines["next"] == "layerlens train ... --internal_layer 15 --internal_norm final --internal_rollouts N"
 
 
@@ -87,7 +91,8 @@ def test_select_says_what_to_do_if_no_layer_is_usable(capsys: pytest.CaptureFixt
     assert "why none          boundary, the rule of the paper, names layer 4 (100%), which is not usable" in shown
     assert "norm none does not read this model: at its last layer it agrees with the final policy on 100% of tokens" in shown
     assert shown.rstrip().endswith("layerlens analyze MODEL PROMPTS --norm final --out RUN, then layerlens select RUN")
-    undetermined = printed(show_choice, ll.select_layer(make_run([0.0] * 36, noise=0.15, samples=8), "boundary", resamples=300), capsys)
+    noisy = make_run([0.5] * 6 + [0.05] * 10 + [-0.5] * 4, noise=0.6, samples=8)
+    undetermined = printed(show_choice, ll.select_layer(noisy, "boundary", resamples=300), capsys)
     assert "undetermined: " in undetermined
     assert "analyse more samples, or name a layer yourself" in undetermined
 

@@ -58,7 +58,7 @@ def test_no_exploration_means_no_layer(samples: int) -> None:
 
 def test_an_exploration_that_is_open_to_the_end_answers_the_layer_below_the_last() -> None:
     run = make_run([0.5] * 12, attn_change=[-0.2] * 6 + [-1.5] + [-0.2] * 5, start=9.0)
-    choice = ll.select_layer(run, **FEW)
+    choice = ll.select_layer(run, "boundary", **FEW)
     assert (choice.layer, choice.outcome, choice.rule, choice.frequency) == (11, "open", "boundary", 1.0)
     assert "layer 11: the layer below the last, as exploration is still open at the top" in choice.reason
     assert "no interval lies below zero" in choice.reason
@@ -69,9 +69,45 @@ def test_an_exploration_that_is_open_to_the_end_answers_the_layer_below_the_last
     assert others["boundary"] == 11
 
 
+def bare(run: ll.Run, **metrics: float) -> ll.Run:
+    """The run with metrics of one value everywhere, or without those that are None."""
+    data = run.data.copy(deep=True)
+    for name, value in metrics.items():
+        data[name][:] = value
+    return replace(run, data=data)
+
+
+def test_an_open_answer_is_the_last_resort() -> None:
+    """An exploration without an end and a threshold that layer 1 passes give the ends of the model, whatever lies in between."""
+    run = make_run([0.5] * 12, norm="final", start=9.0)
+    choice = ll.select_layer(run, **FEW)
+    assert (choice.layer, choice.outcome, choice.rule) == (11, "layer", "settled"), "by its own figures, not by construction"
+    assert (
+        "boundary, the rule of the paper, names layer 11 by construction: exploration is still open at layer 12, so the data show no "
+        "end of it; 11 is the last but one"
+    ) in choice.against
+    opened = choice.candidates[choice.candidates["open"]]
+    assert opened["rule"].tolist() == ["boundary", "skill"][: len(opened)]
+    assert "boundary layer 11 (open: an end of the model by construction)" in choice.recommendation
+    # neither KL, agreement nor skill cross their thresholds: the open boundary is all that is left
+    left = ll.select_layer(bare(run, kl_to_final=5.0, agrees=1, logp_next=-0.3), **FEW)
+    assert (left.layer, left.outcome, left.rule) == (11, "open", "boundary")
+    assert "by construction" in left.recommendation.splitlines()[2]
+
+
+@pytest.mark.parametrize("rule", ["skill", "agreement", "settled"])
+def test_a_threshold_that_layer_1_passes_is_open(rule: str) -> None:
+    run = make_run([-0.5] * 6, norm="final", start=9.0)
+    data = bare(run, agrees=1, logp_next=-0.3).data
+    data["kl_to_final"].loc[{"site": "resid_post"}] = 0.0
+    choice = ll.select_layer(replace(run, data=data), rule, **FEW)
+    assert (choice.layer, choice.outcome) == (1, "open")
+    assert "the first layer passes already, so the data do not show where the policy forms" in choice.against
+
+
 def test_an_early_turn_that_a_late_rise_outvotes_is_told() -> None:
     """The shape + - + of SmolLM2 under norm final: no sentence may say that it never turns."""
-    choice = ll.select_layer(make_run([1.5, 0.3, *[-0.3, -0.6, -0.6, -0.6], *[1.0] * 9], start=9.0, norm="final"), **FEW)
+    choice = ll.select_layer(make_run([1.5, 0.3, *[-0.3, -0.6, -0.6, -0.6], *[1.0] * 9], start=9.0, norm="final"), "boundary", **FEW)
     assert (choice.layer, choice.outcome) == (14, "open")
     assert "no interval lies below zero" not in choice.reason
     told = " | ".join(choice.against)
@@ -79,8 +115,17 @@ def test_an_early_turn_that_a_late_rise_outvotes_is_told() -> None:
     assert "the phases fit poorly" in told
 
 
-def test_answers_that_less_than_half_of_the_resamples_give_name_no_layer() -> None:
+def test_a_rise_within_its_margin_of_error_is_no_exploration() -> None:
     run = make_run([0.0] * 36, noise=0.15, samples=8, start=9.0)
+    choice = ll.select_layer(run, "boundary", **FEW)
+    assert (choice.layer, choice.outcome) == (None, "none")
+    assert re.search(r"mean FFN ΔS of layers 1-36 is \+[\d.]+ nats, within its margin of error \([\d.]+\): no exploration", choice.reason)
+    alone = ll.select_layer(make_run([0.2] * 3 + [-0.2] * 9, noise=0.0, samples=1, start=9.0), "boundary", **FEW)
+    assert alone.layer == 3, "one sample has no margin of error"
+
+
+def test_answers_that_less_than_half_of_the_resamples_give_name_no_layer() -> None:
+    run = make_run([0.5] * 6 + [0.05] * 10 + [-0.5] * 4, noise=0.6, samples=8, start=9.0)
     choice = ll.select_layer(run, "boundary", **FEW)
     assert (choice.layer, choice.outcome) == (None, "undetermined")
     assert choice.frequency < 0.5
@@ -147,7 +192,7 @@ def test_a_norm_that_does_not_read_the_model_is_told_with_what_to_do() -> None:
 
 def test_the_other_weighting_is_named_when_it_gives_another_layer() -> None:
     """One long sample of eight turns later: by tokens it decides, by samples it does not."""
-    short = make_run([1.0] * 3 + [-1.0] * 6, samples=8, tokens=8, start=9.0)
+    short = make_run([1.0] * 3 + [-0.3] * 6, samples=8, tokens=8, start=9.0)
     late = make_run([1.0] * 6 + [-1.0] * 3, samples=8, tokens=8, start=9.0)
     data = short.data.copy(deep=True)
     last = data["sample"].values == 7

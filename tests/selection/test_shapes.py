@@ -26,13 +26,18 @@ OPEN = np.full(28, 0.3)
 NOTHING = np.zeros(36)
 
 
-def answer_to(change: Float[Array, "samples layers"], seed: int) -> Answer:
+def curves_of(change: Float[Array, "samples layers"], seed: int) -> Curves:
+    """Curves of data sets of which nothing is known but the ΔS of the FFN."""
     point, means = bootstrap_means(change, np.ones_like(change), 200, seed)
     unknown = dict.fromkeys(("entropy", "agreement", "skill", "final_skill", "kl", "disagreement", "settling"))
     mean = np.concatenate([point[None], means])
-    curves = Curves(
+    return Curves(
         norm="none", n_layers=change.shape[1], samples=len(change), problems=len(change), resamples=200, ffn_change=mean, **unknown
     )
+
+
+def answer_to(change: Float[Array, "samples layers"], seed: int) -> Answer:
+    curves = curves_of(change, seed)
     return answers(curves, find_phases_of(curves, PhaseRule()), 0.5, None)["boundary"]
 
 
@@ -49,9 +54,9 @@ def named(shape: Float[Array, " layers"], samples: int, sd: float) -> list[int]:
         (QWEN, 8, 0.15, 6, 0.99),
         (QWEN, 8, 0.5, 6, 0.64),
         (QWEN, 30, 0.5, 6, 0.89),
-        (WEAK, 8, 0.15, 27, 0.62),
+        (WEAK, 8, 0.15, 27, 0.6),
         (WEAK, 30, 0.15, 27, 0.91),
-        (LLAMA, 8, 0.5, 27, 0.56),
+        (LLAMA, 8, 0.5, 27, 0.54),
         (LLAMA, 30, 0.5, 27, 0.87),
         (OPEN, 8, 0.3, 27, 1.0),
         (RISE_AND_RISE, 8, 0.3, 29, 1.0),
@@ -76,8 +81,8 @@ def test_the_right_layer_is_named(shape: Float[Array, " layers"], samples: int, 
 
 @pytest.mark.parametrize("samples", [8, 30])
 def test_where_there_is_nothing_seldom_a_layer_is_named(samples: int) -> None:
-    """Found in 400: 15% and 10%."""
-    assert np.mean([layer > 0 for layer in named(NOTHING, samples, 0.15)]) <= 0.28
+    """Found in 400: 3% and 2%; the bound is three standard errors of a share of 60 data sets above the first."""
+    assert np.mean([layer > 0 for layer in named(NOTHING, samples, 0.15)]) <= 0.1
 
 
 def test_open_exploration_says_so() -> None:

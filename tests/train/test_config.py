@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"monitor_every": -1}, "monitor_every must be 0 or more"),
         (
             {"internal_layer": "auto", "internal_rollouts": 3, "internal_rule": "guess"},
-            "internal_rule is one of boundary, skill, settled, settling_depth, agreement, entropy_drop",
+            "internal_rule is one of boundary, settled, skill, settling_depth, agreement, entropy_drop",
         ),
         ({"internal_layer": "auto", "internal_rollouts": 3, "internal_samples": 0}, "internal_samples must be at least 1"),
         ({"monitor_layer": 2}, "monitor_layer=2 .* needs monitor_every above 0"),

@@ -68,9 +68,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON."
 RuleOption = Annotated[
     Rule | None,
     typer.Option(
-        help="boundary: end of the FFN's exploration phase (the paper's); skill: first with half of the final policy's skill; settled: "
-        "KL to the final policy stays under a tenth; settling_depth: mean depth at which tokens settle; agreement: first to agree with "
-        "the final policy; entropy_drop: after the largest fall of entropy. [default: the first of these that names a usable layer]",
+        help="boundary: end of the FFN's exploration phase (the paper's); settled: KL to the final policy stays under a tenth; skill: "
+        "first with half of the final policy's skill; settling_depth: mean depth at which tokens settle; agreement: first to agree with "
+        "the final policy; entropy_drop: after the largest fall of entropy. [default: the first of these that names a usable layer which "
+        "is not only an end of the model]",
         show_default=False,
         metavar="<rule>",
     ),

@@ -12,7 +12,7 @@ from rich.text import Text
 from layerlens.selection import LayerChoice
 from layerlens.selection.comparison import Comparison
 from layerlens.selection.measures import LABELS, PAPERS, SETTLING, SHARES
-from layerlens.selection.recommendation import recommendation
+from layerlens.selection.recommendation import END, recommendation
 from layerlens.selection.rules import LOOKS_FOR
 from layerlens.selection.words import layer_ranges, percent
 
@@ -80,7 +80,8 @@ def show_choice(choice: LayerChoice) -> None:
     for _, rows in choice.candidates.groupby("rule", sort=False):
         for row in rows[rows["chosen"] | (rows["frequency"] >= SHOWN)].itertuples():
             layer = "none" if pd.isna(row.layer) else str(row.layer)
-            table.add_row(str(row.rule), layer, percent(float(row.frequency)), LOOKS_FOR[row.rule] if row.chosen else "")
+            looks_for = f"{LOOKS_FOR[row.rule]}{f' (open: {END})' if row.open else ''}" if row.chosen else ""
+            table.add_row(str(row.rule), layer, percent(float(row.frequency)), looks_for)
     console.print(table)
     console.print()
     for label, text in recommendation(choice):

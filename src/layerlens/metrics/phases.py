@@ -96,6 +96,15 @@ def phase_spans(ends: PhaseEnds, n_layers: int) -> dict[str, Span | None]:
     return {name: span if 0 < span[0] <= span[1] else None for name, span in spans.items()}
 
 
+def exploration_rise(change: Float[Array, "*curves layers"], ends: PhaseEnds) -> Float[Array, "*curves"]:
+    """Mean ΔS over the layers of each curve's exploration, nats; NaN without one."""
+    layer = np.arange(1, change.shape[-1] + 1)
+    explores = (layer >= ends.exploration_start[..., None]) & (layer <= ends.exploration_end[..., None])
+    count = explores.sum(-1)
+    rise: Array = np.where(count > 0, np.where(explores, change, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
+    return rise
+
+
 def contradicting_layers(low: Float[Array, " layers"], high: Float[Array, " layers"], ends: PhaseEnds, zero: float) -> tuple[int, ...]:
     """The layers, from 1, whose interval lies wholly outside what the phase of the first curve says of them.
 

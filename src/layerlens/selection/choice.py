@@ -13,7 +13,7 @@ from layerlens.errors import SelectionError
 from layerlens.types import NORMS, RULES, LensName, Norm, Rule
 
 Outcome = Literal["layer", "open", "undetermined", "none", "unusable"]
-"""What came of a choice. "layer": one is named. "open": the one below the last is named, as exploration is still open at the top.
+"""What came of a choice. "layer": one is named. "open": the one that is named only stands at an end of the model (`select_layer`).
 "undetermined": no layer is given by half of the resamples. "none": the rule finds none. "unusable": those that rules name are no
 better than guessing, or the last."""
 
@@ -28,8 +28,9 @@ class LayerChoice:
         reason: the answer in a sentence, with its figures.
         frequency: stability under resampling: share of bootstrap resamples over samples that give what all samples together give
             (this layer, or none). It is no probability that the layer is right. NaN with one sample.
-        candidates: one row per rule and layer that any resample gave, with `rule`, `layer` (<NA>: none), `frequency` and
-            `chosen` (whether the rule gives that layer on all samples); rows of `rule` first, then by falling frequency.
+        candidates: one row per rule and layer that any resample gave, with `rule`, `layer` (<NA>: none), `frequency`,
+            `chosen` (whether the rule gives that layer on all samples) and `open` (whether it only stands at an end of the model);
+            rows of `rule` first, then by falling frequency.
         phases: first and last layer of exploration, integration and convergence, None for an empty phase.
         norm, model, n_layers: norm, model name and number of blocks of the run; samples: how many of its samples have rows that count.
         run: the run's folder; None for a run that was never saved.
@@ -124,7 +125,9 @@ class LayerChoice:
                 **{name: plain[name] for name in ("layer", "rule", "norm", "n_layers", "model", "samples", "run", "fingerprint", "reason")},
                 frequency=float("nan") if plain["frequency"] is None else float(plain["frequency"]),
                 phases={name: None if span is None else (span[0], span[1]) for name, span in plain["phases"].items()},
-                candidates=candidate_table([tuple(row[column] for column in _COLUMNS) for row in plain["candidates"]]),
+                candidates=candidate_table(
+                    [(*(row[column] for column in _COLUMNS[:-1]), row.get("open", False)) for row in plain["candidates"]]
+                ),
                 lens=plain.get("lens", "logit"),
                 settings=dict(plain["settings"]),
                 outcome=outcome,
@@ -140,10 +143,10 @@ class LayerChoice:
             raise SelectionError(f"a choice of layer holds a value of another kind ({error})") from error
 
 
-_COLUMNS = ("rule", "layer", "frequency", "chosen")
-"""Of the table of candidates."""
+_COLUMNS = ("rule", "layer", "frequency", "chosen", "open")
+"""Of the table of candidates; a choice of an earlier version lacks the last one."""
 
 
 def candidate_table(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    """The table of candidates, from rows of rule, layer (None: none), frequency and whether the rule gives that layer on all samples."""
+    """The table of candidates, from rows of the values of `_COLUMNS`; a layer of None is none."""
     return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"layer": "Int64", "frequency": "float64"})

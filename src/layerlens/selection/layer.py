@@ -26,6 +26,8 @@ STABLE = 0.8
 """Stability under resampling below which it is named among what speaks against a choice."""
 POOR_FIT = 0.1
 """Misfit of the phases above which it is named among what speaks against a choice."""
+RESAMPLES_OF_THE_OTHER = 200
+"""Resamples of the curves by the other weighting, of which only the margin of error is read."""
 
 
 def select_layer(
@@ -46,22 +48,25 @@ def select_layer(
     Rules:
         "boundary": the paper's boundary layer (Bottom-up Policy Optimization, arXiv 2512.19673): the last layer of the
             exploration phase of the FFN's entropy change (`metrics.phases`). If exploration is still open at the top, the layer
-            below the last one, marked open. None if there is no such phase.
-        "skill": the first layer with at least `share` of the final policy's skill (`metrics.skill`).
+            below the last one, marked open. None if there is no such phase, or if its mean ΔS lies within its margin of error.
         "settled": the first layer from which the KL to the final policy stays under a tenth of its start (`metrics.envelope`).
             Runs of norm final only.
+        "skill": the first layer with at least `share` of the final policy's skill (`metrics.skill`).
         "settling_depth": the layer nearest to the mean settling depth of the tokens (`metrics.settling`). Runs of norm final that
             measured `js_to_final` only.
         "agreement": the first layer whose most likely token is the final policy's on at least `share` of the rows.
         "entropy_drop": of the usable layers from 2 on, the one after the largest drop of mean residual entropy,
             S(H^(l-1)) - S(H^l). None if it falls nowhere.
 
-    A layer is named only if at least half of the resamples give it. Which rule picks the layer that trains best is not known.
+    A layer is named only if at least half of the resamples give it. An answer that only stands at an end of the model is open: the last
+    layer but one for an exploration without an end, or layer 1 for a threshold that it passes already; it would be the same whatever the
+    data hold in between. Which rule picks the layer that trains best is not known.
 
     Args:
         run: an analysis of all layers, with the sites and metrics that the rule reads.
-        rule: the rule that answers; `candidates` lists what the other rules answer. None asks the rules in the order above and
-            takes the first that names a layer that is usable (better than guessing) and lies below the last.
+        rule: the rule that answers; `candidates` lists what the other rules answer. None asks the rules in the order above, those
+            whose answer is open after all others, and takes the first that names a layer that is usable (better than guessing) and
+            lies below the last.
         phases: how phases are found; by default `PhaseRule()`.
         share: share of rows that the agreement rule asks for, and of the final policy's skill that the skill rule asks for.
         over, rows, segment, drop_first, resamples, seed: as in `Run.bootstrap`.
@@ -76,7 +81,8 @@ def select_layer(
     curves = read_curves(run, over=over, resamples=resamples, **options)
     found = find_phases_of(curves, zero)
     said = answers(curves, found, share, curves.usable)
-    wanted = [rule] if rule is not None else [name for name in RULES if name in said]
+    # an open answer is the same whatever the data hold between the ends of the model, so it is the last resort
+    wanted = [rule] if rule is not None else sorted((name for name in RULES if name in said), key=lambda name: bool(said[name].open))
     if not wanted or wanted[0] not in said:
         held = f"{', '.join(map(str, run.data))} at {', '.join(run.sites)}, norm {run.norm}"
         needs = f"rule {rule!r} needs {READS[rule]}" if rule else "choosing a layer needs what a rule reads, such as " + READS["boundary"]
@@ -87,11 +93,12 @@ def select_layer(
         outcome = "unusable"
     layer = answer.layer if outcome in ("layer", "open") else None
     other: Weighting = "token" if over == "sample" else "sample"
-    weighed = read_curves(run, over=other, resamples=1, **options)
+    weighed = read_curves(run, over=other, resamples=min(resamples, RESAMPLES_OF_THE_OTHER), **options)
     usable = curves.usable
     elsewhere = answers(weighed, find_phases_of(weighed, zero), share, usable)[taken].layer
     against = [
         *(each.sentence for each in passed if each.layer or (layer and each.rule != taken)),
+        *(_open_boundary(said["boundary"]) if layer and taken != "boundary" and "boundary" in said else ()),
         *_against(answer, outcome, taken, curves, found, None if elsewhere == answer.layer else (other, elsewhere)),
     ]
     return LayerChoice(
@@ -161,6 +168,12 @@ def _take(said: dict[Rule, Answer], wanted: Sequence[Rule], curves: Curves, fall
     return wanted[0], passed
 
 
+def _open_boundary(answer: Answer) -> Iterator[str]:
+    """Yields that the paper's rule names its layer by construction alone, if it does."""
+    if answer.open and answer.determined:
+        yield _Passed("boundary", answer.layer, f"names layer {answer.layer} by construction: {answer.open}").sentence
+
+
 def _skill_of(layer: int, curves: Curves) -> str:
     assert curves.skill is not None
     low, high = (float(end[layer - 1]) for end in curves.interval(curves.skill))
@@ -197,14 +210,14 @@ def _against(
     elif named and not curves.usable[answer.layer - 1]:  # type: ignore[index]
         yield f"the layer is not usable: {_skill_of(answer.layer, curves)}"
     if outcome == "open":
-        yield f"exploration is still open at layer {curves.n_layers}, so the data show no end of it; the layer below the last stands for it"
+        yield answer.open
     if rule == "boundary" and phases is not None and answer.layer:
         if len(phases.contradicting) > 1:
             turn = f"; ΔS first turns after layer {phases.first_turn}" if phases.first_turn else ""
             yield f"the intervals of layers {layer_ranges(phases.contradicting)} lie on the other side of zero than their phase{turn}"
         if phases.misfit > POOR_FIT:
             yield f"the phases fit poorly: the cut misses {percent(phases.misfit)} of the sum of |ΔS|"
-    if answer.layer and rule in ("boundary", "entropy_drop") and curves.norm == "none":
+    if answer.layer and rule in ("boundary", "skill", "entropy_drop") and curves.norm == "none":
         yield "norm none compares scales: rescaling weights can move this answer while no output of the model changes"
     if named and curves.problems >= FEW_PROBLEMS and answer.frequency < STABLE:
         yield f"it is not stable: {_shares(answer)}"
@@ -220,5 +233,6 @@ def _candidates(said: dict[Rule, Answer], first: Rule) -> pd.DataFrame:
     for rule in sorted(said, key=lambda name: (name != first, RULES.index(name))):
         answer = said[rule]
         for layer, frequency in answer.shares.items():
-            rows.append((rule, layer or None, frequency if len(answer.layers) > 1 else np.nan, layer == answer.layer))
+            chosen = layer == answer.layer
+            rows.append((rule, layer or None, frequency if len(answer.layers) > 1 else np.nan, chosen, chosen and bool(answer.open)))
     return candidate_table(rows)

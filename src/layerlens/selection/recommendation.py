@@ -10,6 +10,9 @@ from layerlens.selection.choice import LayerChoice
 from layerlens.selection.rules import NAMED
 from layerlens.selection.words import enough, nats, percent
 
+END = "an end of the model by construction"
+"""What an open answer is, in words."""
+
 
 def recommendation(choice: LayerChoice) -> Iterator[tuple[str, str]]:
     """Yields labels and sentences, the recommendation first. A choice of an earlier version says less, and nothing false."""
@@ -41,7 +44,8 @@ def _stability(choice: LayerChoice) -> Iterator[tuple[str, str]]:
     own = choice.candidates[(choice.candidates["rule"] == choice.rule) & ~choice.candidates["chosen"]]
     others = [f"{_layer(row.layer)} in {percent(float(row.frequency))}" for row in own.itertuples()]
     rest = f"; then {enough(others, 3)}" if others else ""
-    yield "stability", f"{percent(choice.frequency)} of resamples of the {choice.samples} samples give this layer{rest}"
+    by_itself = f", {END}" if choice.outcome == "open" else ""
+    yield "stability", f"{percent(choice.frequency)} of resamples of the {choice.samples} samples give this layer{by_itself}{rest}"
 
 
 def _other_rules(choice: LayerChoice) -> tuple[list[str], list[str]]:
@@ -50,7 +54,9 @@ def _other_rules(choice: LayerChoice) -> tuple[list[str], list[str]]:
     answers = choice.candidates[choice.candidates["chosen"] & (choice.candidates["rule"] != choice.rule)]
     for row in answers.itertuples():
         layer, frequency = row.layer, float(row.frequency)
-        if frequency < NAMED:
+        if row.open:
+            differ.append(f"{row.rule} {_layer(layer)} (open: {END})")
+        elif frequency < NAMED:
             differ.append(f"{row.rule} undetermined ({_layer(layer)} in {percent(frequency)})")
         elif choice.layer is not None and not pd.isna(layer) and layer == choice.layer:
             agree.append(f"{row.rule} ({percent(frequency)})")

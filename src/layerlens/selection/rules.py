@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from layerlens.metrics.envelope import first_settled, upper_envelope
-from layerlens.metrics.phases import PhaseEnds, PhaseRule, contradicting_layers, first_turn
+from layerlens.metrics.phases import PhaseEnds, PhaseRule, contradicting_layers, exploration_rise, first_turn
 from layerlens.metrics.skill import first_skilled
 from layerlens.selection.curves import Curves
 from layerlens.types import Rule
@@ -25,8 +25,8 @@ class Answer:
 
     layers: Int[Array, " curves"]
     reason: str
-    open: bool = False
-    """Whether exploration is still open at the top, so that the layer below the last stands for its end."""
+    open: str = ""
+    """Why the layer only stands at an end of the model, where the data do not show what the rule looks for; empty if they show it."""
 
     @property
     def layer(self) -> int:
@@ -58,12 +58,17 @@ class Phases:
 
     Attributes:
         ends: of every curve.
+        rise: mean ΔS over the exploration phase of every curve, NaN without one.
+        margin: what `rise` must exceed for an exploration to count: from the point down to the lower end of the interval of the mean
+            ΔS over the layers that the mean over all samples calls exploration. 0 with one problem, and without exploration.
         misfit: cost of the cut of the mean, as a share of Σ |ΔS|.
         contradicting: layers whose interval lies wholly outside what their phase says.
         first_turn: the last layer with ΔS above 0 below the first layer whose interval lies wholly below 0; None if there is none.
     """
 
     ends: PhaseEnds
+    rise: Float[Array, " curves"]
+    margin: float
     misfit: float
     contradicting: tuple[int, ...]
     first_turn: int | None
@@ -78,15 +83,19 @@ def find_phases_of(curves: Curves, rule: PhaseRule) -> Phases | None:
     low, high = curves.interval(change)
     zero = float(rule.zero_band(change)[0, 0])
     turn = first_turn(change[0], high, int(ends.exploration_start[0]))
-    return Phases(ends, float(ends.misfit[0]), contradicting_layers(low, high, ends, zero), turn)
+    rise, margin = exploration_rise(change, ends), 0.0
+    if ends.exploration_end[0] and curves.problems > 1:
+        same_layers = change[:, ends.exploration_start[0] - 1 : ends.exploration_end[0]].mean(-1)
+        margin = float(same_layers[0] - curves.interval(same_layers)[0])
+    return Phases(ends, rise, margin, float(ends.misfit[0]), contradicting_layers(low, high, ends, zero), turn)
 
 
 def answers(curves: Curves, phases: Phases | None, share: float, usable: Bool[Array, " layers"] | None) -> dict[Rule, Answer]:
     """What each rule says whose curves the run holds, in the order of RULES; `usable` are the layers that entropy_drop may name."""
     found: dict[Rule, Answer | None] = {
         "boundary": None if curves.ffn_change is None or phases is None else _boundary(curves.ffn_change, phases),
-        "skill": None if curves.skill is None or curves.final_skill is None else _skill(curves.skill, curves.final_skill, share),
         "settled": None if curves.kl is None or curves.norm != "final" else _settled(curves.kl),
+        "skill": None if curves.skill is None or curves.final_skill is None else _skill(curves.skill, curves.final_skill, share),
         "settling_depth": None if curves.settling is None or curves.norm != "final" else _settling_depth(curves.settling),
         "agreement": None if curves.agreement is None else _agreement(curves.agreement, share),
         "entropy_drop": None if curves.entropy is None else _entropy_drop(curves.entropy, usable),
@@ -99,8 +108,8 @@ def answers(curves: Curves, phases: Phases | None, share: float, usable: Bool[Ar
 
 READS: dict[Rule, str] = {
     "boundary": "entropy at ffn_in and ffn_out",
-    "skill": "logp_next at resid_post, final_logp_next, and the size of the vocabulary",
     "settled": "kl_to_final at resid_pre and resid_post under norm final",
+    "skill": "logp_next at resid_post, final_logp_next, and the size of the vocabulary",
     "settling_depth": "js_to_final at resid_post under norm final",
     "agreement": "agrees at resid_post",
     "entropy_drop": "entropy at resid_pre and resid_post",
@@ -109,8 +118,8 @@ READS: dict[Rule, str] = {
 
 LOOKS_FOR: dict[Rule, str] = {
     "boundary": "end of the FFN's exploration (the paper's)",
-    "skill": "first with half of the final policy's skill",
     "settled": "KL to the final policy stays under 10%",
+    "skill": "first with half of the final policy's skill",
     "settling_depth": "mean depth at which tokens settle",
     "agreement": "first to agree with the final policy",
     "entropy_drop": "largest fall of entropy, if usable",
@@ -120,11 +129,18 @@ LOOKS_FOR: dict[Rule, str] = {
 
 def _boundary(change: Float[Array, "curves layers"], phases: Phases) -> Answer:
     n_layers, exploration = change.shape[-1], phases.ends.exploration_end
-    last, rise = int(exploration[0]), change[0]
-    layers = np.where(exploration == n_layers, n_layers - 1, exploration)
+    first, last, rise = int(phases.ends.exploration_start[0]), int(exploration[0]), change[0]
+    layers = np.where(phases.rise > phases.margin, np.where(exploration == n_layers, n_layers - 1, exploration), 0)
     if last == 0:
         return Answer(
             layers, f"mean FFN ΔS does not rise above zero in the lower layers (layer 1: {rise[0]:+.2g} nats): no exploration phase"
+        )
+    if layers[0] == 0:
+        which = f"layers {first}-{last}" if first < last else f"layer {last}"
+        return Answer(
+            layers,
+            f"mean FFN ΔS of {which} is {phases.rise[0]:+.2g} nats, within its margin of error ({phases.margin:.2g}): no exploration phase "
+            "that these samples show",
         )
     if last < n_layers:
         return Answer(
@@ -134,7 +150,9 @@ def _boundary(change: Float[Array, "curves layers"], phases: Phases) -> Answer:
     where = (
         f"the layer below the last, as exploration is still open at the top: mean FFN ΔS is {rise[-1]:+.2g} nats at layer {n_layers}{turn}"
     )
-    return Answer(layers, where, open=True)
+    return Answer(
+        layers, where, f"exploration is still open at layer {n_layers}, so the data show no end of it; {n_layers - 1} is the last but one"
+    )
 
 
 def _skill(skill: Float[Array, "curves layers"], of: Float[Array, " curves"], share: float) -> Answer:
@@ -142,7 +160,7 @@ def _skill(skill: Float[Array, "curves layers"], of: Float[Array, " curves"], sh
     goal = f"{share:.0%} of the final policy's skill ({of[0]:.2g} nats a token)"
     if layers[0] == 0:
         return Answer(layers, f"no layer has {goal}; the best is layer {skill[0].argmax() + 1} with {skill[0].max():.2g}")
-    return Answer(layers, f"first layer with {goal}: it has {skill[0, layers[0] - 1]:.2g}")
+    return Answer(layers, f"first layer with {goal}: it has {skill[0, layers[0] - 1]:.2g}", _open_below(layers))
 
 
 def _settled(kl: Float[Array, "curves depths"]) -> Answer:
@@ -151,7 +169,9 @@ def _settled(kl: Float[Array, "curves depths"]) -> Answer:
         return Answer(layers, "the KL to the final policy never falls under a tenth of its start")
     start, here = (float(upper_envelope(kl)[0, depth]) for depth in (0, layers[0]))
     return Answer(
-        layers, f"first layer from which the KL to the final policy stays under a tenth of its start: {here:.2g} of {start:.2g} nats"
+        layers,
+        f"first layer from which the KL to the final policy stays under a tenth of its start: {here:.2g} of {start:.2g} nats",
+        _open_below(layers),
     )
 
 
@@ -164,7 +184,8 @@ def _agreement(agreement: Float[Array, "curves layers"], share: float) -> Answer
     layers = np.where(enough.any(-1), enough.argmax(-1) + 1, 0)
     if layers[0] == 0:
         return Answer(layers, f"no layer agrees with the final policy on {share:.0%} of tokens (at most {agreement[0].max():.0%})")
-    return Answer(layers, f"first to agree with the final policy on {share:.0%} of tokens ({agreement[0, layers[0] - 1]:.0%})")
+    reason = f"first to agree with the final policy on {share:.0%} of tokens ({agreement[0, layers[0] - 1]:.0%})"
+    return Answer(layers, reason, _open_below(layers))
 
 
 def _entropy_drop(entropy: Float[Array, "curves depths"], usable: Bool[Array, " layers"] | None) -> Answer:
@@ -177,6 +198,11 @@ def _entropy_drop(entropy: Float[Array, "curves depths"], usable: Bool[Array, " 
         which = "layer" if usable is None else "usable layer"
         return Answer(layers, f"mean residual entropy falls across no {which} from 2 on")
     return Answer(layers, f"mean residual entropy falls most across it, by {drop[0].max():.2g} nats (layers from 2 on that are usable)")
+
+
+def _open_below(layers: Int[Array, " curves"]) -> str:
+    """Of the first layer that passes a threshold: that it is layer 1, if it is."""
+    return "the first layer passes already, so the data do not show where the policy forms" if layers[0] == 1 else ""
 
 
 def _whole(layers: Float[Array, " curves"]) -> Int[Array, " curves"]:

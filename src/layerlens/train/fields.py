@@ -68,7 +68,7 @@ class BuPOFields:
     internal_norm: str = _field("none", "What stands between the layer and the unembedding: none (the paper), or final (the final norm).")
     internal_rule: str | None = _field(
         None,
-        "With auto: the rule that chooses: boundary, skill, settled, settling_depth, agreement or entropy_drop; by default the first "
+        "With auto: the rule that chooses: boundary, settled, skill, settling_depth, agreement or entropy_drop; by default the first "
         "of these that names a usable layer, as layerlens select recommends.",
     )
     internal_samples: int = _field(32, "With auto: how many training prompts are analysed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.support.plots import (
     caption_of,
     rise_and_fall,
 )
+from tests.support.synthetic_runs import make_run
 
 FIGURES: dict[str, Callable[..., Any]] = {
     "sites": plots.entropy_heatmap,
@@ -88,3 +90,11 @@ def test_caption_names_problems_if_samples_share_them() -> None:
     caption = caption_of(plots.metric_by_layer(shared, "entropy"))
     assert "4 samples, answers to 2 problems" in caption
     assert "95% bootstrap interval over problems" in caption
+
+
+def test_captions_name_the_lens_of_every_run() -> None:
+    runs = [make_run([0.5] * 4, norm="final") for _ in range(2)]
+    tuned = replace(runs[1], manifest=replace(runs[1].manifest, config=replace(runs[1].manifest.config, lens="tuned")))
+    assert "norm: final, logit lens" in describe_runs(runs)
+    assert "norm: final, tuned lens" in describe_runs(tuned)
+    assert "norm: final, logit lens / final, tuned lens" in describe_runs([runs[0], tuned])

@@ -43,7 +43,7 @@ def test_difference_heatmap_of_means_is_after_minus_before(before):
     assert set(dots.get_ydata()) == set(range(12)) - {3}  # every layer but the one that has moved
     caption = caption_of(ax)
     assert "after − before · dots: the 95% bootstrap interval over paired samples contains 0" in caption
-    assert "norm: none · 12 samples each" in caption
+    assert "norm: none, logit lens · 12 samples each" in caption
     draw(ax)
 
 

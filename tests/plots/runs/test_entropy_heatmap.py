@@ -23,7 +23,7 @@ def test_entropy_heatmap_of_a_run_is_layer_by_site(run):
     assert numbers(ax.xaxis) == run.sites
     assert [text.get_text() for text in ax.texts][:1] == [f"{cells(ax)[0, 0]:.1f}"]
     caption = caption_of(ax)
-    assert caption == "Qwen3-0.6B · norm: none · 12 samples · mean of per-sample means, response rows · no interval"
+    assert caption == "Qwen3-0.6B · norm: none, logit lens · 12 samples · mean of per-sample means, response rows · no interval"
     assert cells(plots.entropy_heatmap(run, site="ffn_out")).shape == (12, 1)
 
 

@@ -95,7 +95,7 @@ def test_training_dynamics_draw_any_column_and_refuse_an_unknown_one(log):
 
 def test_captions_of_training_name_model_norm_probe_rows_and_interval(log):
     caption = caption_of(plots.training_dynamics(log))
-    said = ("tiny-qwen3", "norm: none", "probe of 16 problems", "final policy under the model's final norm")
+    said = ("tiny-qwen3", "norm: none", "logit lens", "probe of 16 problems", "final policy under the model's final norm")
     for words in (*said, "bands: 95% bootstrap interval over problems"):
         assert words in caption
     without = replace(log, monitor=log.monitor.drop(columns=[name for name in log.monitor if name.endswith((LOW, HIGH))]))

@@ -1,4 +1,4 @@
-"""The line under every figure: which model, norm, samples, rows and mean it shows, and which interval."""
+"""The line under every figure: which model, norm, lens, samples, rows and mean it shows, and which interval."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ CAPTION = "caption"
 
 ROW_NAMES = {"response": "response rows", "all": "all rows", "reference": "the paper's code's rows"}
 
+LOGIT_LENS = "logit lens"
 NO_INTERVAL = "no interval"
 MONITOR_MEAN = "mean of per-sample means, response rows"
 """How the training monitor averages over its probe problems."""
@@ -67,6 +68,7 @@ def describe_logs(logs: Sequence[TrainingLog], *shows: str) -> str:
     return caption_text(
         ", ".join(dict.fromkeys(plain(log.model) for log in logs)),
         f"internal policies under norm: {' / '.join(norms)}" if norms else "",
+        LOGIT_LENS if norms else "",  # the monitor reads through no other
         f"probe of {' / '.join(counts)} problems" if counts else "",
         *(f"{log.name}: {log.objective}" if len(logs) > 1 else log.objective for log in logs if log.objective),
         *shows,
@@ -89,7 +91,8 @@ def add_caption(figure: Figure, text: str, given: Axes | None = None) -> None:
         lines = wrapped(text, figure.get_figwidth() - 0.1, CAPTION_SIZE)
         figure.supxlabel(lines, x=0.012, **font).set_gid(CAPTION)
     else:
-        lines = wrapped(text, max(axes_size(given)[0], 2.0), CAPTION_SIZE)
+        # a tenth to spare: the axes may still get narrower, and a caption that sticks out would squeeze them
+        lines = wrapped(text, max(0.9 * axes_size(given)[0], 2.0), CAPTION_SIZE)
         under: Any = {"xytext": (0, -4), "xycoords": ("axes fraction", given.xaxis.label), "textcoords": "offset points", "va": "top"}
         given.annotate(lines, (0, 0), annotation_clip=False, **under, **font).set_gid(CAPTION)
 
@@ -115,7 +118,10 @@ def _models(runs: Sequence[Run]) -> str:
 
 
 def _conventions(runs: Sequence[Run]) -> str:
-    return "norm: " + one_or_each([run.convention for run in runs])
+    """The norms with the lens of each, or the norms and once the logit lens if all runs are read through it."""
+    if all(run.lens == "logit" for run in runs):
+        return f"norm: {one_or_each([run.convention for run in runs])}, {LOGIT_LENS}"
+    return "norm: " + one_or_each([run.convention if run.lens != "logit" else f"{run.convention}, {LOGIT_LENS}" for run in runs])
 
 
 def _temperatures(runs: Sequence[Run]) -> str:
