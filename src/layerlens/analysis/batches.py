@@ -97,7 +97,8 @@ class Analysis:
         digest = hashlib.sha256()
         for sample in self.samples:
             thinking = f" {sample.thinking}" if sample.thinking else ""
-            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}{thinking}\n".encode())
+            correct = "" if sample.correct is None else f" correct: {sample.correct}"
+            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}{thinking}{correct}\n".encode())
         return RunManifest(
             model=self.model.info(),
             config=AnalysisConfig(

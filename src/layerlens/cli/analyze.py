@@ -31,7 +31,8 @@ def analyze_command(
         str,
         typer.Argument(
             metavar="PROMPTS",
-            help="A .parquet (verl's layout), .jsonl (prompt or messages, optional response) or .txt file (a prompt per line), "
+            help="A .parquet (verl's layout), .jsonl (prompt or messages, optional response) or .txt file (a prompt per line), texts that "
+            "inspect_ai (.eval), lm-evaluation-harness (samples_*.jsonl) or lighteval (details_*.parquet) sampled, "
             "a dataset on the hub (owner/name), or 'arithmetic' for the bundled problems.",
         ),
     ],

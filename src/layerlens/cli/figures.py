@@ -69,7 +69,9 @@ def _sample(run: Run, options: FigureOptions) -> int | str:
 
 def _right(run: Run, options: FigureOptions) -> Any:
     if options.reward is None:
-        raise SelectionError("to tell right responses from wrong ones name a reward: --reward math, boxed, arithmetic or module:function")
+        raise SelectionError(
+            "to tell right responses from wrong ones name a reward: --reward math, boxed, arithmetic, module:function or recorded"
+        )
     return run.correct(options.reward)
 
 

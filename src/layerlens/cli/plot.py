@@ -37,8 +37,8 @@ def plot(
     reward: Annotated[
         str | None,
         typer.Option(
-            help="Tells right responses from wrong ones, for settling-right-wrong and deep-thinking: math, boxed, arithmetic or "
-            "module:function.",
+            help="Tells right responses from wrong ones, for settling-right-wrong and deep-thinking: math, boxed, arithmetic, "
+            "module:function, or recorded (what the prompts file said).",
             show_default=False,
         ),
     ] = None,

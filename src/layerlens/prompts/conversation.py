@@ -25,12 +25,16 @@ class Conversation:
         messages: the prompt, each message with `role` and `content`.
         response: the assistant's answer to the prompt; empty if there is none.
         ground_truth: the right answer, if the record has one.
+        correct: whether the response is right, if the record says so.
+        rendered: whether the prompt is the very text that a model read, so that no chat template may be put around it.
     """
 
     name: str
     messages: list[Message]
     response: str
     ground_truth: str | None
+    correct: bool | None = None
+    rendered: bool = False
 
 
 def read_conversation(record: Record, number: int, *, column: str | None = None, system: str | None = None) -> Conversation:
@@ -38,7 +42,8 @@ def read_conversation(record: Record, number: int, *, column: str | None = None,
 
     The prompt is a text or a list of messages in the field `column`, by default the first field there is of `PROMPT_COLUMNS`. The
     response is the field `response`, or a last message by the assistant. `system` is put in front as a system message, in place of
-    one that the record brings. The ground truth is `reward_model.ground_truth`, `ground_truth` or `answer`.
+    one that the record brings. The ground truth is `reward_model.ground_truth`, `ground_truth` or `answer`; the field `correct`, true
+    or false, says whether the response is right.
 
     Raises PromptError, naming the record, if the prompt is missing, empty or neither a text nor messages.
     """
@@ -54,7 +59,13 @@ def read_conversation(record: Record, number: int, *, column: str | None = None,
         raise PromptError(f"prompt {name} is empty")
     if system is not None:
         messages = [{"role": "system", "content": system}, *(message for message in messages if message["role"] != "system")]
-    return Conversation(name, messages, response, _ground_truth(record))
+    rendered = bool(record.get("rendered")) and isinstance(record.get("prompt"), str) and column is None
+    if rendered and system is not None:
+        raise PromptError(f"prompt {name} is the very text that a model read, system message included: leave out the system message")
+    correct = record.get("correct") if response else None
+    if correct is not None and correct not in (True, False):
+        raise PromptError(f"prompt {name}: 'correct' must be true or false, got {correct!r}")
+    return Conversation(name, messages, response, _ground_truth(record), None if correct is None else bool(correct), rendered)
 
 
 def to_sample(conversation: Conversation, tokenizer: Any, *, chat: bool, template_options: Mapping[str, Any]) -> Sample:
@@ -69,7 +80,7 @@ def to_sample(conversation: Conversation, tokenizer: Any, *, chat: bool, templat
     prompt_ids = _prompt_ids(conversation, tokenizer, chat, template_options)
     response, name = conversation.response, conversation.name
     response_ids = _token_ids(tokenizer, response, name) if response else []
-    return Sample([*prompt_ids, *response_ids], len(prompt_ids), name, conversation.ground_truth)
+    return Sample([*prompt_ids, *response_ids], len(prompt_ids), name, conversation.ground_truth, correct=conversation.correct)
 
 
 def _messages(record: Record, columns: Iterable[str], name: str) -> list[Message]:
@@ -87,6 +98,8 @@ def _messages(record: Record, columns: Iterable[str], name: str) -> list[Message
 
 def _prompt_ids(conversation: Conversation, tokenizer: Any, chat: bool, template_options: Mapping[str, Any]) -> list[int]:
     messages, name = conversation.messages, conversation.name
+    if conversation.rendered:
+        return plain_ids(tokenizer, _valid(messages[-1]["content"], name))
     if chat and has_template(tokenizer, template_options):
         text = render_chat(messages, tokenizer, template_options, name)
         return _token_ids(tokenizer, text, name)  # the template has written BOS

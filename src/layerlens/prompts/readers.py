@@ -31,7 +31,9 @@ def read_prompts(
     Args:
         source: a `.parquet` file (in verl's layout, say: `prompt` a list of messages, `reward_model.ground_truth`), a `.jsonl`
             file with `prompt` (a text or messages) or `messages` and an optional `response`, a `.txt` file with a prompt per
-            line, the name of a dataset on the hub, or texts and records in memory.
+            line, a log of inspect_ai (`.eval`, `.json`), samples of lm-evaluation-harness (`samples_*.jsonl`, generate_until) or
+            lighteval (`details_*.parquet`) with their responses and whether each was right (`Sample.correct`), the name of a dataset
+            on the hub, or texts and records in memory.
         model: a LensModel, or a tokenizer.
         limit: the number of prompts to read, from the start; by default all.
         split: the split of a hub dataset.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import PromptError
+from layerlens.prompts.eval_logs import inspect_records, plain_records
 
 Record = Mapping[str, Any]
 
@@ -46,7 +47,8 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield from plain_records(row)
     except pyarrow.ArrowException as error:
         raise PromptError(f"{path}: not a readable parquet file ({error})") from error
 
@@ -57,7 +59,7 @@ def _jsonl_records(path: Path) -> Iterator[Record]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise PromptError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        yield record if isinstance(record, dict) else {"prompt": record}
+        yield from plain_records(record) if isinstance(record, dict) else ({"prompt": record},)
 
 
 def _text_records(path: Path) -> Iterator[Record]:
@@ -76,7 +78,9 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise PromptError(f"{path}: cannot be read ({error})") from error
 
 
-FILE_READERS = {".parquet": _parquet_records, ".jsonl": _jsonl_records, ".txt": _text_records}
+FILE_READERS = {
+    ".parquet": _parquet_records, ".jsonl": _jsonl_records, ".txt": _text_records, ".eval": inspect_records, ".json": inspect_records,
+}  # fmt: skip
 
 
 def _hub_records(name: str, split: str) -> Iterator[Record]:

@@ -24,6 +24,7 @@ class Sample:
         ground_truth: the right answer, for samples that are checked.
         thinking: the first and the last (exclusive) index of each stretch of the response in which the model thinks. By default
             `analyze` looks for the model's thinking marks.
+        correct: whether the response is right, if the source says so.
 
     Raises PromptError for an empty text, a token id that is not a whole number, a `response_start` outside the text, or thinking
     outside the response.
@@ -34,6 +35,7 @@ class Sample:
     id: str | None = None
     ground_truth: str | None = None
     thinking: tuple[tuple[int, int], ...] = ()
+    correct: bool | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -32,10 +32,10 @@ class Run:
 
     `data` is an xarray Dataset with dims `token` (all samples' decoded rows one after another), `layer` (1...L), `site`; coords
     `sample`, `position`, `token_id`, `token_text`, `in_response` and `segment` on `token`; `sample_id`, `sample_text`,
-    `response_text`, `ground_truth`, `response_start` and the matrices `similarity` and `cka` on `sample`; the whole texts' token
-    ids in `text_token_id`, with their sample in `text_sample`, on `text_token`. If only some rows were drawn to be decoded, `token`
-    holds those rows, with a coord `weight` (how many rows each stands for) that every mean respects. `manifest` says what was run
-    on what; docs/definitions.md says what each number means.
+    `response_text`, `ground_truth`, `correct` (1 or 0 as the source of the text said, -1 if it did not), `response_start` and the
+    matrices `similarity` and `cka` on `sample`; the whole texts' token ids in `text_token_id`, with their sample in `text_sample`, on
+    `text_token`. If only some rows were drawn to be decoded, `token` holds those rows, with a coord `weight` (how many rows each
+    stands for) that every mean respects. `manifest` says what was run on what; docs/definitions.md says what each number means.
     """
 
     data: xr.Dataset
@@ -149,7 +149,7 @@ class Run:
         return xr.DataArray(np.where(counts > 0, sums, np.nan), coords, ("sample", *array.dims[1:]), array.name, array.attrs)
 
     def correct(self, reward: str = "math") -> np.ndarray:
-        """Whether each sample's response is right, by a reward of `load_reward`; raises what `correct_responses` does."""
+        """Whether each sample's response is right, by a reward of `load_reward` or as "recorded"; raises what `correct_responses` does."""
         return correct_responses(self.data, reward)
 
     def bootstrap(

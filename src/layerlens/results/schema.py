@@ -87,6 +87,7 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "sample_text": ("sample", np.array([storable(result.text)], dtype=object)),
         "response_text": ("sample", np.array([storable(result.response_text)], dtype=object)),
         "ground_truth": ("sample", np.array([storable(sample.ground_truth or "")], dtype=object)),
+        "correct": ("sample", np.array([-1 if sample.correct is None else sample.correct], np.int8)),
         "response_start": ("sample", np.array([sample.response_start], np.int32)),
         "reference_start": ("sample", np.array([result.reference_start], np.int32)),
         "text_sample": ("text_token", np.full(len(token_ids), result.index, np.int32)),
