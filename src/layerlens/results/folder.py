@@ -98,7 +98,7 @@ class RunFolder(SharedFolder[RunManifest]):
             return self.file(index).exists()
         if self._rows_decoded.get(index, 0) < tokens and self.file(index).exists():
             with self._opening(index) as file:
-                self._rows_decoded[index] = int(file.attrs["tokens_per_sample"])
+                self._rows_decoded[index] = int(file.attrs["tokens_per_sample"].item())
         return self._rows_decoded.get(index, 0) >= tokens
 
     def done(self) -> list[int]:
