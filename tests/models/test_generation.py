@@ -168,3 +168,11 @@ def test_analyze_measures_the_sampled_response(qwen: ll.LensModel) -> None:
         assert np.flatnonzero(data["in_response"].values).tolist() == predicting.tolist()
     only = ll.analyze(qwen, PROMPTS[:3], generate=generation, metrics="entropy", rows="response")
     assert only.data["token_id"].sizes["token"] == run.data["in_response"].values.sum()
+
+
+def test_every_token_that_is_drawn_is_counted_once(qwen: ll.LensModel) -> None:
+    told: list[tuple[float, int]] = []
+    samples = generate_responses(qwen, PROMPTS[:3], ll.Generation(12, seed=4), [0, 1, 2], lambda share, new: told.append((share, new)))
+    assert sum(new for _, new in told) == sum(len(sample.token_ids) - sample.response_start for sample in samples)
+    assert [share for share, _ in told] == [step / 12 for step in range(len(told))]
+    assert samples == generate_responses(qwen, PROMPTS[:3], ll.Generation(12, seed=4), [0, 1, 2]), "counting changes no response"

@@ -22,6 +22,7 @@ from layerlens.models import (
     truncated_at,
 )
 from layerlens.models.lens import load
+from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import ModelInfo
 from layerlens.types import EngineName, ForwardNorm, Site, resolve_forward_norm, resolve_layers, resolve_sites
@@ -63,13 +64,16 @@ class Engine(Protocol):
         """Raises PromptError if a prompt, with an answer of the longest length, does not fit the model."""
         ...
 
-    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+    def answer(
+        self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
+    ) -> list[list[int]]:
         """Samples one answer to each prompt.
 
         Args:
             problems: prompts without responses.
             generation: how to sample.
             numbers: one per prompt, from which the answer's seed is made; equal numbers give equal answers to equal prompts.
+            on_tokens: is told of the tokens that are drawn, by an engine that knows of them before the answers are whole.
 
         Returns:
             The token ids of each answer, its end-of-sequence token included.
@@ -126,11 +130,18 @@ class LensEngine:
     def check(self, problems: Sequence[Sample], generation: Generation) -> None:
         require_fits_context(self.model, problems, generation.max_new_tokens)
 
-    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+    def answer(
+        self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
+    ) -> list[list[int]]:
         if self.layer is not None and self.site != "resid_post":
-            return [self._answer_one(problem, generation, number) for problem, number in zip(problems, numbers, strict=True)]
+            answers = []
+            for problem, number in zip(problems, numbers, strict=True):
+                answers.append(self._answer_one(problem, generation, number))
+                if on_tokens is not None:
+                    on_tokens(len(answers) / len(problems), len(answers[-1]))
+            return answers
         with truncated_at(self.model.parts.model, self.layer, self.norm):
-            answered = generate_responses(self.model, problems, generation, numbers)
+            answered = generate_responses(self.model, problems, generation, numbers, on_tokens)
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 
     def _answer_one(self, problem: Sample, generation: Generation, number: int) -> list[int]:

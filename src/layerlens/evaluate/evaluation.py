@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +14,11 @@ from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
 from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunction, reward_name, score_texts
 from layerlens.models import Generation, LensModel
-from layerlens.progress import progress_bar
+from layerlens.progress import OnTokens, Progress, progress_bar
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, SampleSet, SamplingSettings
-from layerlens.storage.shared_work import share_work
+from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import ForwardNorm, Site
-
-Advance = Callable[[int, int], None]
-"""Takes the numbers of answers and tokens that have been finished, for a progress bar."""
 
 SEEDS_PER_PROBLEM = 1 << 20
 """The most answers to one problem. Answer j (from 0) to problem i has the number i * SEEDS_PER_PROBLEM + j, from which its seed is made."""
@@ -80,8 +77,10 @@ def evaluate(
     if out is not None:
         store = AnswerFolder.begin(out, manifest, evaluation.problems())
         manifest = store.manifest()
-    with progress_bar(f"{name}: {evaluation.model_name}", k * len(evaluation.prompts), "tokens", progress) as advance:
-        _fill(store, evaluation, k, batch_size or engine.batch_size, advance)
+    rounds = store.plan(k, len(evaluation.prompts))
+    with progress_bar(f"{name}: sampling from {evaluation.model_name}", rounds[-1] * len(evaluation.prompts), "tokens", progress) as report:
+        report.at_most()
+        _fill(store, evaluation, rounds, batch_size or engine.batch_size, report)
     return _collect(store, evaluation.problems(), k, replace(manifest, task=name))
 
 
@@ -111,10 +110,11 @@ class EvaluationRun:
     def model_name(self) -> str:
         return self.engine.model_info().name
 
-    def run(self, wanted: Sequence[tuple[int, int]]) -> list[Answer]:
+    def run(self, wanted: Sequence[tuple[int, int]], on_tokens: OnTokens | None = None) -> list[Answer]:
         """The answers of (problem, answer number) pairs, drawn in one batch and checked."""
         prompts = [self.prompts[problem] for problem, _ in wanted]
-        ids = self.engine.answer(prompts, self.generation, [problem * SEEDS_PER_PROBLEM + number for problem, number in wanted])
+        numbers = [problem * SEEDS_PER_PROBLEM + number for problem, number in wanted]
+        ids = self.engine.answer(prompts, self.generation, numbers, on_tokens)
         texts = [self.engine.tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
         scores = score_texts(self.reward, texts, [str(prompt.ground_truth) for prompt in prompts])
         ends = self.engine.end_tokens
@@ -183,40 +183,44 @@ def _pieces(problems: int, rounds: Sequence[int], batch_size: int) -> Iterator[l
         ]
 
 
-def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, k: int, batch_size: int, advance: Advance) -> None:
-    """Works through the pieces, shared with all processes that fill the folder, until every problem has `k` answers."""
-    n_problems = len(evaluation.prompts)
+def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, rounds: Sequence[int], batch_size: int, report: Progress) -> None:
+    """Works through the pieces of all rounds, shared with all processes that fill the folder."""
 
-    def is_done(piece: Piece) -> bool:
-        return all(set(piece.answers) <= store.read(problem).keys() for problem in piece.problems)
+    def lacking(piece: Piece) -> int:
+        return sum(len(set(piece.answers) - store.read(problem).keys()) for problem in piece.problems)
 
     def work(piece: Piece) -> None:
         for block in piece.blocks:
-            _sample_batch(store, evaluation, piece.problems, block, advance)
+            _sample_batch(store, evaluation, piece.problems, block, report)
 
-    rounds = store.plan(k, n_problems)
-    advance(sum(number < k for problem in range(n_problems) for number in store.read(problem)), 0)
-    for pieces in _pieces(n_problems, rounds, batch_size):
-        share_work(pieces, claim=lambda piece: store.claim(piece.name), is_done=is_done, work=work)
+    for pieces in _pieces(len(evaluation.prompts), rounds, batch_size):
+        share_reported_work(
+            pieces,
+            report,
+            claim=lambda piece: store.claim(piece.name),
+            size=lambda piece: len(piece.answers) * len(piece.problems),
+            lacking=lacking,
+            work=work,
+        )
 
 
 def _sample_batch(
-    store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, problems: Sequence[int], block: range, advance: Advance
+    store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, problems: Sequence[int], block: range, report: Progress
 ) -> None:
     """Samples the answers numbered `block` to each of the problems, unless all are there.
 
     The whole batch always runs: its composition is part of what makes a resumed run the same to the last bit.
     """
     missing = {problem: [number for number in block if number not in there] for problem in problems for there in [store.read(problem)]}
-    if not any(missing.values()):
+    fresh = sum(map(len, missing.values()))
+    if not fresh:
         return
     wanted = [(problem, number) for problem in problems for number in block]
-    answers = dict(zip(wanted, evaluation.run(wanted), strict=True))
-    for problem in problems:
-        if missing[problem]:
-            store.write(problem, {number: answers[problem, number] for number in missing[problem]})
-    fresh = [(problem, number) for problem in problems for number in missing[problem]]
-    advance(len(fresh), sum(answers[pair].tokens for pair in fresh))
+    with report.parts(fresh) as on_tokens:
+        answers = dict(zip(wanted, evaluation.run(wanted, on_tokens), strict=True))
+        for problem in problems:
+            if missing[problem]:
+                store.write(problem, {number: answers[problem, number] for number in missing[problem]})
 
 
 def _collect(store: AnswerMemory | AnswerFolder, rows: Sequence[dict[str, Any]], k: int, manifest: EvaluationManifest) -> Evaluation:

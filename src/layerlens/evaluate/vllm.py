@@ -9,6 +9,7 @@ from typing import Any
 
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError
 from layerlens.models import Generation, response_seed
+from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
@@ -89,7 +90,9 @@ class VLLMEngine:
                     f"context of {self.name} ({self.context}); shorten it or ask for fewer new tokens"
                 )
 
-    def answer(self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int]) -> list[list[int]]:
+    def answer(
+        self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
+    ) -> list[list[int]]:
         prompts = [{"prompt_token_ids": list(problem.token_ids)} for problem in problems]
         settings = [
             self._sampling_params(
@@ -102,7 +105,10 @@ class VLLMEngine:
             )
             for number in numbers
         ]
-        return [list(request.outputs[0].token_ids) for request in self._llm.generate(prompts, settings, use_tqdm=False)]
+        answers = [list(request.outputs[0].token_ids) for request in self._llm.generate(prompts, settings, use_tqdm=False)]
+        if on_tokens is not None:
+            on_tokens(1.0, sum(map(len, answers)))
+        return answers
 
 
 def _files_fingerprint(folder: Path) -> str:
