@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,16 +15,15 @@ from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
 from layerlens.analysis.row_sample import draw_rows
-from layerlens.models import Convention, Generation, LensModel, generate_responses
-from layerlens.prompts.sample import Sample
+from layerlens.models import Convention, Generation, LensModel
+from layerlens.progress import Progress
+from layerlens.prompts.sample import Sample, digest_of
 from layerlens.prompts.segments import with_thinking
 from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
-from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings
+from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings, TextSource
 
 Array = np.ndarray
-Advance = Callable[[int, int], None]
-"""Takes the numbers of samples and tokens that have been finished, for a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,13 @@ class Analysis:
     """One analysis: what to measure of which samples, in which fixed batches.
 
     Attributes:
-        samples: each with an id.
+        samples: each with an id; measured are texts that have their responses, if they are to have any.
         generate: how responses are sampled for prompts without one; None analyses prompts as they stand.
         batch_tokens: padded tokens of a batch at most.
         tokens_per_sample, precision: as in `analyze`.
         device: name of the card or processor that decodes.
         convention: how states are read; under norm "matched" its spread is None until it is measured.
+        source: where responses come from that were read from another run, or sampled by another engine.
     """
 
     model: LensModel
@@ -50,15 +49,15 @@ class Analysis:
     tokens_per_sample: int | Literal["auto"] | None = None
     precision: float | None = None
     device: str | None = None
+    source: TextSource | None = None
 
     @property
     def batches(self) -> list[list[int]]:
-        """Sample numbers in order; each batch holds as many samples as fit `batch_tokens` when padded, and at least one."""
-        new = self.generate.max_new_tokens if self.generate else 0
+        """Sample numbers in order; each batch holds as many texts as fit `batch_tokens` when padded, and at least one."""
         batches: list[list[int]] = []
         width = 0
         for index, sample in enumerate(self.samples):
-            length = len(sample.token_ids) + (0 if sample.has_response else new)
+            length = len(sample.token_ids)
             width = max(width, length)
             if not batches or width * (len(batches[-1]) + 1) > self.batch_tokens:
                 batches.append([])
@@ -67,7 +66,7 @@ class Analysis:
         return batches
 
     def run(
-        self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, advance: Advance
+        self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, report: Progress
     ) -> Iterator[tuple[int, xr.Dataset]]:
         """Runs a batch, and yields number and data set of those of its samples that are wanted.
 
@@ -76,9 +75,9 @@ class Analysis:
         Args:
             tokens: decode up to this many response tokens of each sample; None decodes every row.
             earlier: the batch's data sets with half of `tokens` decoded, to which the other half is added; None starts anew.
-            advance: is told of finished samples and tokens.
+            report: is told of finished samples and tokens.
         """
-        samples = self.answered(batch, earlier)
+        samples = self.texts(batch)
         rows = [self.rows_read(sample) for sample in samples]
         draws = [self._draw(*each, tokens) for each in zip(batch, samples, rows, strict=True)]
         new = [drawn for drawn, _ in draws]
@@ -86,7 +85,7 @@ class Analysis:
             before = [self._draw(*each, tokens // 2)[0] for each in zip(batch, samples, rows, strict=True)]
             new = [np.setdiff1d(now, then) for now, then in zip(new, before, strict=True)]
         measured = self._measure(samples, new, first_round=earlier is None)
-        advance(len(wanted), sum(len(sample.token_ids) for sample in samples))
+        report(len(wanted), sum(len(sample.token_ids) for sample in samples))
         for place, index in enumerate(batch):
             if index in wanted:
                 values = measured[place] if earlier is None else _merge_rows(earlier[place], new[place], measured[place])
@@ -94,11 +93,6 @@ class Analysis:
 
     def manifest(self) -> RunManifest:
         """What this analysis measures, on what; a folder holds one manifest."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            thinking = f" {sample.thinking}" if sample.thinking else ""
-            correct = "" if sample.correct is None else f" correct: {sample.correct}"
-            digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}{thinking}{correct}\n".encode())
         return RunManifest(
             model=self.model.info(),
             config=AnalysisConfig(
@@ -107,21 +101,16 @@ class Analysis:
                 tokens_per_sample=self.tokens_per_sample,
                 precision=self.precision,
             ),
-            samples=SampleSet(len(self.samples), digest.hexdigest()[:16]),
+            samples=SampleSet(len(self.samples), digest_of(self.samples)),
             batch_tokens=self.batch_tokens,
             device=self.device,
             lens_file=None if self.convention.lens is None else self.convention.lens.file,
+            texts=self.source,
         )
 
-    def answered(self, batch: Sequence[int], earlier: Sequence[xr.Dataset] | None = None) -> list[Sample]:
-        """The batch's samples with their responses, sampled now or kept by an earlier round, and what of these is thinking."""
-        samples = [self.samples[index] for index in batch]
-        if self.generate is not None and earlier is None:
-            samples = generate_responses(self.model, samples, self.generate, batch)
-        elif self.generate is not None and earlier is not None:
-            texts = [kept["text_token_id"].values.tolist() for kept in earlier]
-            samples = [replace(sample, token_ids=text) for sample, text in zip(samples, texts, strict=True)]
-        return [with_thinking(sample, self.model.tokenizer, self.plan.thinking_marks) for sample in samples]
+    def texts(self, batch: Sequence[int]) -> list[Sample]:
+        """The batch's samples, with what of them is thinking."""
+        return [with_thinking(self.samples[index], self.model.tokenizer, self.plan.thinking_marks) for index in batch]
 
     def rows_read(self, sample: Sample) -> Int[Array, " rows"]:
         """Positions of the rows that count as measured, as the argument `rows` says."""

@@ -8,25 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from layerlens.analysis.batches import Advance, Analysis
+from layerlens.analysis.batches import Analysis
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import NOWHERE, reference_start
+from layerlens.analysis.sampling import with_responses
 from layerlens.analysis.spread import with_spread
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.models import Convention, FittedLens, Generation, LensModel, require_fits_context
-from layerlens.progress import progress_bar
+from layerlens.progress import Progress, progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.prompts.segments import resolve_marks
-from layerlens.results import Run, RunFolder, RunMemory, join_samples
-from layerlens.storage.shared_work import share_work
+from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run, texts_of
+from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
 
 def analyze(
     model: LensModel,
-    samples: Iterable[Sample],
+    samples: Iterable[Sample] | Run | str | Path,
     *,
     sites: str | Iterable[str] = "all",
     layers: str | int | Iterable[int] = "all",
@@ -43,6 +44,7 @@ def analyze(
     precision: float | None = None,
     generate: Generation | None = None,
     thinking_marks: Sequence[str] = (),
+    sampling_batch: int | None = None,
     out: str | Path | None = None,
     backend: str = "auto",
     batch_tokens: int = 8192,
@@ -52,7 +54,8 @@ def analyze(
 
     Args:
         model: from `load` or `LensModel.wrap`.
-        samples: from `read_prompts`, or made by hand.
+        samples: from `read_prompts`, or made by hand; or a complete run, or its folder, to read its texts again as they are: under
+            another norm, or by another model that has the same tokenizer (a base model and its fine-tuned one on the SAME texts).
         sites: "all" (that the architecture has and the lens can read) or any of resid_pre, attn_in, attn_out, resid_mid, ffn_in,
             ffn_out, resid_post.
         layers: "all" or any of 1...L.
@@ -82,7 +85,10 @@ def analyze(
             tenth because the samples differ too much.
         precision: the goal of "auto": 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS with
             at most this half-width, nats. By default the goal is that `select_layer` gives one answer in 95% of resamples.
-        generate: how to sample responses for prompts without one; None analyses prompts as they stand.
+        generate: how to sample responses for prompts without one; None analyses prompts as they stand. All responses are sampled before
+            anything is measured, and their token ids are kept in `out`.
+        sampling_batch: the largest number of responses to sample at once, which changes memory and speed, and texts by no more than
+            rounding can. By default as many as fit half of the free memory, or what `out` was begun with.
         out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
             folder that holds another configuration is refused. None keeps the run in memory alone.
         thinking_marks: the texts that open and close thinking in a response; by default those of the model's own format. They say
@@ -90,8 +96,10 @@ def analyze(
         backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes the backend that
             `out` was begun with, else the one that is fastest on this machine. The manifest stores its name; a pair such as
             "native-float32+torch-mm" names the backends of large and of small requests.
-        batch_tokens: padded tokens in one forward pass; the number changes memory and speed, and results by no more than rounding.
-        progress: whether to show a progress bar; by default only on a terminal.
+        batch_tokens: padded tokens in one forward pass that measures; the number changes memory and speed, and results by no more than
+            rounding.
+        progress: True draws a progress bar; by default it is drawn on a terminal, and elsewhere work of over half a minute prints a line
+            every half minute. False shows nothing.
 
     Returns:
         The Run, complete. After "auto", `manifest.stopping` says how many rows were decoded, which rule stopped, and the width
@@ -99,13 +107,17 @@ def analyze(
 
     Raises:
         PromptError: no samples, one that does not fit the model's context or vocabulary, or one without the rows asked for (before
-            anything runs); thinking marks that are not two texts.
+            anything runs); thinking marks that are not two texts; texts of a run that the model's tokenizer reads otherwise, or that are
+            to be sampled.
         SelectionError: an unknown site, layer, metric, norm or backend, a site that the architecture does not have, a backend that
             cannot be used here, or "auto" without the metrics and sites that its goal is judged by.
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
-        RunError: `out` cannot be used.
+        RunError: `out` cannot be used, or the run that is to be read is not complete.
     """
-    chosen = _checked_samples(samples)
+    given = _texts_of_run(samples, model, generate) if isinstance(samples, Run | str | Path) else samples
+    source = given.source if isinstance(given, Texts) else None
+    thinking_marks = thinking_marks or (given.thinking_marks if isinstance(given, Texts) else ())
+    chosen = _checked_samples(given)
     convention = model.convention(norm, spread, lens)
     plan = _resolved_plan(
         model, convention, sites, layers, metrics, rows, similarity_rows, temperature, kl_from_layer, top_k, thinking_marks
@@ -117,16 +129,21 @@ def analyze(
     if rows == "reference":
         _require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
-    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device)
+    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source)
     analysis, store = _open_store(analysis, out, backend)
+    if generate is not None:
+        texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress)
+        analysis = replace(analysis, samples=texts)
+        if sampled is not None:
+            store.amend(texts=sampled)
     if norm == "matched" and spread is None:
-        with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as advance:
-            analysis = with_spread(analysis, store, advance)
+        with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as report:
+            analysis = with_spread(analysis, store, report)
 
     def run_round(tokens: int | None) -> Run | None:
-        title = f"analysing {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
-        with progress_bar(title, len(chosen), "tokens", progress) as advance:
-            _fill(store, analysis, tokens, advance)
+        title = f"measuring {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
+        with progress_bar(title, len(chosen), "tokens", progress) as report:
+            _fill(store, analysis, tokens, report)
         parts = [store.read(index) for index in range(len(chosen))]
         # if another process has gone on to the next round, it has judged this one already
         further = tokens is not None and any(part.attrs["tokens_per_sample"] > tokens for part in parts)
@@ -139,6 +156,12 @@ def analyze(
     run, stopping = run_until_stopped(run_round, precision)
     store.amend(stopping=stopping)
     return Run(run.data, store.manifest(), store.path)
+
+
+def _texts_of_run(run: Run | str | Path, model: LensModel, generate: Generation | None) -> Texts:
+    if generate is not None:
+        raise PromptError("the texts of a run are taken as they are: leave out generate=, or give samples without responses")
+    return texts_of(run if isinstance(run, Run) else open_run(run, variables=[]), model.tokenizer, model.name)
 
 
 def _checked_samples(samples: Iterable[Sample]) -> list[Sample]:
@@ -237,7 +260,7 @@ def _with_backend(analysis: Analysis, backend: str) -> Analysis:
     return replace(analysis, plan=replace(plan, backend=concrete))
 
 
-def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, advance: Advance) -> None:
+def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, report: Progress) -> None:
     """Works through the batches, shared with all processes that fill the folder, until all samples are there.
 
     With `tokens`, until (up to) that many response tokens of each are decoded; half of them are already, or none.
@@ -249,10 +272,14 @@ def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, 
     def run(piece: tuple[int, list[int]]) -> None:
         _, batch = piece
         earlier = [store.read(index) for index in batch] if tokens and all(map(store.has, batch)) else None
-        for index, result in analysis.run(batch, lacking(batch), tokens, earlier, advance):
+        for index, result in analysis.run(batch, lacking(batch), tokens, earlier, report):
             store.write(index, result)
 
-    batches = list(enumerate(analysis.batches))
-    for _, batch in batches:
-        advance(len(batch) - len(lacking(batch)), 0)
-    share_work(batches, claim=lambda piece: store.claim(f"{piece[0]:06d}"), is_done=lambda piece: not lacking(piece[1]), work=run)
+    share_reported_work(
+        list(enumerate(analysis.batches)),
+        report,
+        claim=lambda piece: store.claim(f"{piece[0]:06d}"),
+        size=lambda piece: len(piece[1]),
+        lacking=lambda piece: len(lacking(piece[1])),
+        work=run,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -83,3 +84,13 @@ class Sample:
 def named(samples: Iterable[Sample]) -> list[Sample]:
     """The samples, each with an id: its own if it has one, otherwise its number from 0."""
     return [sample if sample.id is not None else replace(sample, id=str(number)) for number, sample in enumerate(samples)]
+
+
+def digest_of(samples: Iterable[Sample]) -> str:
+    """A digest of the samples' token ids, beginnings of responses, ids, ground truths, thinking and correctness, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        thinking = f" {sample.thinking}" if sample.thinking else ""
+        correct = "" if sample.correct is None else f" correct: {sample.correct}"
+        digest.update(f"{sample.token_ids} {sample.response_start} {sample.id} {sample.ground_truth}{thinking}{correct}\n".encode())
+    return digest.hexdigest()[:16]

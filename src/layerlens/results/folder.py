@@ -27,6 +27,7 @@ from layerlens.results.text_spread import TextSpread
 from layerlens.storage.files import defer_interrupt, disk_errors_as_run_errors, write_atomic, write_text
 from layerlens.storage.folder import SharedFolder
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, identify, write_manifest
+from layerlens.storage.texts import TEXTS
 
 SAMPLES = "samples"
 NUMBERED = re.compile(r"[0-9]{6,9}\.nc")
@@ -42,7 +43,7 @@ class RunFolder(SharedFolder[RunManifest]):
     manifest_type = RunManifest
     holds = "run"
     made_by = "layerlens analyze --out"
-    entries = frozenset({SAMPLES, SPREADS})
+    entries = frozenset({SAMPLES, SPREADS, TEXTS})
 
     def __init__(self, path: str | Path):
         super().__init__(path)

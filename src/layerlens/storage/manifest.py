@@ -1,7 +1,7 @@
 """The first file of every folder: what was run on what. Typed here, and read and written here alone.
 
 A manifest says enough to repeat a computation, and its identity (`require_same`) keeps two configurations from filling one
-folder. `run.json` is a RunManifest, `eval.json` an EvaluationManifest.
+folder. `run.json` is a RunManifest, `texts/texts.json` in its folder a TextManifest, `eval.json` an EvaluationManifest.
 """
 
 from __future__ import annotations
@@ -107,6 +107,33 @@ class AnalysisConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How texts were sampled: `engine` ran the model, and `batch` is the largest number of responses that it sampled at once."""
+
+    engine: str
+    generate: SamplingSettings
+    batch: int
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where the responses of a run come from, if not from its prompts.
+
+    Attributes:
+        model, fingerprint: the model that gave them.
+        engine, generate, batch: as in TextConfig; None if the texts were read from a run that does not say.
+        run: the folder of the run that they were read from; None if this run sampled them.
+    """
+
+    model: str
+    fingerprint: str
+    engine: str | None = None
+    generate: SamplingSettings | None = None
+    batch: int | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Who answered and how answers were checked; `layer`, `site` and `norm` are None when the final policy answered."""
 
@@ -178,8 +205,9 @@ class RunManifest(ManifestBase):
     """What an analysis measured, on which model and samples.
 
     `device` is the card or processor that decoded, `spread` the spread in logits that norm "matched" measured on the run's rows,
-    `lens_file` the file or folder that a fitted lens was read from. `identity` is what every sample's file repeats: a digest of
-    configuration, samples and weights, made when the folder is begun (`identify`), empty in folders of before there was one.
+    `lens_file` the file or folder that a fitted lens was read from, `texts` where responses come from that did not come with the prompts.
+    `identity` is what every sample's file repeats: a digest of configuration, samples and weights, made when the folder is begun
+    (`identify`), empty in folders of before there was one.
     """
 
     samples: SampleSet
@@ -190,6 +218,15 @@ class RunManifest(ManifestBase):
     spread: float | None = None
     lens_file: str | None = None
     identity: str = ""
+    texts: TextSource | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextManifest(ManifestBase):
+    """Which prompts were given responses, by which model and how: `texts.json` in the folder `texts` of a run."""
+
+    samples: SampleSet
+    config: TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +238,11 @@ class EvaluationManifest(ManifestBase):
     task: str
 
 
-Manifest = TypeVar("Manifest", RunManifest, EvaluationManifest)
+AnyManifest = RunManifest | TextManifest | EvaluationManifest
+Manifest = TypeVar("Manifest", RunManifest, TextManifest, EvaluationManifest)
 
 
-def write_manifest(file: Path, manifest: RunManifest | EvaluationManifest) -> None:
+def write_manifest(file: Path, manifest: AnyManifest) -> None:
     """Writes a manifest in one step. Raises RunError if the file cannot be written."""
     write_text(file, json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=lambda number: number.item()) + "\n")
 
@@ -228,7 +266,7 @@ def read_manifest(file: Path, kind: type[Manifest]) -> Manifest:
     return manifest
 
 
-def require_same(ours: RunManifest | EvaluationManifest, theirs: RunManifest | EvaluationManifest, folder: Path) -> None:
+def require_same(ours: AnyManifest, theirs: AnyManifest, folder: Path) -> None:
     """Raises RunError naming what differs, and how, unless both manifests describe one computation.
 
     Compared are configuration, samples, weights and dtype, but not the place that the model was loaded from, unless its weights
@@ -250,11 +288,11 @@ def identify(manifest: RunManifest) -> str:
     return hashlib.blake2b(compared.encode(), digest_size=8).hexdigest()
 
 
-def _identity(manifest: RunManifest | EvaluationManifest) -> dict[str, Any]:
+def _identity(manifest: AnyManifest) -> dict[str, Any]:
     model = {"fingerprint": manifest.model.fingerprint, "dtype": manifest.model.dtype, "library": manifest.model.library or ""}
     if not manifest.model.fingerprint:  # weights that nobody could read are told apart by name
         model |= {"name": manifest.model.name, "revision": manifest.model.revision or ""}
-    what = {"samples": manifest.samples} if isinstance(manifest, RunManifest) else {"problems": manifest.problems}
+    what = {"problems": manifest.problems} if isinstance(manifest, EvaluationManifest) else {"samples": manifest.samples}
     return _flat({"config": asdict(manifest.config), "model": model} | {name: asdict(texts) for name, texts in what.items()})
 
 

@@ -1,0 +1,103 @@
+"""How much memory is free, and how much of it one sequence takes while a response is sampled."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.models.layout import text_config
+
+SHARE = 0.5
+"""Share of the free memory that sampling plans with: the cache grows by a copy at every step, which leaves gaps."""
+
+LARGEST = {"cpu": 32, "cuda": 256}
+"""Most responses that are sampled at once, by device type: more make a CPU no faster, and a kill loses what is under way."""
+
+
+@dataclass(frozen=True)
+class SequenceCost:
+    """Bytes that one sequence takes while its response is sampled.
+
+    Attributes:
+        per_token: keys and values of one token in all layers, each layer counted as full attention.
+        per_prompt_token: activations of the largest block while the prompt is read.
+        fixed: logits, their logarithms and the noise of one step, in float32.
+    """
+
+    per_token: int
+    per_prompt_token: int
+    fixed: int
+
+    @classmethod
+    def of(cls, config: Any, itemsize: int) -> SequenceCost:
+        """From a model's configuration and the bytes of one number of its dtype."""
+        text = text_config(config)
+        heads = int(text.num_attention_heads)
+        d = int(text.hidden_size)
+        keys = int(getattr(text, "head_dim", None) or d // heads)
+        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+        values = keys
+        if getattr(text, "qk_rope_head_dim", None):  # latent attention: transformers caches the heads it is expanded to
+            keys, values, kv_heads = int(text.qk_nope_head_dim) + int(text.qk_rope_head_dim), int(text.v_head_dim), heads
+        inner = getattr(text, "intermediate_size", None) or 4 * d
+        inner = max(inner) if isinstance(inner, list | tuple) else int(inner)
+        return cls(
+            per_token=int(text.num_hidden_layers) * kv_heads * (keys + values) * itemsize,
+            per_prompt_token=(3 * inner + 6 * d) * itemsize,
+            fixed=5 * 4 * int(text.vocab_size),
+        )
+
+    def bytes(self, prompt: int, new_tokens: int) -> int:
+        """Bytes of a sequence of `prompt` tokens and `new_tokens` more."""
+        return (prompt + new_tokens) * self.per_token + prompt * self.per_prompt_token + self.fixed
+
+
+def fitting_batch(cost: int, free: int, waiting: int, largest: int, processes: int = 1) -> int:
+    """The number of responses to sample at once, 1 or more: groups of nearly one size, at least one for each process.
+
+    Args:
+        cost: bytes of the longest sequence.
+        free: bytes of free memory.
+        waiting: responses to sample in all.
+        largest: most at once.
+        processes: how many share the work.
+    """
+    most = max(1, min(waiting, largest, int(free * SHARE) // cost))
+    groups = max(-(-waiting // most), min(processes, waiting))
+    return -(-waiting // groups)
+
+
+def free_bytes(model: nn.Module, blocks: Any) -> int:
+    """Free memory for what all blocks keep: of the devices that hold them, as much as fits beside the fullest."""
+    homes = [next((weight.device for weight in block.parameters()), torch.device("cpu")) for block in blocks]
+    main = next((weight.device for weight in model.parameters() if weight.device.type != "meta"), torch.device("cpu"))
+    homes = [main if home.type == "meta" else home for home in homes]
+    return min(free_on(device) * len(homes) // homes.count(device) for device in set(homes)) if homes else free_on(main)
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes of free memory on a device; on a CPU those that the system can give without swapping."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return _free_host_bytes()
+
+
+def _free_host_bytes() -> int:
+    found = []
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):  # what a container may use
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with suppress(OSError, ValueError, AttributeError):
+        if not found:  # no Linux
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(found)) if found else 4 << 30
