@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import layerlens as ll
-from layerlens.analysis import sampling
+from layerlens.analysis import batches, sampling
 from layerlens.errors import PromptError, RunError
 from layerlens.models import generate_responses
 from layerlens.storage.texts import TextFolder
@@ -96,8 +96,6 @@ def test_damaged_texts_are_named(damage: str, qwen: ll.LensModel, tmp_path: Path
 def test_measuring_batches_hold_as_many_texts_as_are_really_long(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long `max_new_tokens` that no response needs makes no batch smaller."""
     sizes: list[int] = []
-    from layerlens.analysis import batches
-
     measure = batches.measure_batch
 
     def counted(model: Any, ids: Any, *more: Any) -> Any:
@@ -110,16 +108,16 @@ def test_measuring_batches_hold_as_many_texts_as_are_really_long(qwen: ll.LensMo
     assert sizes == [5]
 
 
-COUNTING = WORKER.replace("import layerlens as ll", "import layerlens as ll\nfrom layerlens.analysis import sampling\nfrom pathlib import Path").replace(
-    "ll.analyze(",
-    """generate = sampling.generate_responses
+COUNTED = """
+from layerlens.analysis import sampling
+generate = sampling.generate_responses
 def counted(model, samples, generation, numbers, *more):
     with open(sys.argv[1] + ".sampled", "a") as log:
-        log.write(" ".join(map(str, numbers)) + "\\\\n")
+        log.write(" ".join(map(str, numbers)) + " ")
     return generate(model, samples, generation, numbers, *more)
 sampling.generate_responses = counted
-ll.analyze(""",
-).replace("\\\\n", "\\n").replace("top_k=2", "top_k=2, sampling_batch=4")  # fmt: skip
+ll.analyze("""
+COUNTING = WORKER.replace("ll.analyze(", COUNTED).replace("top_k=2", "top_k=2, sampling_batch=4")
 
 
 def test_a_kill_while_measuring_samples_no_text_twice(tmp_path: Path) -> None:

@@ -109,3 +109,34 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(folder: Path, tmp_pat
     assert json.loads(again.stdout)["samples"] == 30
     assert ll.open_run(tmp_path / "run").complete
     assert {name: (samples / name).stat().st_mtime_ns for name in before} == before, "what was done is not done again"
+
+
+def test_the_texts_of_a_run_are_read_under_another_norm(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    done = layerlens("analyze", folder / "model", folder / "run", "--norm", "final", "--limit", 2, "--out", tmp_path / "final")
+    assert (done.code, done.err) == (0, "")
+    run, again = ll.open_run(folder / "run"), ll.open_run(tmp_path / "final")
+    assert (again.n_samples, again.norm) == (2, "final")
+    for number in range(2):
+        assert again.sample(number)["text_token_id"].values.tolist() == run.sample(number)["text_token_id"].values.tolist()
+    source = again.manifest.texts
+    assert source is not None
+    assert source.run == str(folder / "run")
+    one_line(layerlens("analyze", "tiny-qwen3", folder / "run", "--out", tmp_path / "x"), "another tokenizer than")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_sampling_batch_reaches_the_texts(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    arguments = (
+        "analyze",
+        folder / "model",
+        folder / "prompts.txt",
+        "--max-new-tokens",
+        4,
+        "--metrics",
+        "entropy",
+        "--out",
+        tmp_path / "r",
+    )
+    assert layerlens(*arguments, "--sampling-batch", 2).code == 0
+    assert sorted(file.name for file in (tmp_path / "r" / "texts").glob("0*.json")) == ["000000.json", "000001.json"]
+    one_line(layerlens(*arguments, "--sampling-batch", 3), "config.batch is 2 there and 3 now")

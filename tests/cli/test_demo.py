@@ -23,7 +23,7 @@ def test_the_demo_samples_once_and_reads_the_same_texts_under_both_norms(
         sampled.extend(f"{model.name} {sample.id}" for sample in samples if not sample.has_response)
         return generate_responses(model, samples, *more)
 
-    monkeypatch.setattr("layerlens.analysis.batches.generate_responses", counted)
+    monkeypatch.setattr("layerlens.analysis.sampling.generate_responses", counted)
     monkeypatch.setattr("layerlens.cli.demo.draw_figures", lambda *_: ([], []))
     done = layerlens("demo", "--samples", 2, "--out", tmp_path, "--json")
     assert done.code == 0, done.err

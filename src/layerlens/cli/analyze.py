@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,8 @@ def analyze_command(
             metavar="PROMPTS",
             help="A .parquet (verl's layout), .jsonl (prompt or messages, optional response) or .txt file (a prompt per line), texts that "
             "inspect_ai (.eval), lm-evaluation-harness (samples_*.jsonl) or lighteval (details_*.parquet) sampled, "
-            "a dataset on the hub (owner/name), or 'arithmetic' for the bundled problems.",
+            "a dataset on the hub (owner/name), 'arithmetic' for the bundled problems, or the folder of a finished run, whose texts are "
+            "read again as they are: under another norm, or by another model with the same tokenizer.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run. The same command continues a run that was stopped.")],
@@ -52,6 +53,15 @@ def analyze_command(
     ] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
     sampling: Annotated[SamplingOptions, "Responses"],
+    sampling_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Responses to sample at once. [default: as many as fit half of the free memory]",
+            min=1,
+            rich_help_panel="Responses",
+            show_default=False,
+        ),
+    ] = None,
     thinking_marks: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -144,7 +154,7 @@ def analyze_command(
     loading: ModelOptions,
     library: LibraryOption = "transformers",
     batch_tokens: Annotated[
-        int, typer.Option(help="Padded tokens in one forward pass: memory against speed.", min=1, rich_help_panel="Model")
+        int, typer.Option(help="Padded tokens in one forward pass that measures: memory against speed.", min=1, rich_help_panel="Model")
     ] = 8192,
     as_json: AsJson = False,
 ) -> None:
@@ -153,10 +163,15 @@ def analyze_command(
     Example: layerlens analyze Qwen/Qwen3-4B math500.parquet --limit 100 --no-thinking --out runs/qwen3-4b
     """
     import layerlens as ll
+    from layerlens.results import texts_of
     from layerlens.storage.bundled import bundled_prompts
 
     loaded = ll.load(model, **loading.keywords(), backend=library)
-    samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, loaded, limit)
+    reads_run = (Path(prompts).expanduser() / "run.json").is_file()
+    if reads_run:
+        samples: Any = texts_of(ll.open_run(prompts, variables=[]), loaded.tokenizer, loaded.name).first(limit)
+    else:
+        samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, loaded, limit)
     run = ll.analyze(
         loaded,
         samples,
@@ -174,7 +189,8 @@ def analyze_command(
         out=out,
         backend=backend,
         batch_tokens=batch_tokens,
-        generate=sampling.generation(max_new_tokens) if generate else None,
+        generate=sampling.generation(max_new_tokens) if generate and not reads_run else None,
+        sampling_batch=sampling_batch,
         thinking_marks=thinking_marks or (),
     )
     tokens = run.data.sizes["token"]

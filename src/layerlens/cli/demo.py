@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +14,7 @@ from layerlens.storage.bundled import MODELS, bundled_prompts
 from layerlens.storage.files import write_text
 
 if TYPE_CHECKING:
-    from layerlens.prompts.sample import Sample
-    from layerlens.results import Run
+    pass
 
 SEED = 0
 
@@ -46,7 +43,7 @@ def demo(
         prompts = ll.read_prompts(bundled_prompts(), lens, limit=samples)
         run = ll.analyze(lens, prompts, generate=ll.Generation(max_new_tokens=256, seed=SEED), out=out / "runs" / name)
         runs.append(run)
-        normed.append(ll.analyze(lens, _answered(prompts, run), norm="final", out=out / "runs" / f"{name}-final"))
+        normed.append(ll.analyze(lens, run, norm="final", out=out / "runs" / f"{name}-final"))
     figures, _ = draw_figures(runs, out / "figures", "all", FigureOptions())
     figures += draw_figures(normed, out / "figures" / "norm-final", "all", FigureOptions())[0]
     comparison = compare_runs(normed)
@@ -65,8 +62,3 @@ def demo(
     print(f"comparison  {out / 'comparison.csv'}")
     print(f"choice      {out / 'choice.json'}")
     print(f"runs        {out / 'runs'}   (open one with layerlens.open_run)")
-
-
-def _answered(prompts: Sequence[Sample], run: Run) -> list[Sample]:
-    """The prompts with the responses that a run has sampled, so that both norms measure the same texts."""
-    return [replace(prompt, token_ids=run.sample(index)["text_token_id"].values.tolist()) for index, prompt in enumerate(prompts)]

@@ -41,7 +41,7 @@ class Texts:
 
 
 def texts_of(run: Run, tokenizer: Any, model: str) -> Texts:
-    """The texts of a run as samples: token ids as they are, with ids, ground truths and what is thinking.
+    """The texts of a run as samples: token ids as they are, with ids, ground truths, what is thinking and whether it is right.
 
     Args:
         run: complete; `open_run(folder, variables=[])` opens all of it that is needed.
@@ -74,7 +74,8 @@ def _sample(data: xr.Dataset, tokenizer: Any, model: str, marks: Sequence[str], 
             f"{model} has another tokenizer than {data.attrs['model']}, whose texts {where} holds: it reads the token ids of sample {name} "
             "as another text. Only a model with the same tokenizer can read the same texts"
         )
-    sample = Sample(ids, start, id=name, ground_truth=truth or None)
+    correct = int(data["correct"].values[0]) if "correct" in data.coords else -1
+    sample = Sample(ids, start, id=name, ground_truth=truth or None, correct=None if correct < 0 else bool(correct))
     rows = data["position"].values
     segment = data["segment"].values.astype(object)
     response = np.flatnonzero(sample.in_response)
