@@ -11,22 +11,18 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from layerlens.errors import RunError
 from layerlens.storage.files import write_text
 from layerlens.storage.plain import from_plain
+from layerlens.storage.versions import now, versions
 from layerlens.types import LensName, Norm, Rows, SimilarityRows
 
 FORMAT = 2
 """The format that is written. Format 1 (token ids as text, the stopping verdict under "readout") is still read."""
 READABLE = (1, FORMAT)
-
-PACKAGES = {"layerlens": "layerlens-policy", "torch": "torch", "transformers": "transformers", "numpy": "numpy", "xarray": "xarray"}
-"""Packages whose versions a manifest names, and the names of their distributions."""
 
 
 @dataclass(frozen=True)
@@ -181,22 +177,14 @@ class Stopping:
     reason: str
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> Mapping[str, str]:
-    return {name: _version(distribution) for name, distribution in PACKAGES.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class ManifestBase:
     """What every manifest says: the model, and when and with which versions the manifest was made."""
 
     model: ModelInfo
     format: int = FORMAT
-    created: str = field(default_factory=_now)
-    versions: Mapping[str, str] = field(default_factory=_versions)
+    created: str = field(default_factory=now)
+    versions: Mapping[str, str] = field(default_factory=versions)
     python: str = field(default_factory=platform.python_version)
 
 
@@ -300,10 +288,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.removesuffix("."): value}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"
