@@ -10,6 +10,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from layerlens.decode.distillation import js_to_fixed
+from layerlens.errors import TrainingError
+from layerlens.models import count_blocks
+from layerlens.train.internal_readings import INTERNAL, asks_internal, internal_readings
 from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states
 
 DISTILL = "distill/js_layer_"
@@ -31,6 +34,8 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
     """The internal layer that the loss is for; None for the final policy."""
     _read_layers: frozenset[int] = frozenset()
     """The layers whose states a loss needs."""
+    _rewards_ask = False
+    """Whether a reward asks for readings of its answers."""
     _states: States | None = None
     """States of the present forward pass, while a loss is computed that needs them."""
 
@@ -41,8 +46,12 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
         if args.token_signal is not None:
             self.top_entropy_quantile = args.token_quantile
             read |= set(range(1, n_layers + 1)) if args.token_signal == "settling_depth" else {args.token_layer}
-        if read:
-            self._n_layers, self._read_layers = n_layers, frozenset({*read, n_layers})
+        self._rewards_ask = any(asks_internal(reward) for reward in self.reward_funcs)
+        if self._rewards_ask and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise TrainingError("a reward asks for internal readings, and FSDP or DeepSpeed spreads the model: use one process, or DDP")
+        if read or self._rewards_ask:
+            self._n_layers = n_layers or count_blocks(self.model)
+            self._read_layers = frozenset({*read, n_layers}) if read else frozenset()
             self._reader = FinalReader(self.model, self.temperature)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -78,6 +87,18 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._metrics[mode][f"{DISTILL}{layer}"].append(float(sums[0] / sums[1].clamp(min=1.0)))
         weighted: Tensor = args.distill_lambda * total / (len(args.distilled_layers) * tokens)
         return weighted
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        if self._rewards_ask:
+            if INTERNAL in inputs[0]:
+                raise TrainingError(
+                    f"a reward asks for {INTERNAL}=, the readings of its answers, and the data set has a column of that name"
+                )
+            tokens, *_ = self._tokenize_prompts(prompts)
+            model, rows = self.accelerator.unwrap_model(self.model), self.args.per_device_train_batch_size
+            readings = internal_readings(model, self._reader, self._n_layers, tokens, completion_ids_list, rows)
+            inputs = [{**each, INTERNAL: reading} for each, reading in zip(inputs, readings, strict=True)]
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         if self.args.token_signal is not None and self._states is not None:
