@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import layerlens as ll
 from layerlens.errors import PromptError, SelectionError
-from layerlens.evaluate import LensEngine, evaluate, open_engine
+from layerlens.evaluate import LensEngine, evaluate, open_engine, open_evaluation
 from layerlens.models import response_seed
 from tests.support.evaluations import even_words, some_problems
 
@@ -83,3 +84,20 @@ def test_open_engine_refuses_what_the_engine_cannot_do() -> None:
     ):
         with pytest.raises(SelectionError, match=told):
             open_engine("tiny-qwen3", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layer", "made_of"), [("mix:1=1,3=3", {"layers": [1, 3], "weights": [1.0, 3.0]}), ("contrast:4,2", {"contrast": (4, 2)})]
+)
+def test_layers_together_answer_as_their_policy(lens: ll.LensModel, layer: str, made_of: dict[str, Any], tmp_path: Path) -> None:
+    problems = some_problems(3)
+    policy = lens.policy(norm="final", **made_of)
+    engine = LensEngine(lens, layer, norm="final")
+    answers = engine.answer(problems, GREEDY, [0, 1, 2])
+    assert answers == [policy.sample(problem.token_ids, 1, 5, temperature=0.0)[0] for problem in problems]
+    found = evaluate(lens, problems, 1, reward=even_words, generation=GREEDY, layer=layer, norm="final", out=tmp_path / "out")
+    assert found.label == f"{lens.name} {'mix:1=0.25,3=0.75' if 'mix' in layer else layer} (norm: final)"
+    assert open_evaluation(tmp_path / "out").manifest.config.layer == engine.layer
+    assert LensEngine(lens, "2").answer(problems, GREEDY, [0, 1, 2]) == LensEngine(lens, 2).answer(problems, GREEDY, [0, 1, 2])
+    with pytest.raises(SelectionError, match="7"):
+        LensEngine(lens, "mix:1,7")

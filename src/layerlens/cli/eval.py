@@ -87,9 +87,11 @@ def eval_command(
     ] = None,
     sampling: Annotated[SamplingOptions, "Answers"],
     layer: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Sample from the internal policy of this layer (1...L) instead of the final policy.", min=1, rich_help_panel="Answers"
+            help="Sample from the internal policy of this layer (1...L) instead of the final policy; or from layers together: mix:4,8,12 "
+            "(equal weights), mix:4=0.2,12=0.8, or contrast:12,4 (as DoLa).",
+            rich_help_panel="Answers",
         ),
     ] = None,
     site: Annotated[

@@ -14,9 +14,13 @@ from layerlens.errors import SelectionError
 from layerlens.evaluate.vllm import VLLMEngine
 from layerlens.models import (
     Generation,
+    InternalPolicy,
+    LayerMix,
     LensModel,
+    MixedPolicy,
     generate_responses,
     holds_adapters,
+    parse_mix,
     require_fits_context,
     response_seed,
     truncated_at,
@@ -87,9 +91,9 @@ class LensEngine:
 
     Attributes:
         model: from `load` or `LensModel.wrap`.
-        layer: 1...L, or None for the final policy.
+        layer: 1...L; or layers together, as `parse_mix` reads them ("mix:4,8", "contrast:12,4"); or None for the final policy.
         site: of the internal policy. At `resid_post` the blocks above the layer do not run and answers are sampled in batches; at
-            every other site they are sampled one at a time.
+            every other site, and from layers together, they are sampled one at a time.
         norm: of the internal policy: "none" reads the states as they are, "final" through the model's final norm.
         batch_size: answers to sample at once if the caller does not say.
 
@@ -97,7 +101,7 @@ class LensEngine:
     """
 
     model: LensModel
-    layer: int | None = None
+    layer: int | str | None = None
     site: Site = "resid_post"
     norm: ForwardNorm = "none"
     batch_size: int = 32
@@ -106,7 +110,10 @@ class LensEngine:
         resolve_sites(self.site)
         resolve_forward_norm(self.norm)
         if self.layer is not None:
-            resolve_layers(self.layer, self.model.n_layers)
+            asked = parse_mix(self.layer) if isinstance(self.layer, str) else self.layer
+            for layer in asked.layers if isinstance(asked, LayerMix) else [asked]:
+                resolve_layers(layer, self.model.n_layers)
+            object.__setattr__(self, "layer", asked.text if isinstance(asked, LayerMix) else asked)
 
     @property
     def tokenizer(self) -> Any:
@@ -133,7 +140,7 @@ class LensEngine:
     def answer(
         self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
     ) -> list[list[int]]:
-        if self.layer is not None and self.site != "resid_post":
+        if isinstance(self.layer, str) or (self.layer is not None and self.site != "resid_post"):
             answers = []
             for problem, number in zip(problems, numbers, strict=True):
                 answers.append(self._answer_one(problem, generation, number))
@@ -145,8 +152,12 @@ class LensEngine:
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 
     def _answer_one(self, problem: Sample, generation: Generation, number: int) -> list[int]:
-        assert self.layer is not None
-        policy = self.model.policy(self.layer, self.site, self.norm)
+        asked = parse_mix(str(self.layer))
+        policy: InternalPolicy | MixedPolicy = (
+            self.model.policy(site=self.site, norm=self.norm, **asked.arguments)
+            if isinstance(asked, LayerMix)
+            else self.model.policy(asked, self.site, self.norm)
+        )
         seed = response_seed(generation.seed, number)
         [answer] = policy.sample(problem.token_ids, 1, generation.max_new_tokens, generation.temperature, generation.top_p, seed)
         return answer
@@ -156,7 +167,7 @@ def open_engine(
     name: str | Path,
     engine: EngineName = "auto",
     *,
-    layer: int | None = None,
+    layer: int | str | None = None,
     site: Site = "resid_post",
     norm: ForwardNorm = "none",
     revision: str | None = None,

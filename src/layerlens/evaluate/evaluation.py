@@ -33,7 +33,7 @@ def evaluate(
     generation: Generation | None = None,
     out: str | Path | None = None,
     name: str = "problems",
-    layer: int | None = None,
+    layer: int | str | None = None,
     site: Site = "resid_post",
     norm: ForwardNorm = "none",
     batch_size: int | None = None,
@@ -49,7 +49,8 @@ def evaluate(
         out: folder to keep every answer in. A run that was stopped continues there and ends with the same answers; asking for
             more answers later adds to those that are there; another configuration is refused. None keeps answers in memory.
         name: what the problems are called in tables and figures.
-        layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the final policy.
+        layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the final policy; or from
+            that of layers together, "mix:4,8,12", "mix:4=0.2,12=0.8" or "contrast:12,4".
         batch_size: answers sampled at once; it changes memory and speed, and results by no more than rounding.
         progress: whether to show a progress bar; by default only on a terminal.
 

@@ -95,7 +95,8 @@ class Evaluation:
         if config.layer is None:
             return self.model
         site = "" if config.site == "resid_post" else f" {config.site}"
-        return f"{self.model} layer {config.layer}{site} (norm: {config.norm})"
+        layer = config.layer if isinstance(config.layer, str) else f"layer {config.layer}"
+        return f"{self.model} {layer}{site} (norm: {config.norm})"
 
     @property
     def n_answers(self) -> int:

@@ -10,6 +10,7 @@ from layerlens.models.layout import LAYOUTS, Layout, layout_for, require_readabl
 from layerlens.models.lens import LensModel
 from layerlens.models.lenses import FittedLens, read_lens, save_lens
 from layerlens.models.load import load_pretrained, read_unembedding_shape
+from layerlens.models.mixed_policy import LayerMix, MixedPolicy, parse_mix
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.sampling import Generation, response_seed
@@ -23,9 +24,11 @@ __all__ = [
     "FittedLens",
     "Generation",
     "InternalPolicy",
+    "LayerMix",
     "LayerSite",
     "Layout",
     "LensModel",
+    "MixedPolicy",
     "block_hook",
     "causal_lm",
     "check_identities",
@@ -41,6 +44,7 @@ __all__ = [
     "layout_row",
     "load_pretrained",
     "mixers",
+    "parse_mix",
     "read_lens",
     "read_unembedding_shape",
     "require_fits_context",

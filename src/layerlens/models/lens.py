@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from layerlens.decode.spread import LogitSpread
 from layerlens.decode.unembedding import Unembedding
@@ -24,7 +23,9 @@ from layerlens.models.gguf import find_gguf
 from layerlens.models.identities import check_identities, evaluation_mode
 from layerlens.models.lenses import FittedLens, resolve_lens
 from layerlens.models.load import load_pretrained
+from layerlens.models.mixed_policy import MixedPolicy, contrasted, mixture
 from layerlens.models.parts import DecoderParts, find_decoder_parts
+from layerlens.models.policies import make_policy
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.quantised import describe_quantisation
 from layerlens.models.transformer_lens import build_bridge, is_bridge, library_version, unwrap_bridge
@@ -197,43 +198,41 @@ class LensModel:
         if max(token_ids) >= vocabulary or min(token_ids) < 0:
             raise PromptError(f"{what}: a token id lies outside the vocabulary of {self.name} ({vocabulary} tokens); wrong tokenizer?")
 
+    @overload
     def policy(
-        self, layer: int, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0, *,
-        spread: float | None = None, lens: str | FittedLens = "logit",
-    ) -> InternalPolicy:  # fmt: skip
+        self, layer: int, site: Site = ..., norm: Norm = ..., temperature: float = ..., *, spread: float | None = ...,
+        lens: str | FittedLens = ...,
+    ) -> InternalPolicy: ...  # fmt: skip
+    @overload
+    def policy(
+        self, layer: None = ..., site: Site = ..., norm: Norm = ..., temperature: float = ..., *, spread: float | None = ...,
+        lens: str | FittedLens = ..., layers: Sequence[int] | None = ..., weights: Sequence[float] | None = ...,
+        contrast: tuple[int, int] | None = ...,
+    ) -> MixedPolicy: ...  # fmt: skip
+    def policy(
+        self, layer: int | None = None, site: Site = "resid_post", norm: Norm = "none", temperature: float = 1.0, *,
+        spread: float | None = None, lens: str | FittedLens = "logit", layers: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None, contrast: tuple[int, int] | None = None,
+    ) -> InternalPolicy | MixedPolicy:  # fmt: skip
         """The internal policy at a layer (1...L) and site. At `resid_post` of layer L with `norm="final"` it is the final policy.
 
         Args:
             spread: what norm "matched" scales the logits' spread to, in logits; that of a run is `run.spread`.
             lens: as in `convention`.
+            layers, weights: the mixture Σ w_i π_i of these layers' policies instead; equal weights by default.
+            contrast: the contrast of a mature and a premature layer's policies instead, as DoLa decodes (`LayerMix.combined`).
 
-        Raises SelectionError for a layer, site or norm that the model lacks, for norm "matched" without a spread, and for a lens that does
-        not carry this layer and site.
+        Raises SelectionError for a layer, site or norm that the model lacks, for norm "matched" without a spread, for a lens that does
+        not carry this layer and site, and unless exactly one of `layer`, `layers` and `contrast` is given.
         """
-        layer, site = resolve_layers(layer, self.n_layers)[0], self.resolve_sites(site)[0]
-        convention = self.convention(norm, spread, lens)
-        convention.require_readable([layer], [site])
-        if norm == "matched" and spread is None:
-            raise SelectionError("norm='matched' needs spread=, the spread of the logits that states are scaled to: a run's is run.spread")
-
-        def read_states(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch seq d"]:
-            kept: list[Tensor] = []
-            self.forward(ids, [(layer, site)], lambda _layer, _site, state: kept.append(state), cache)
-            return convention.vectors(layer, site, kept[0])
-
-        return InternalPolicy(
-            layer=layer,
-            site=site,
-            norm=norm,
-            lens=convention.lens_name,
-            read_states=read_states,
-            unembedding=self.unembedding(temperature),
-            require_fits_context=self.require_fits_context,
-            new_cache=partial(DynamicCache, config=self.parts.config),
-            tokenizer=self.tokenizer,
-            device=self.device,
-            end_tokens=self.end_tokens,
-        )
+        if sum(given is not None for given in (layer, layers, contrast)) != 1 or (weights is not None and layers is None):
+            raise SelectionError(
+                "a policy is of a layer, of layers= (with weights=, or equal ones), or of contrast=(a, b): give one of them"
+            )
+        mix = contrasted(contrast) if contrast is not None else mixture([layer] if layers is None else layers, weights)  # type: ignore[list-item]
+        for each in mix.layers:
+            resolve_layers(each, self.n_layers)
+        return make_policy(self, mix, self.resolve_sites(site)[0], norm, temperature, spread, lens, several=layer is None)
 
     def evaluation_mode(self) -> AbstractContextManager[None]:
         """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""

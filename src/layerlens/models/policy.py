@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,71 @@ StateReader = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq
 """Takes token ids and a key-value cache (or None), and gives the vectors that a policy unembeds."""
 
 
+class NextTokenPolicy(ABC):
+    """A distribution over the next token that can be sampled from: what the policies of one and of several layers share."""
+
+    unembedding: Unembedding
+    require_fits_context: Callable[[Sequence[int], int], None]
+    new_cache: Callable[[], Any]
+    tokenizer: Any
+    device: torch.device
+    end_tokens: tuple[int, ...]
+
+    @abstractmethod
+    def next_logits(self, ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch vocabulary"]:
+        """Logits of the token after each row of `ids`, which continue the sequences of a key-value cache, or None."""
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        ids: Sequence[int] | Tensor | str,
+        n: int = 1,
+        max_new_tokens: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """`n` continuations of the text, drawn token by token from this policy alone; each ends after an end-of-sequence token.
+
+        Args:
+            max_new_tokens, temperature, top_p, seed: as in `Generation`, but one generator draws all `n` continuations.
+
+        Raises:
+            PromptError: a setting is out of its range, or text and continuation do not fit the model's context.
+        """
+        if n < 1:
+            raise PromptError(f"n must be at least 1, got {n}")
+        generation = Generation(max_new_tokens, temperature, top_p, seed)
+        tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
+        warpers = generation.warpers()
+        generator = torch.Generator(self.unembedding.weight.device).manual_seed(seed)
+        cache, feed, drawn = self.new_cache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
+        ended = [False] * n
+        for _ in range(max_new_tokens):
+            scores = warpers(tokens, self.next_logits(feed, cache))
+            feed = scores.argmax(-1, keepdim=True) if generation.greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
+            for row, token in enumerate(feed[:, 0].tolist()):
+                drawn[row].append(token)
+                ended[row] |= token in self.end_tokens
+            if all(ended):
+                break
+            feed = feed.to(self.device)
+        return [until_end(row, self.end_tokens) for row in drawn]
+
+    def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1, new: int = 0) -> Int[Tensor, " seq"]:
+        if isinstance(ids, str):
+            if self.tokenizer is None:
+                raise PromptError("a text needs a tokenizer: wrap the model with one, or pass token ids")
+            ids = plain_ids(self.tokenizer, ids)
+        tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
+        if len(tokens) < at_least:
+            raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")
+        self.require_fits_context(tokens.tolist(), new)
+        return tokens
+
+
 @dataclass(frozen=True)
-class InternalPolicy:
+class InternalPolicy(NextTokenPolicy):
     """softmax(readout(h) / T) of the hidden vector h at one layer and site (docs/definitions.md, "Internal policy").
 
     Make one with `LensModel.policy`. Only the blocks up to `layer` run. Every argument `ids` may also be a text, which is
@@ -71,54 +135,9 @@ class InternalPolicy:
         texts = token_texts(self.tokenizer, token_ids)
         return pd.DataFrame({"token_id": token_ids, "token_text": texts, "prob": read.top_probs[0].tolist()})
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        ids: Sequence[int] | Tensor | str,
-        n: int = 1,
-        max_new_tokens: int = 1,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[list[int]]:
-        """`n` continuations of the text, drawn token by token from this policy alone; each ends after an end-of-sequence token.
-
-        Args:
-            max_new_tokens, temperature, top_p, seed: as in `Generation`, but one generator draws all `n` continuations.
-
-        Raises:
-            PromptError: a setting is out of its range, or text and continuation do not fit the model's context.
-        """
-        if n < 1:
-            raise PromptError(f"n must be at least 1, got {n}")
-        generation = Generation(max_new_tokens, temperature, top_p, seed)
-        tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
-        warpers = generation.warpers()
-        generator = torch.Generator(self.unembedding.weight.device).manual_seed(seed)
-        cache, feed, drawn = self.new_cache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
-        ended = [False] * n
-        for _ in range(max_new_tokens):
-            scores = warpers(tokens, self.unembedding.logits(self.read_states(feed, cache)[:, -1]))
-            feed = scores.argmax(-1, keepdim=True) if generation.greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
-            for row, token in enumerate(feed[:, 0].tolist()):
-                drawn[row].append(token)
-                ended[row] |= token in self.end_tokens
-            if all(ended):
-                break
-            feed = feed.to(self.device)
-        return [until_end(row, self.end_tokens) for row in drawn]
+    def next_logits(self, ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch vocabulary"]:
+        return self.unembedding.logits(self.read_states(ids, cache)[:, -1])
 
     def _vectors(self, tokens: Int[Tensor, " seq"]) -> Float[Tensor, "seq d"]:
         with torch.inference_mode():
             return self.read_states(tokens[None], None)[0]
-
-    def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1, new: int = 0) -> Int[Tensor, " seq"]:
-        if isinstance(ids, str):
-            if self.tokenizer is None:
-                raise PromptError("a text needs a tokenizer: wrap the model with one, or pass token ids")
-            ids = plain_ids(self.tokenizer, ids)
-        tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device).reshape(-1)
-        if len(tokens) < at_least:
-            raise PromptError(f"expected at least {at_least} token(s), got {len(tokens)}")
-        self.require_fits_context(tokens.tolist(), new)
-        return tokens

@@ -136,7 +136,7 @@ class EvaluationConfig:
     engine: str
     generate: SamplingSettings
     reward: str
-    layer: int | None = None
+    layer: int | str | None = None
     site: str | None = None
     norm: Norm | None = None
 
