@@ -87,7 +87,7 @@ def test_a_user_with_numpy_integers_and_odd_arguments() -> None:
         "    except ll.LayerLensError as error: assert text in str(error) and '\\n' not in str(error), error\n"
         "    else: raise AssertionError(text)\n"
         "refused(lambda: ll.Sample([1.5]), 'whole numbers')\n"
-        "refused(lambda: ll.analyze(lens, 'math.parquet'), 'must be Samples, got str')\n"
+        "refused(lambda: ll.analyze(lens, 'math.parquet'), 'holds no run')\n"
         "refused(lambda: ll.analyze(lens, []), 'no samples')\n"
         "refused(lambda: ll.analyze(lens, [ll.Sample([9])], top_k=-1), 'top_k must be 0 or more')\n"
         "refused(lambda: ll.analyze(lens, [ll.Sample([9])], layers=0), 'counted from 1')\n"
