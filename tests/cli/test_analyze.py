@@ -41,13 +41,14 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     done = layerlens(
         "analyze", folder / "model", folder / "prompts.txt", "-o", tmp_path / "r", "--limit", 2, "--no-generate", "--norm", "final",
         "--sites", "ffn_out, resid_post", "--layers", "1-2,4", "--metrics", "entropy", "--top-k", 2, "--kl-from-layer", 1, "--no-chat",
-        "--dtype", "float64", "--batch-tokens", 5, "--thinking-marks", "[", "]",
+        "--dtype", "float64", "--batch-tokens", 5, "--thinking-marks", "[", "]", "--similarity-rows", "all",
     )  # fmt: skip
     assert done.code == 0, done.err
     run = ll.open_run(tmp_path / "r")
     assert (run.n_samples, run.norm, run.layers, run.sites) == (2, "final", [1, 2, 4], ["ffn_out", "resid_post"])
     assert set(run.data.data_vars) == {"entropy", "logit_sd", "kl_from_layer", "top_ids", "top_probs"}
     assert run.manifest.config.generate is None
+    assert run.manifest.config.similarity_rows == "all"
     assert run.manifest.config.thinking_marks == ("[", "]")
     assert run.manifest.model.dtype == "float64"
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"

@@ -21,7 +21,7 @@ from layerlens.cli.options import (
     parse_names,
     print_json,
 )
-from layerlens.types import METRICS, Norm, Rows
+from layerlens.types import METRICS, Norm, Rows, SimilarityRows
 
 
 @grouped
@@ -118,6 +118,13 @@ def analyze_command(
             rich_help_panel="Measurement",
         ),
     ] = "all",
+    similarity_rows: Annotated[
+        SimilarityRows,
+        typer.Option(
+            help="Rows of similarity and CKA: response rows without the attention sink at position 0, or all rows.",
+            rich_help_panel="Measurement",
+        ),
+    ] = "response",
     top_k: Annotated[
         int,
         typer.Option(help="Also keep this many of the most likely tokens at every layer and site.", min=0, rich_help_panel="Measurement"),
@@ -182,6 +189,7 @@ def analyze_command(
         spread=spread,
         lens=lens,
         rows=rows,
+        similarity_rows=similarity_rows,
         top_k=top_k,
         kl_from_layer=kl_from_layer,
         tokens_per_sample=parse_count(tokens_per_sample),

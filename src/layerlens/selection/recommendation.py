@@ -9,6 +9,7 @@ import pandas as pd
 from layerlens.selection.choice import LayerChoice
 from layerlens.selection.rules import NAMED
 from layerlens.selection.words import enough, nats, percent
+from layerlens.types import FORWARD_NORMS
 
 END = "an end of the model by construction"
 """What an open answer is, in words."""
@@ -66,6 +67,8 @@ def _other_rules(choice: LayerChoice) -> tuple[list[str], list[str]]:
 
 
 def _next(choice: LayerChoice) -> str:
+    if choice.norm not in FORWARD_NORMS:
+        return f"training does not know norm {choice.norm}: analyse with norm none or final, then layerlens select RUN"
     if choice.layer is not None:
         return f"layerlens train ... --internal_layer {choice.layer} --internal_norm {choice.norm} --internal_rollouts N"
     if choice.diagnosis is not None:
