@@ -20,6 +20,7 @@ from layerlens.results.derived import module_change, token_depth, variable
 from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
 from layerlens.results.schema import join_samples
+from layerlens.storage.hub import local_folder, upload_folder
 from layerlens.storage.manifest import RunManifest
 from layerlens.types import METRIC_BOUNDS, METRIC_INFO, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
 
@@ -261,6 +262,24 @@ class Run:
         coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "segment", *weight, "layer", "site"]
         return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
 
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Puts the run's folder on the Hugging Face hub as a data set, with a card that shows it, and returns its name for `open_run`.
+
+        Args:
+            repo: "user/run"; made if there is none. Files that are already there are not sent again.
+            private: whether a new data set is private; None leaves it to the hub.
+            token: the user's; None takes the one of `hf auth login`.
+
+        Raises RunError if the run lies in memory alone, or the hub refuses it.
+        """
+        from layerlens.plots.run_card import write_run_card  # a room above this one, which only a call opens
+
+        if self.path is None:
+            raise RunError(f"the run of {self.model} lies in memory alone: analyse with out=FOLDER to keep it, then push it")
+        name = f"hf://datasets/{repo}"
+        entries = {RunFolder.manifest_file, *RunFolder.entries}
+        return upload_folder(self.path, repo, entries, lambda card: write_run_card(self, card, name), private=private, token=token)
+
     def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""
         keep = row_mask(self.data, rows, drop_first, segment)
@@ -279,13 +298,13 @@ def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
     """Opens a run folder with its finished samples (`Run.complete` says whether all of them are finished).
 
     Args:
-        path: a folder made by `analyze(..., out=path)`.
+        path: a folder made by `analyze(..., out=path)`, or `hf://datasets/user/run` (`@revision`), which `Run.push_to_hub` made.
         variables: names of the variables to read, all by default; those of a long run are large.
 
     Raises:
         RunError: no such run, nothing in it yet, or a damaged file.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(local_folder(path, {RunFolder.manifest_file, *RunFolder.entries}))
     manifest = folder.manifest()
     done = folder.done()
     if not done:
