@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(code: str) -> str:
     """Runs code in a fresh interpreter, where no annotation is checked: as a user does."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -87,7 +87,7 @@ def test_a_user_with_numpy_integers_and_odd_arguments() -> None:
         "    except ll.LayerLensError as error: assert text in str(error) and '\\n' not in str(error), error\n"
         "    else: raise AssertionError(text)\n"
         "refused(lambda: ll.Sample([1.5]), 'whole numbers')\n"
-        "refused(lambda: ll.analyze(lens, 'math.parquet'), 'holds no run')\n"
+        "refused(lambda: ll.analyze(lens, 'math.parquet'), 'no run folder: read_prompts makes')\n"
         "refused(lambda: ll.analyze(lens, []), 'no samples')\n"
         "refused(lambda: ll.analyze(lens, [ll.Sample([9])], top_k=-1), 'top_k must be 0 or more')\n"
         "refused(lambda: ll.analyze(lens, [ll.Sample([9])], layers=0), 'counted from 1')\n"

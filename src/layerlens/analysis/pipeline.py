@@ -21,6 +21,7 @@ from layerlens.progress import Progress, progress_bar
 from layerlens.prompts.sample import Sample, named
 from layerlens.prompts.segments import resolve_marks
 from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run, texts_of
+from layerlens.results.check import is_run
 from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
@@ -161,6 +162,9 @@ def analyze(
 def _texts_of_run(run: Run | str | Path, model: LensModel, generate: Generation | None) -> Texts:
     if generate is not None:
         raise PromptError("the texts of a run are taken as they are: leave out generate=, or give samples without responses")
+    if isinstance(run, str | Path) and not str(run).startswith("hf:") and not is_run(run):
+        kind = type(run).__name__
+        raise PromptError(f"samples must be Samples, got {kind} {str(run)!r}, no run folder: read_prompts makes Samples of files and texts")
     return texts_of(run if isinstance(run, Run) else open_run(run, variables=[]), model.tokenizer, model.name)
 
 
