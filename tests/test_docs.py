@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -44,12 +43,6 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mon
     exec(compile(code.replace("limit=8", "limit=2").replace("256", "24"), "README.md", "exec"), {})
     assert (tmp_path / "ffn.png").stat().st_size > 10_000
     assert "layer" in capsys.readouterr().out
-
-
-def test_the_notebook_runs() -> None:
-    cells = json.loads(text("notebooks/first_look.ipynb"))["cells"]
-    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
-    exec(compile(code.replace("limit=6", "limit=2").replace("160", "24"), "first_look.ipynb", "exec"), {})
 
 
 @pytest.mark.parametrize("number", range(len(code_blocks(text("CONTRIBUTING.md"), "python"))))

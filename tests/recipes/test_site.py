@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from markdown import markdown
 from recipes.site.checks import faults
 from recipes.site.llms import llms_txt, summary_of
 from recipes.site.mathml import draw_formulas
@@ -53,6 +54,12 @@ def test_formulas_become_mathml_with_the_limits_of_sums_below_them() -> None:
     assert page.count("<math") == 2
     assert "&#x0003C;" in page
     assert "<munder><mo>&#x02211;</mo>" in page
+
+
+def test_a_list_may_follow_a_line_of_text_and_code_is_left_alone() -> None:
+    drawn = markdown("one of\n- a\n- b\n\n```\nx\n- y\n```\n", extensions=["pymdownx.superfences", "recipes.site.lists"])
+    assert "<p>one of</p>\n<ul>\n<li>a</li>\n<li>b</li>\n</ul>" in drawn
+    assert "x\n- y" in drawn
 
 
 def test_a_notebook_shows_its_outputs(tmp_path: Path) -> None:

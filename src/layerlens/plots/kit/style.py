@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import matplotlib
 import seaborn
-from matplotlib import rc_context
+from matplotlib import is_interactive, rc_context
 
 from layerlens.plots.kit.labels import families
 
@@ -78,8 +80,26 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        settings: Any = {**STYLE, "font.family": families()}
-        with rc_context(settings):
+        with _style():
             return draw(*args, **kwargs)
 
     return inside
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """`STYLE`, for as long as the context is open.
+
+    The first figure of a notebook loads the notebook's backend, which makes pyplot interactive. That stays: if it were set back with the
+    other rcParams, the notebook would show no figure but the first.
+    """
+    settings: Any = {**STYLE, "font.family": families()}
+    interactive = is_interactive()
+    try:
+        with rc_context(settings):
+            try:
+                yield
+            finally:
+                interactive = is_interactive()
+    finally:
+        matplotlib.interactive(interactive)
