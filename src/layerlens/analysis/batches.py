@@ -148,6 +148,7 @@ class Analysis:
         self, index: int, sample: Sample, rows: Int[Array, " drawn"], weight: Float[Array, " drawn"] | None, values: Mapping[str, Array]
     ) -> SampleResult:
         tokenizer = self.model.tokenizer
+        named = np.unique(np.concatenate([np.asarray(sample.token_ids), values.get("top_ids", rows[:0]).ravel()])).tolist()
         return SampleResult(
             index=index,
             sample=sample,
@@ -161,6 +162,7 @@ class Analysis:
             values=values,
             weight=weight,
             reference_start=reference_start(sample, self.model),
+            token_names={} if tokenizer is None else dict(zip(named, token_texts(tokenizer, named), strict=True)),
         )
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, plot, select, train
+from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, plot, report, select, train, watch
 from layerlens.errors import LayerLensError
 
 INTERRUPTED = 130
@@ -19,7 +19,8 @@ MENDABLE = 2
 app = typer.Typer(
     name="layerlens",
     help="See how a language model's policy forms layer by layer: measure it, draw it, compare models, choose a layer and train it.\n\n"
-    "Begin with `layerlens demo`. On a model of yours: analyze, then plot, compare or select what it has measured, then train and eval.",
+    "Begin with `layerlens demo`. On a model of yours: analyze, then report, plot, compare or select what it has measured, "
+    "then train and eval.",
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -27,6 +28,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("analyze")(analyze.analyze_command)
 app.command("plot")(plot.plot)
+app.command("report")(report.report)
+app.command("watch")(watch.watch)
 app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
 app.command("train", cls=train.TrainCommand, context_settings={"ignore_unknown_options": True})(train.train)

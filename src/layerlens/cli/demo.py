@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +15,13 @@ from layerlens.storage.bundled import MODELS, bundled_prompts
 from layerlens.storage.files import write_text
 
 if TYPE_CHECKING:
-    pass
+    from layerlens.results import Run
 
 SEED = 0
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, figures, table and choice.")] = Path("layerlens-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, figures, report, table and choice.")] = Path("layerlens-demo"),
     samples: Annotated[int, typer.Option(help="How many of the bundled problems to answer and analyse.", min=1)] = 48,
     as_json: AsJson = False,
 ) -> None:
@@ -46,19 +47,33 @@ def demo(
         normed.append(ll.analyze(lens, run, norm="final", out=out / "runs" / f"{name}-final"))
     figures, _ = draw_figures(runs, out / "figures", "all", FigureOptions())
     figures += draw_figures(normed, out / "figures" / "norm-final", "all", FigureOptions())[0]
+    page = _report(runs, out / "report.html")
     comparison = compare_runs(normed)
     write_text(out / "comparison.csv", comparison.table.to_csv(index=False))
     choices = {run.model: ll.select_layer(run) for run in runs}
     plain = {name: choice.to_dict() for name, choice in choices.items()}
     write_text(out / "choice.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
     if as_json:
-        print_json({"figures": [str(path) for path in figures], "comparison": comparison_record(comparison), "choice": plain})
+        files = {"figures": [str(path) for path in figures], "report": page}
+        print_json({**files, "comparison": comparison_record(comparison), "choice": plain})
         return
     show_comparison(comparison)
     for choice in choices.values():
         print()
         show_choice(choice)
     print(f"\n{len(figures)} figures  {out / 'figures'}")
+    print(f"report      {page}")
     print(f"comparison  {out / 'comparison.csv'}")
     print(f"choice      {out / 'choice.json'}")
     print(f"runs        {out / 'runs'}   (open one with layerlens.open_run)")
+
+
+def _report(runs: Sequence[Run], file: Path) -> str:
+    """Where the report is, or how to get one."""
+    from layerlens.errors import LayerLensError
+    from layerlens.report import write_report
+
+    try:
+        return str(write_report(runs, reward="arithmetic", out=file))
+    except LayerLensError as error:
+        return f"none: {error}"

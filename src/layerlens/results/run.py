@@ -35,7 +35,8 @@ class Run:
     `sample`, `position`, `token_id`, `token_text`, `in_response` and `segment` on `token`; `sample_id`, `sample_text`,
     `response_text`, `ground_truth`, `correct` (1 or 0 as the source of the text said, -1 if it did not), `response_start` and the
     matrices `similarity` and `cka` on `sample`; the whole texts' token ids in `text_token_id`, with their sample in `text_sample`, on
-    `text_token`. If only some rows were drawn to be decoded, `token` holds those rows, with a coord `weight` (how many rows each
+    `text_token`; `named_token_id` and `named_token_text` on `named_token`, which give the text of every id in the texts and in
+    `top_ids`. If only some rows were drawn to be decoded, `token` holds those rows, with a coord `weight` (how many rows each
     stands for) that every mean respects. `manifest` says what was run on what; docs/definitions.md says what each number means.
     """
 
@@ -279,6 +280,17 @@ class Run:
         name = f"hf://datasets/{repo}"
         entries = {RunFolder.manifest_file, *RunFolder.entries}
         return upload_folder(self.path, repo, entries, lambda card: write_run_card(self, card, name), private=private, token=token)
+
+    def report(self, out: str | Path = "report.html", **options: Any) -> Path:
+        """Writes one interactive page of the run, which needs no network, and returns its path; options as in `write_report`."""
+        from layerlens.report import write_report  # a room above this one, which only a call opens
+
+        return write_report(self, out=out, **options)
+
+    def _repr_html_(self) -> str:
+        from layerlens.report.notebook import run_html
+
+        return run_html(self)
 
     def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""

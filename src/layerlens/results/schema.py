@@ -36,8 +36,8 @@ DIMS: dict[str, tuple[str, ...]] = {
 """Dimensions of every variable that a run may hold."""
 
 
-ROW_DIMS = ("token", "text_token", "sample")
-"""Dimensions along which samples are joined: decoded rows, tokens of the whole texts, and samples."""
+ROW_DIMS = ("token", "text_token", "sample", "named_token")
+"""Dimensions along which samples are joined: decoded rows, tokens of the whole texts, samples, and the tokens that each sample names."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class SampleResult:
         weight: how many rows of the text each decoded row stands for; None if all rows were decoded.
         reference_start: the first position that the paper's code counts; -1 if the prompt names no assistant.
         response_text: the response, in words.
+        token_names: the text of every token id in the whole text and among `top_ids`; empty without a tokenizer.
     """
 
     index: int
@@ -69,6 +70,7 @@ class SampleResult:
     weight: np.ndarray | None = None
     reference_start: int = -1
     response_text: str = ""
+    token_names: Mapping[int, str] = field(default_factory=dict)
 
 
 def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -95,6 +97,9 @@ def sample_dataset(result: SampleResult, attrs: Mapping[str, Any]) -> xr.Dataset
         "layer": np.asarray(result.layers, np.int32),
         "site": np.asarray(result.sites, dtype=object),
     }
+    if result.token_names:
+        coords["named_token_id"] = ("named_token", np.array(list(result.token_names), np.int32))
+        coords["named_token_text"] = ("named_token", np.array([storable(text) for text in result.token_names.values()], dtype=object))
     if result.weight is not None:
         coords["weight"] = ("token", np.asarray(result.weight, np.float64))
     if "stream_cosine" in result.values:

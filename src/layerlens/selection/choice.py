@@ -77,6 +77,11 @@ class LayerChoice:
 
         return "\n".join(f"{label}: {text}" for label, text in recommendation(self))
 
+    def _repr_html_(self) -> str:
+        from layerlens.report.notebook import choice_html  # a room above this one, which only a call opens
+
+        return choice_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; NaN becomes None."""
         rows = self.candidates.astype(object).where(self.candidates.notna(), None).to_dict("records")
