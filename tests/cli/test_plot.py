@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
+import pytest
+from PIL import Image
+
+import layerlens as ll
 from layerlens.results import RunFolder
 from tests.support.command_line import Layerlens, one_line
 from tests.support.thinking_runs import thinking_run
@@ -32,6 +37,21 @@ def test_training_folders_of_one_name_have_figures_each(layerlens: Layerlens, tm
     assert [reason.partition(":")[0] for reason in told["skipped"]] == ["bupo-1-difference", "bupo-2-difference"]  # the looks are empty
     for kind in ("layer-entropy", "modules", "drift", "refinement"):
         assert {str(tmp_path / "figures" / f"bupo-{number}-{kind}.png") for number in (1, 2)} <= set(drawn)
+
+
+def test_figures_carry_their_numbers_and_the_command_that_draws_them(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    told = layerlens("plot", folder / "run", "--kind", "flow,sites", "--with-data", "-o", tmp_path / "figures").out.split()
+    assert [Path(path).suffix for path in told] == [".png", ".csv"] * 2
+    run = ll.open_run(folder / "run")
+    table = pd.read_csv(next(path for path in told if path.endswith("-sites.csv")))
+    assert len(table) == len(run.layers) * len(run.sites)
+    cell = table[(table["y_label"] == 2) & (table["x_label"] == "ffn_out")]
+    assert cell["value"].item() == pytest.approx(float(run.mean("entropy")["mean"].sel(layer=2, site="ffn_out")), rel=1e-6)
+    assert set(table["value_axis"]) == {"mean entropy of the internal policy [nats]"}
+    with Image.open(told[0]) as figure:
+        assert figure.info["Description"] == f"layerlens plot {folder / 'run'} --kind flow,sites --with-data"
+    again = layerlens("plot", folder / "run", "--kind", "flow,sites", "--with-data", f"--out={tmp_path / 'again'}").out.split()
+    assert [Path(path).read_bytes() for path in again] == [Path(path).read_bytes() for path in told]
 
 
 def test_settling_figures_are_drawn_of_runs_that_have_it_and_told_right_from_wrong_by_a_reward(

@@ -29,7 +29,7 @@ def test_plots_names_hide_no_module() -> None:
 
 def test_each_file_of_runs_and_training_holds_the_public_function_of_its_name() -> None:
     files = {module.name: f"{room.__name__}.{module.name}" for room in (runs, training) for module in pkgutil.iter_modules(room.__path__)}
-    assert set(files) == set(plots.__all__) - {"save"}
+    assert set(files) == set(plots.__all__) - {"data", "save"}
     for name, file in files.items():
         assert getattr(importlib.import_module(file), name) is getattr(plots, name)
     assert plots.save.__module__ == "layerlens.plots.kit.save"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import RunError, SelectionError
+from layerlens.storage.files import write_text
 from layerlens.types import Rows, Segment, Weighting
 
 if TYPE_CHECKING:
@@ -147,7 +150,7 @@ TWO_RUNS: dict[str, Callable[[Sequence[Run], FigureOptions], Any]] = {"differenc
 
 
 def draw_figures(
-    runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], options: FigureOptions, form: str = "png"
+    runs: Sequence[Run], folder: Path, kinds: str | Iterable[str], options: FigureOptions, form: str = "png", *, with_data: bool = False
 ) -> tuple[list[Path], list[str]]:
     """Writes figures as `<model>-<kind>.<form>`, and those of all runs as `<kind>.<form>`.
 
@@ -157,6 +160,7 @@ def draw_figures(
         kinds: names of figures, or "all" for those of ONE_RUN and, of several runs, ALL_RUNS.
         options: what the figures share.
         form: one of FORMATS.
+        with_data: whether to write each figure's numbers beside it, as CSV.
 
     Returns:
         The paths of the figures, and why each figure of "all" that the runs hold no data for could not be drawn.
@@ -177,14 +181,14 @@ def draw_figures(
     ]
     if len(runs) > 1 or kinds != "all":
         jobs += [FigureJob(name, partial(together[name], runs, options)) for name in names if name in together]
-    return _write(jobs, folder, form, strict=kinds != "all")
+    return _write(jobs, folder, form, strict=kinds != "all", with_data=with_data)
 
 
 def _meant_by_all(name: str, run: Run, options: FigureOptions) -> bool:
     return (name not in ON_REQUEST or ON_REQUEST[name] in run.data) and (name not in RIGHT_OR_WRONG or options.reward is not None)
 
 
-def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") -> tuple[list[Path], list[str]]:
+def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png", *, with_data: bool = False) -> tuple[list[Path], list[str]]:
     """Writes the figures of training runs: two of all runs overlaid; of each run entropy, modules, refinement, drift, difference.
 
     Returns:
@@ -208,7 +212,7 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png") 
             FigureJob(f"{name}-drift", partial(plots.drift, log)),
             FigureJob(f"{name}-difference", partial(_first_to_last, log)),
         ]
-    return _write(jobs, folder, form, strict=False)
+    return _write(jobs, folder, form, strict=False, with_data=with_data)
 
 
 def _first_to_last(log: TrainingLog) -> Any:
@@ -219,19 +223,31 @@ def _first_to_last(log: TrainingLog) -> Any:
     return _plots().difference_heatmap(*snapshots)
 
 
-def _write(jobs: Sequence[FigureJob], folder: Path, form: str, *, strict: bool) -> tuple[list[Path], list[str]]:
+def _write(jobs: Sequence[FigureJob], folder: Path, form: str, *, strict: bool, with_data: bool) -> tuple[list[Path], list[str]]:
     """The paths of the figures, and why the others could not be drawn; with `strict` that raises instead."""
     if form not in FORMATS:
         raise SelectionError(f"unknown format {form!r}: choose from {', '.join(FORMATS)}")
     written, skipped = [], []
     for job in jobs:
         try:
-            written.append(_plots().save(job.draw(), folder / f"{job.stem}.{form}"))
+            drawn = job.draw()
+            written.append(_plots().save(drawn, folder / f"{job.stem}.{form}", command=typed_command()))
         except SelectionError as error:
             if strict:
                 raise
             skipped.append(f"{job.stem}: {error}")
+            continue
+        if with_data:
+            written.append(written[-1].with_suffix(".csv"))
+            write_text(written[-1], _plots().data(drawn).to_csv(index=False))
     return written, skipped
+
+
+def typed_command() -> str:
+    """The command as it was typed, less the folder for what it writes: it draws the same figures again, wherever they go."""
+    words = iter(sys.argv[1:])
+    kept = [word for word in words if not (word in ("--out", "-o") and next(words, True)) and not word.startswith("--out=")]
+    return shlex.join(["layerlens", *kept])
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -42,12 +42,13 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    with_data: Annotated[bool, typer.Option("--with-data", help="Also write the numbers of each figure beside it, as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run's figures: heatmaps, entropy flow, entropy change with phases, similarity, and comparisons of several runs.
 
     RUN may also be an output folder of `layerlens train`: the figures then show what training did inside the model, and only --out,
-    --format and --json apply.
+    --format, --with-data and --json apply.
 
     Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """
@@ -62,13 +63,15 @@ def plot(
             raise SelectionError(
                 "--kind, --sample, --site, --rows, --over, --segment and --reward are for runs; leave them out for training folders"
             )
-        _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form), as_json)
+        _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form, with_data=with_data), as_json)
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
-    written, skipped = draw_figures(opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment, reward), form)
+    written, skipped = draw_figures(
+        opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment, reward), form, with_data=with_data
+    )
     _tell(written, skipped, as_json)
 
 

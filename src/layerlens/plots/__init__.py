@@ -6,7 +6,7 @@ A plot of one drawing returns its Axes: those given as `ax=`, else those of a ne
 
 Figures made in a script or a test are unknown to pyplot: they open no window, and are freed with their last reference. In
 a notebook, or after `plt.ion()`, pyplot shows and closes them. To get a window from a script, pass axes of `plt.subplots()`.
-`save` writes any figure to PNG, SVG or PDF.
+`save` writes any figure to PNG, SVG or PDF, and `data` gives its numbers as a table.
 
 Keyword arguments of a plot of runs that it does not list go to `Run.mean`: `over`, `rows`, `segment`, `drop_first`, `level`,
 `resamples`, `seed`. The line under every figure says which model, norm, samples, mean and interval it shows.
@@ -16,6 +16,7 @@ Each function lies in the file of its name, in `plots.runs` or `plots.training`;
 
 from __future__ import annotations
 
+from layerlens.plots.kit.drawn_data import data
 from layerlens.plots.kit.save import save
 from layerlens.plots.runs.compare_families import compare_families
 from layerlens.plots.runs.convergence import convergence
@@ -45,6 +46,7 @@ from layerlens.plots.training.training_dynamics import training_dynamics
 __all__ = [
     "compare_families",
     "convergence",
+    "data",
     "deep_thinking",
     "difference_heatmap",
     "drift",

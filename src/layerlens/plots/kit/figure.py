@@ -6,8 +6,11 @@ import sys
 import warnings
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from layerlens.errors import SelectionError
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -28,6 +31,17 @@ def figure_of(ax: Axes) -> Figure:
     """The whole figure that an axes lies in."""
     figure = ax.get_figure(root=True)
     assert figure is not None
+    return figure
+
+
+def drawn_figure(drawn: Figure | Axes | np.ndarray) -> Figure:
+    """The figure of what a plot returned: axes, or an array of axes. Raises SelectionError if it is neither."""
+    if isinstance(drawn, Figure):
+        return drawn
+    axes = [ax for ax in np.ravel(np.asarray(drawn, dtype=object)) if isinstance(ax, Axes)]
+    figure = axes[0].get_figure(root=True) if axes else None
+    if figure is None:
+        raise SelectionError(f"expected a figure or the axes that a plot returned, got {type(drawn).__name__}")
     return figure
 
 
