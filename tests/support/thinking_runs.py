@@ -12,7 +12,7 @@ RIGHT = [True, False, True]
 LAYERS = 6
 
 
-def thinking_run(rows: str = "all", copies: int = 1) -> ll.Run:
+def thinking_run(rows: str = "all", copies: int = 1, metrics: tuple[str, ...] = ("settling_depth", "agreement_depth")) -> ll.Run:
     """A run of `TEXTS` (each in `copies` with other prompts) under norm final, at resid_post, in characters as tokens."""
     tokenizer = byte_tokenizer(None)
     model = LensModel.wrap(tiny_model("llama", vocab_size=300, layers=LAYERS), tokenizer, name="thinker")
@@ -21,5 +21,4 @@ def thinking_run(rows: str = "all", copies: int = 1) -> ll.Run:
         for copy in range(copies)
         for n, ((prompt, response), truth) in enumerate(zip(TEXTS, TRUTHS, strict=True))
     ]
-    metrics = ("settling_depth", "agreement_depth")
     return ll.analyze(model, samples, norm="final", metrics=metrics, sites="resid_post", rows=rows)

@@ -14,6 +14,8 @@ from layerlens.models import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training_log import CHANGE, HIGH, LOW, open_training
 from layerlens.train.monitor import Monitor
+from layerlens.train.monitor_metrics import final_policy_means
+from tests.support.thinking_runs import thinking_run
 from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -129,3 +131,20 @@ def test_drift_of_lora_is_that_of_the_products_of_its_factors(tmp_path: Path) ->
         moved = sum(float(change.double().square().sum()) for change in added) ** 0.5
         assert (moved > 0) == (number <= 2)
         assert row[f"drift/layer_{number}"] == pytest.approx(moved / start[number - 1], rel=1e-5)
+
+
+def test_the_monitor_watches_divergence_and_settling(folder: Path) -> None:
+    row = open_training(folder).monitor.iloc[-1]
+    assert row["js_to_final/layer_4"] == pytest.approx(0, abs=1e-6)
+    js = [row[f"js_to_final/layer_{layer}"] for layer in range(1, 5)]
+    assert all(0 <= value <= 1 for value in js)
+    assert max(js) > 0.01
+    assert 1 <= row["settling_depth"] <= 4
+    assert row[f"settling_depth{LOW}"] <= row["settling_depth"] <= row[f"settling_depth{HIGH}"]
+    assert not any(name.startswith("settling_depth/") for name in row.index if not name.endswith((LOW, HIGH, CHANGE)))
+
+
+def test_segments_are_watched_if_the_probe_thinks() -> None:
+    means = final_policy_means(thinking_run(metrics=("entropy", "logp_next", "js_to_final")))
+    of_answers = {name for name in means if name.endswith(("/thinking", "/answer"))}
+    assert of_answers == {f"{name}/{segment}" for name in ("policy_entropy", "settling_depth") for segment in ("thinking", "answer")}

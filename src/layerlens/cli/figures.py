@@ -210,6 +210,7 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png", 
             FigureJob(f"{name}-modules", partial(plots.module_entropy, log)),
             FigureJob(f"{name}-refinement", partial(plots.refinement, log)),
             FigureJob(f"{name}-drift", partial(plots.drift, log)),
+            FigureJob(f"{name}-reward-entropy", partial(plots.reward_over_entropy, log)),
             FigureJob(f"{name}-difference", partial(_first_to_last, log)),
         ]
     return _write(jobs, folder, form, strict=False, with_data=with_data)

@@ -40,6 +40,7 @@ from layerlens.plots.training.layer_contribution import layer_contribution
 from layerlens.plots.training.layer_entropy_over_steps import layer_entropy_over_steps
 from layerlens.plots.training.module_entropy import module_entropy
 from layerlens.plots.training.refinement import refinement
+from layerlens.plots.training.reward_over_entropy import reward_over_entropy
 from layerlens.plots.training.stability import stability
 from layerlens.plots.training.training_dynamics import training_dynamics
 
@@ -61,6 +62,7 @@ __all__ = [
     "module_entropy",
     "pass_curves",
     "refinement",
+    "reward_over_entropy",
     "save",
     "scale_shape",
     "settling_depths",

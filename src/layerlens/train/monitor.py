@@ -109,9 +109,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if folder.exists():
             shutil.rmtree(folder)  # left by a run that was resumed from an earlier checkpoint
         run = analyze(lens, self.probe, norm=self.norm, kl_from_layer=self.layer, out=folder, progress=False)
-        final = analyze(
-            lens, self.probe, norm="final", sites="resid_post", layers=lens.n_layers, metrics=("entropy", "logp_next"), progress=False
-        )
+        final = analyze(lens, self.probe, norm="final", sites="resid_post", metrics=("entropy", "logp_next", "js_to_final"), progress=False)
         means = layer_means(run, self.layer) | final_policy_means(final) | self._answer_means(lens)
         if step == 0:
             save_means(self.out / START_MEANS, means)

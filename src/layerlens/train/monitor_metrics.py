@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -14,13 +14,16 @@ from layerlens.models import LensModel
 from layerlens.results import Run
 from layerlens.results.rows import sums_by_sample
 from layerlens.train.probe_means import ProbeMean, Row
-from layerlens.types import METRIC_BOUNDS, UNBOUNDED
+from layerlens.types import METRIC_BOUNDS, UNBOUNDED, Segment
 
 PATH_POINTS = 32
 """Points along a response at which entropy paths of different lengths are compared."""
 
 OUTPUTS = {"layer": "resid_post", "attn": "attn_out", "ffn": "ffn_out"}
 """Module -> the site of its output."""
+
+ANSWERED: tuple[Segment, ...] = ("thinking", "answer")
+"""The segments of a response."""
 
 Array = np.ndarray
 
@@ -44,17 +47,36 @@ def layer_means(run: Run, watched: int) -> dict[str, ProbeMean]:
 
 
 def final_policy_means(run: Run) -> dict[str, ProbeMean]:
-    """Entropy and log perplexity of the final policy, nats, from a run of the last layer's `resid_post` under the final norm."""
-    names = {"policy_entropy": "entropy", "log_perplexity": "log_perplexity"}
-    return {name: probe_mean(metric, by_problem(run, metric).isel(layer=0, site=0)) for name, metric in names.items()}
+    """Of the final policy: its entropy and log perplexity, nats, the JS of each layer to it, bits, and the layer at which tokens settle.
+
+    `run` is of `resid_post` at all layers under the final norm. If the probe's answers think, entropy and settling depth are there of each
+    segment too.
+    """
+    means = _of_final_policy(run, {"policy_entropy": "entropy", "log_perplexity": "log_perplexity"}, None)
+    js = by_problem(run, "js_to_final").isel(site=0)
+    means |= {f"js_to_final/layer_{layer}": probe_mean("js_to_final", js.sel(layer=layer)) for layer in run.layers}
+    segments = [segment for segment in ANSWERED if (run.data["segment"].values == segment).any()]
+    for segment in (None, *(segments if len(segments) > 1 else ())):
+        means |= {_named("settling_depth", segment): probe_mean("settling_depth", by_problem(run, "settling_depth", segment))}
+        means |= _of_final_policy(run, {_named("policy_entropy", segment): "entropy"}, segment) if segment else {}
+    return means
 
 
-def by_problem(run: Run, metric: str) -> xr.Dataset:
-    """Each sample's mean of a metric over its response rows as `sums`, with `counts` 1, or 0 if it has none; `sample` in front."""
+def _of_final_policy(run: Run, names: Mapping[str, str], segment: Segment | None) -> dict[str, ProbeMean]:
+    last = run.layers[-1]
+    return {name: probe_mean(metric, by_problem(run, metric, segment).sel(layer=last).isel(site=0)) for name, metric in names.items()}
+
+
+def _named(name: str, segment: Segment | None) -> str:
+    return name if segment is None else f"{name}/{segment}"
+
+
+def by_problem(run: Run, metric: str, segment: Segment | None = None) -> xr.Dataset:
+    """Each sample's mean of a metric over its response rows, or those of a segment, as `sums`, with `counts` 1, or 0 if it has none."""
     values = run.values(metric)
     dims = ("sample", *values.dims[1:])
     coords = {name: values.coords[name] for name in values.dims[1:] if name in values.coords}
-    parts = sums_by_sample(run.data, values, run.row_mask(), "sample")
+    parts = sums_by_sample(run.data, values, run.row_mask(segment=segment), "sample")
     return xr.Dataset({name: (dims, part) for name, part in zip(("sums", "counts"), parts, strict=True)}, coords)
 
 

@@ -35,6 +35,7 @@ LABELS = {
     "policy_entropy": "mean entropy of the final policy [nats]",
     "perplexity": "log perplexity of the final policy [nats per token]",
     "response_length": "mean response length [tokens]",
+    "settling_depth": "mean settling depth [layer]",
     "similarity/above": "mean cosine similarity to the layers above",
     "kl/above": "mean KL to the policies above [nats]",
     "stability/answers": "pairs with the same answer [share]",

@@ -1,0 +1,35 @@
+"""(d) BuPO, GRPO, distillation and token masks at equal rollouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.study.findings import Result, claim, difference, evaluations
+from benchmarks.study.settings import DISTILLED, LAYER, Size, base_chain, bupo, grpo, trainings
+from benchmarks.study.steps import Chain
+
+TITLE = "Which of BuPO, distillation and token masks gains more than GRPO at equal rollouts?"
+MODEL = "tiny-qwen3"
+OTHERS = {
+    "distil": f"--internal_layer none --internal_loss distill --distill_layers {DISTILLED} --monitor_layer {DISTILLED}",
+    "mask-entropy": f"--internal_layer none --token_signal entropy --token_layer {DISTILLED} --monitor_layer {DISTILLED}",
+    "mask-kl": f"--internal_layer none --token_signal kl_to_final --token_layer {DISTILLED} --monitor_layer {DISTILLED}",
+    "mask-settling": f"--internal_layer none --token_signal settling_depth --monitor_layer {DISTILLED}",
+}
+
+
+def chains(size: Size) -> list[Chain]:
+    found = [base_chain(size, MODEL), *grpo(size, MODEL, size.many_seeds), *bupo(size, MODEL, LAYER, size.internal, size.many_seeds)]
+    for name, options in OTHERS.items():
+        found += trainings(size, MODEL, name, options, size.many_seeds)
+    return found
+
+
+def result(out: Path, size: Size) -> Result:
+    control = evaluations(out, MODEL, "grpo", size.many_seeds)
+    claims, table = [], []
+    for name in (f"bupo-{LAYER}-{size.internal}", *OTHERS):
+        found = difference(evaluations(out, MODEL, name, size.many_seeds), control)
+        table.append({"method": name, **found})
+        claims.append(claim(f"{name} gains more than GRPO", found))
+    return {"claims": claims, "table": table, "figures": []}

@@ -1,0 +1,32 @@
+"""(e) Does a long internal phase collapse the final policy?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.study.findings import Result, claim, difference, evaluations
+from benchmarks.study.settings import LAYER, Size, base_chain, bupo, grpo
+from benchmarks.study.steps import Chain
+
+TITLE = "Does the final policy collapse if the internal phase is long?"
+MODEL = "tiny-qwen3"
+
+
+def chains(size: Size) -> list[Chain]:
+    found = [base_chain(size, MODEL), *grpo(size, MODEL, size.seeds)]
+    for rollouts in size.internal_grid:
+        if rollouts:
+            found += bupo(size, MODEL, LAYER, rollouts, size.seeds)
+    return found
+
+
+def result(out: Path, size: Size) -> Result:
+    control = evaluations(out, MODEL, "grpo", size.seeds)
+    claims, table = [], []
+    for rollouts in size.internal_grid:
+        if rollouts:
+            found = difference(control, evaluations(out, MODEL, f"bupo-{LAYER}-{rollouts}", size.seeds))
+            name = "all rollouts" if rollouts == -1 else f"{rollouts} of {size.max_steps} rollouts"
+            table.append({"internal": name, **found})
+            claims.append(claim(f"with {name} internal the final policy is worse than GRPO's", found))
+    return {"claims": claims, "table": table, "figures": []}

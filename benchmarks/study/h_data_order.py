@@ -1,0 +1,56 @@
+"""(h) Do the two families' curves differ by architecture or by data?
+
+A seed fixes the data order, and both families see the same order with the same seed: trained on the other's order is trained with
+the other's seed. So the distance of the curves of two families at one seed is compared with that of one family at two seeds.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from benchmarks.study import g_pretraining
+from benchmarks.study.findings import Result, claim
+from benchmarks.study.settings import BOTH, Size
+from benchmarks.study.steps import Chain
+
+from layerlens.evaluate.scores import estimate_mean
+
+TITLE = "Do the two families' curves differ by architecture or by data?"
+
+
+def chains(size: Size) -> list[Chain]:
+    return g_pretraining.chains(size)
+
+
+def result(out: Path, size: Size) -> Result:
+    last, seeds = size.pretraining[-1], range(size.pretraining_seeds)
+    curves = {(model, seed): g_pretraining.curve(out, model, seed, last)[0] for model in BOTH for seed in seeds}
+    between = [_distance(curves[BOTH[0], seed], curves[BOTH[1], seed]) for seed in seeds]
+    within = [
+        np.mean([_distance(curves[model, seed], curves[model, other]) for model in BOTH for other in seeds if other != seed])
+        for seed in seeds
+    ]
+    found = estimate_mean(np.array(between) - np.array(within), bounds=(-100.0, 100.0))
+    ends = {
+        "estimate": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "seeds_low": found.low,
+        "seeds_high": found.high,
+        "seeds": len(seeds),
+    }
+    table = [
+        {"pair": f"{a[0]} seed {a[1]}, {b[0]} seed {b[1]}", "distance": _distance(curves[a], curves[b])} for a, b in combinations(curves, 2)
+    ]
+    return {
+        "claims": [claim("families differ more at one data order than a family does at two", ends, "nats")],
+        "table": table,
+        "figures": [],
+    }
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square difference over layers, nats."""
+    return float(np.sqrt(np.mean((a - b) ** 2)))

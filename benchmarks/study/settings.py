@@ -1,0 +1,113 @@
+"""How large a study is, and the commands of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.study.steps import Chain, Step
+
+HELD_OUT = 101
+"""Seed of the held-out problems: no setting of this repository was chosen by these."""
+LAYER = 11
+"""The layer of the shipped configuration, which `layerlens select` recommends on tiny-qwen3."""
+DISTILLED = 8
+"""The layer of distillation and of token masks in (d)."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a study costs.
+
+    Attributes:
+        models: bundled models.
+        layers: trained alone in (a).
+        seeds, many_seeds: of most questions, and of (d).
+        max_steps: of a training, each on one rollout.
+        rollout: words of the rollout's size.
+        problems, answers: held-out problems, and answers to each.
+        internal: internal rollouts of BuPO; `internal_grid`: those of (e).
+        samples: problems of the analysis before training.
+        pretraining: optimizer steps at which (g) looks; `pretraining_seeds`: its seeds.
+    """
+
+    models: tuple[str, ...]
+    layers: tuple[int, ...]
+    seeds: int
+    many_seeds: int
+    max_steps: int
+    rollout: str
+    problems: int
+    answers: int
+    internal: int
+    internal_grid: tuple[int, ...]
+    samples: int
+    pretraining: tuple[int, ...]
+    pretraining_seeds: int
+    device: str = ""
+
+
+BOTH, TWELVE = ("tiny-qwen3", "tiny-llama"), tuple(range(1, 13))
+SIZES = {
+    "smoke": Size(
+        ("tiny-qwen3",), (3, 7, 11), 2, 2, 2, "--per_device_train_batch_size 8 --gradient_accumulation_steps 1 --num_generations 4 "
+        "--max_completion_length 16", 6, 2, 1, (0, 1, -1), 4, (), 0,
+    ),
+    "small": Size(
+        BOTH, TWELVE, 4, 8, 12, "--per_device_train_batch_size 64 --gradient_accumulation_steps 1", 1024, 2, 3, (0, 3, 8, -1), 48,
+        (100, 400, 1000), 3,
+    ),
+    "full": Size(
+        BOTH, TWELVE, 8, 16, 40, "--per_device_train_batch_size 128 --gradient_accumulation_steps 1 --use_cpu false", 4096, 4, 5,
+        (0, 5, 20, -1), 256, (100, 400, 1000, 2000, 4200, 5400), 3, "--device cuda",
+    ),
+}  # fmt: skip
+"""smoke: does it run; small: two cores, about four hours; full: a GPU."""
+
+
+def base_chain(size: Size, model: str) -> Chain:
+    """The model before training: analysed under both norms, and evaluated."""
+    analyses = [
+        Step(
+            f"{model}/run-{norm}",
+            tuple(
+                f"layerlens analyze {model} arithmetic --limit {size.samples} --dtype float32 --max-new-tokens 256 --norm {norm} "
+                f"--metrics all,js_to_final --out {{out}}/{model}/run-{norm} {size.device}".split()
+            ),
+        )
+        for norm in ("none", "final")
+    ]
+    return [*analyses, _evaluation(size, model, model, "base")]
+
+
+def training(size: Size, model: str, name: str, options: str, seed: int) -> Chain:
+    """A training and the evaluation of what came out."""
+    where = f"{model}/{name}-{seed}"
+    words = (
+        f"layerlens train --config tiny-qwen3-cpu --model {model} {size.rollout} --max_steps {size.max_steps} --monitor_every "
+        f"{size.max_steps} --monitor_problems {min(16, size.samples)} --save_steps {max(1, size.max_steps // 3)} --save_total_limit 1 "
+        f"--seed {seed} --problems_seed {seed} {options} --output_dir {{out}}/{where}"
+    )
+    return [Step(where, tuple(words.split()), trains=True), _evaluation(size, model, f"{{out}}/{where}", f"{name}-{seed}")]
+
+
+def trainings(size: Size, model: str, name: str, options: str, seeds: int) -> list[Chain]:
+    """The training with each seed."""
+    return [training(size, model, name, options, seed) for seed in range(seeds)]
+
+
+def grpo(size: Size, model: str, seeds: int) -> list[Chain]:
+    """GRPO on all layers: the control of every question."""
+    return trainings(size, model, "grpo", f"--internal_layer none --monitor_layer {LAYER}", seeds)
+
+
+def bupo(size: Size, model: str, layer: int, rollouts: int, seeds: int) -> list[Chain]:
+    """BuPO at a layer for a number of rollouts."""
+    return trainings(size, model, f"bupo-{layer}-{rollouts}", f"--internal_layer {layer} --internal_rollouts {rollouts}", seeds)
+
+
+def _evaluation(size: Size, model: str, folder: str, name: str) -> Step:
+    words = (
+        f"layerlens eval {folder} --tasks arithmetic:{size.problems}:{HELD_OUT} --answers {size.answers} --dtype float32 "
+        f"--max-new-tokens 256 --batch-size 128 --no-figure --out {{out}}/{model}/evals/{name} {size.device}"
+    )
+    return Step(f"{model}/evals/{name}", tuple(words.split()))
