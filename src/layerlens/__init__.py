@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from layerlens.prompts.readers import read_prompts
     from layerlens.prompts.sample import Sample
     from layerlens.results.difference import difference
-    from layerlens.results.run import Run, open_run
+    from layerlens.results.merge import merge
+    from layerlens.results.opened import open_run
+    from layerlens.results.run import Run
     from layerlens.results.scale_shape import scale_shape
     from layerlens.results.training_log import TrainingLog, open_training
     from layerlens.selection import LayerChoice, select_layer
@@ -38,7 +40,8 @@ _WHERE = {
     "Sample": "layerlens.prompts.sample",
     "read_prompts": "layerlens.prompts.readers",
     "Run": "layerlens.results.run",
-    "open_run": "layerlens.results.run",
+    "merge": "layerlens.results.merge",
+    "open_run": "layerlens.results.opened",
     "scale_shape": "layerlens.results.scale_shape",
     "TrainingLog": "layerlens.results.training_log",
     "open_training": "layerlens.results.training_log",
@@ -49,8 +52,8 @@ _WHERE = {
 
 __all__ = [
     "FittedLens", "Generation", "InternalPolicy", "LayerChoice", "LayerLensError", "LensModel", "Run", "Sample", "TrainingLog",
-    "analyze", "compare", "difference", "layer_contribution", "load", "open_run", "open_training", "plots", "read_lens", "read_prompts",
-    "scale_shape", "select_layer",
+    "analyze", "compare", "difference", "layer_contribution", "load", "merge", "open_run", "open_training", "plots", "read_lens",
+    "read_prompts", "scale_shape", "select_layer",
 ]  # fmt: skip
 
 

@@ -19,6 +19,8 @@ Module = Literal["attn", "ffn", "layer"]
 Weighting = Literal["sample", "token"]
 Rows = Literal["response", "all", "reference"]
 SimilarityRows = Literal["response", "all"]
+Keep = Literal["rows", "means"]
+"""What a run folder keeps of a sample: every row, or means alone."""
 Segment = Literal["prompt", "thinking", "answer"]
 Rule = Literal["boundary", "settled", "skill", "settling_depth", "agreement", "entropy_drop"]
 Library = Literal["transformers", "transformer_lens"]

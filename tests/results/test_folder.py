@@ -110,7 +110,7 @@ def test_damage_is_told(qwen: ll.LensModel, tmp_path: Path) -> None:
     sample = tmp_path / "run" / "samples" / "000000.nc"
     sample.write_bytes(sample.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"000000.nc is damaged"):
-        ll.open_run(tmp_path / "run")
+        ll.open_run(tmp_path / "run").data["entropy"].load()
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         ll.open_run(tmp_path / "run")
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_and_loses_nothing(qwen: ll.LensModel, tmp_path: Pat
 
     def full(source: str, target: str) -> None:
         calls.append(target)
-        if len(calls) == 3:  # run.json, the first sample, then no more
+        if len(calls) == 4:  # run.json, means and rows of the first sample, then no more
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 

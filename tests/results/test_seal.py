@@ -93,7 +93,7 @@ def test_a_sample_of_another_run_is_set_aside(qwen: ll.LensModel, whole: Path, r
     assert other.path is not None
     shutil.copy(_file(other.path, 1), _file(run, 1))
     with pytest.raises(RunError, match=r"000001\.nc is damaged \(it belongs to another run\)"):
-        RunFolder(run).look_over(1)
+        RunFolder(run).check(1)
     assert check_run(run).damaged == {"000001.nc": "it belongs to another run"}
     with pytest.warns(UserWarning, match="it belongs to another run: set aside"):
         ll.analyze(qwen, SAMPLES, out=run, metrics=("entropy", "similarity"))
@@ -150,3 +150,17 @@ def test_files_of_an_earlier_version_in_a_wrong_place_are_told(tmp_path: Path) -
     shutil.copytree(FORMATS / "format-1" / "run", tmp_path / "run")
     shutil.copy(_file(tmp_path / "run", 0), _file(tmp_path / "run", 1))
     assert check_run(tmp_path / "run").damaged == {"000001.nc": "it is sample 0, in the place of 1"}
+
+
+def test_damaged_means_are_made_again_from_the_rows(qwen: ll.LensModel, whole: Path, run: Path) -> None:
+    first, second = (run / "means" / f"{number:06d}.safetensors" for number in (0, 2))
+    content = bytearray(first.read_bytes())
+    content[-3] ^= 4
+    first.write_bytes(content)
+    second.unlink()
+    assert list(check_run(run).damaged) == ["000000.safetensors"]
+    rows = _file(run, 0).stat().st_mtime_ns
+    with pytest.warns(UserWarning, match=r"set aside as 000000\.safetensors\.damaged"):
+        ll.analyze(qwen, SAMPLES, out=run, metrics=("entropy", "similarity"))
+    assert _file(run, 0).stat().st_mtime_ns == rows
+    assert_same_run(whole, run)

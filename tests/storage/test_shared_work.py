@@ -55,3 +55,35 @@ def test_a_claim_in_a_folder_is_exclusive_and_ends_with_its_context(tmp_path: Pa
         assert (first, second, other) == (True, False, True)
     with folder.claim("piece") as again:
         assert again
+
+
+def test_waits_double_up_to_a_limit_and_begin_anew_after_work() -> None:
+    waits: list[float] = []
+    refusals = {"a": 12, "b": 14}
+
+    @contextmanager
+    def claim(piece: str) -> Iterator[bool]:
+        refusals[piece] -= 1
+        yield refusals[piece] < 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_work.time, "sleep", waits.append)
+        patch.setattr(shared_work.random, "uniform", lambda low, high: 1.0)
+        share_work("ab", claim=claim, is_done=lambda piece: refusals[piece] < 0, work=lambda piece: None)
+    assert waits[:3] == [0.05, 0.1, 0.2]
+    assert max(waits) == shared_work.LONGEST_WAIT
+    assert waits[-1] == 0.05, "work was done just before"
+
+
+@pytest.mark.parametrize(("rank", "begins"), [("0", 0), ("1", 2), ("3", 7), ("4", 0), ("x", 0)])
+def test_a_numbered_process_begins_at_its_share(rank: str, begins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    worked: list[int] = []
+
+    @contextmanager
+    def claim(piece: int) -> Iterator[bool]:
+        yield True
+
+    share_work(range(10), claim=claim, is_done=lambda piece: False, work=worked.append)
+    assert worked == [*range(begins, 10), *range(begins)]

@@ -69,4 +69,9 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert names == sorted(file.name for file in (b / "samples").glob("*.nc"))
     for name in names:
         assert (a / "samples" / name).read_bytes() == (b / "samples" / name).read_bytes(), name
+    means = sorted(file.name for file in (a / "means").glob("*.safetensors"))
+    assert len(means) == ll.open_run(a).n_samples
+    assert means == sorted(file.name for file in (b / "means").glob("*.safetensors"))
+    for name in means:
+        assert (a / "means" / name).read_bytes() == (b / "means" / name).read_bytes(), name
     xr.testing.assert_identical(ll.open_run(a).data, ll.open_run(b).data)

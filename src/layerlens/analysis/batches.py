@@ -37,6 +37,7 @@ class Analysis:
         tokens_per_sample, precision: as in `analyze`.
         device: name of the card or processor that decodes.
         convention: how states are read; under norm "matched" its spread is None until it is measured.
+        numbers: of the samples that are measured here, if not of all.
         source: where responses come from that were read from another run, or sampled by another engine.
     """
 
@@ -50,14 +51,15 @@ class Analysis:
     precision: float | None = None
     device: str | None = None
     source: TextSource | None = None
+    numbers: range | None = None
 
     @property
     def batches(self) -> list[list[int]]:
         """Sample numbers in order; each batch holds as many texts as fit `batch_tokens` when padded, and at least one."""
         batches: list[list[int]] = []
         width = 0
-        for index, sample in enumerate(self.samples):
-            length = len(sample.token_ids)
+        for index in range(len(self.samples)) if self.numbers is None else self.numbers:
+            length = len(self.samples[index].token_ids)
             width = max(width, length)
             if not batches or width * (len(batches[-1]) + 1) > self.batch_tokens:
                 batches.append([])

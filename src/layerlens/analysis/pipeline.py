@@ -12,6 +12,7 @@ from layerlens.analysis.batches import Analysis
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import NOWHERE, reference_start
 from layerlens.analysis.sampling import with_responses
+from layerlens.analysis.shards import require_keepable, samples_of
 from layerlens.analysis.spread import with_spread
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
@@ -23,7 +24,7 @@ from layerlens.prompts.segments import resolve_marks
 from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run, texts_of
 from layerlens.results.check import is_run
 from layerlens.storage.reported_work import share_reported_work
-from layerlens.types import SITES, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
+from layerlens.types import SITES, Keep, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
 
 def analyze(
@@ -47,6 +48,8 @@ def analyze(
     thinking_marks: Sequence[str] = (),
     sampling_batch: int | None = None,
     out: str | Path | None = None,
+    keep: Keep = "rows",
+    shard: tuple[int, int] | None = None,
     backend: str = "auto",
     batch_tokens: int = 8192,
     progress: bool | None = None,
@@ -92,6 +95,11 @@ def analyze(
             rounding can. By default as many as fit half of the free memory, or what `out` was begun with.
         out: folder to keep the run in. A run that was stopped continues there, several processes can fill one folder, and a
             folder that holds another configuration is refused. None keeps the run in memory alone.
+        keep: "means" keeps of each sample in `out` its means over every choice of rows, similarity and text, some kilobytes, but no
+            row: curves, choice and comparison are as ever, figures of single tokens and `drop_first` are not to be had.
+        shard: (i, n), with i from 1 to n: sample and measure the i-th of n equal parts of the samples alone, in a folder of its own, for
+            jobs that share nothing. `merge` puts the folders together. Batches end where a part ends, so the merged run agrees with one
+            of a single job to rounding.
         thinking_marks: the texts that open and close thinking in a response; by default those of the model's own format. They say
             which rows are of the segment "thinking" and which of "answer".
         backend: how the readout is computed, as in `decode.readout` (docs/speed.md). "auto" takes the backend that
@@ -127,13 +135,15 @@ def analyze(
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows != "all":
         _require_response_rows(chosen, generate)
+    require_keepable(keep, out, draw)
+    measured = samples_of(shard, len(chosen), out, draw, norm == "matched" and spread is None)
     if rows == "reference":
         _require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
-    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source)
-    analysis, store = _open_store(analysis, out, backend)
+    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source, measured)
+    analysis, store = _open_store(analysis, out, backend, keep)
     if generate is not None:
-        texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress)
+        texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress, measured)
         analysis = replace(analysis, samples=texts)
         if sampled is not None:
             store.amend(texts=sampled)
@@ -143,8 +153,10 @@ def analyze(
 
     def run_round(tokens: int | None) -> Run | None:
         title = f"measuring {model.name}" + (f", {tokens} tokens per sample" if tokens else "")
-        with progress_bar(title, len(chosen), "tokens", progress) as report:
+        with progress_bar(title, len(measured), "tokens", progress) as report:
             _fill(store, analysis, tokens, report)
+        if draw != "auto":
+            return store.run() if isinstance(store, RunMemory) else open_run(store.path)
         parts = [store.read(index) for index in range(len(chosen))]
         # if another process has gone on to the next round, it has judged this one already
         further = tokens is not None and any(part.attrs["tokens_per_sample"] > tokens for part in parts)
@@ -231,7 +243,7 @@ def _resolved_plan(
     )
 
 
-def _open_store(analysis: Analysis, out: str | Path | None, backend: str) -> tuple[Analysis, RunFolder | RunMemory]:
+def _open_store(analysis: Analysis, out: str | Path | None, backend: str, keep: Keep) -> tuple[Analysis, RunFolder | RunMemory]:
     """The analysis with a concrete backend, and where its results go. "auto" is the backend of a folder that was begun."""
     if out is None:
         analysis = _with_backend(analysis, backend)
@@ -240,13 +252,13 @@ def _open_store(analysis: Analysis, out: str | Path | None, backend: str) -> tup
     begun_with = folder.backend()
     analysis = _with_backend(analysis, begun_with or backend if backend == "auto" else backend)
     try:
-        folder = RunFolder.begin(out, analysis.manifest())
+        folder = RunFolder.begin(out, replace(analysis.manifest(), keep=keep))
     except RunError:
         # another process may have begun the folder meanwhile, with what is fastest on its machine
         if backend != "auto" or folder.backend() in (None, analysis.plan.backend):
             raise
         analysis = _with_backend(analysis, str(folder.backend()))
-        folder = RunFolder.begin(out, analysis.manifest())
+        folder = RunFolder.begin(out, replace(analysis.manifest(), keep=keep))
     device = folder.manifest().device
     if device != analysis.device:
         warnings.warn(
@@ -265,7 +277,7 @@ def _with_backend(analysis: Analysis, backend: str) -> Analysis:
 
 
 def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, report: Progress) -> None:
-    """Works through the batches, shared with all processes that fill the folder, until all samples are there.
+    """Works through the batches, shared with all processes that fill the folder, until their samples are there.
 
     With `tokens`, until (up to) that many response tokens of each are decoded; half of them are already, or none.
     """

@@ -134,9 +134,10 @@ def with_responses(
     store: RunFolder | RunMemory,
     batch: int | None,
     progress: bool | None,
+    numbers: range,
 ) -> tuple[list[Sample], TextSource | None]:
-    """The samples, each with a response, and where the responses come from; None if every sample had one."""
-    prompts = waiting_prompts(samples)
+    """The samples, those of the `numbers` each with a response, and where the responses come from; None if every one had one."""
+    prompts = {number: prompt for number, prompt in waiting_prompts(samples).items() if number in numbers}
     if not prompts:
         return list(samples), None
     if batch is not None and batch < 1:

@@ -19,9 +19,10 @@ from layerlens.cli.options import (
     parse_count,
     parse_layers,
     parse_names,
+    parse_shard,
     print_json,
 )
-from layerlens.types import METRICS, Norm, Rows, SimilarityRows
+from layerlens.types import METRICS, Keep, Norm, Rows, SimilarityRows
 
 
 @grouped
@@ -68,6 +69,23 @@ def analyze_command(
             help="The texts that open and close thinking in a response. [default: those of the model's own format]",
             metavar="OPEN CLOSE",
             rich_help_panel="Responses",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        Keep,
+        typer.Option(
+            help="Keep every row of a sample, or its means alone: enough for curves, choice and comparison, at a hundredth of the size.",
+            rich_help_panel="Run folder",
+        ),
+    ] = "rows",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the i-th of n parts alone, for jobs of an array; `layerlens merge` puts them together. [default: the whole; "
+            "with auto: $SLURM_ARRAY_TASK_ID of $SLURM_ARRAY_TASK_COUNT]",
+            metavar="i/n|auto",
+            rich_help_panel="Run folder",
             show_default=False,
         ),
     ] = None,
@@ -195,13 +213,15 @@ def analyze_command(
         tokens_per_sample=parse_count(tokens_per_sample),
         precision=precision,
         out=out,
+        keep=keep,
+        shard=parse_shard(shard),
         backend=backend,
         batch_tokens=batch_tokens,
         generate=sampling.generation(max_new_tokens) if generate and not reads_run else None,
         sampling_batch=sampling_batch,
         thinking_marks=thinking_marks or (),
     )
-    tokens = run.data.sizes["token"]
+    tokens = run.n_rows
     what = f"{run.n_samples} samples, {tokens:,} tokens, {len(run.layers)} layers, {len(run.sites)} sites, norm {run.convention}"
     stopping = run.manifest.stopping
     if as_json:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, plot, report, select, train, watch
+from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, merge, plot, report, select, train, watch
 from layerlens.errors import LayerLensError
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ app.command("report")(report.report)
 app.command("watch")(watch.watch)
 app.command("compare")(compare.compare_command)
 app.command("select")(select.select)
+app.command("merge")(merge.merge_command)
 app.command("train", cls=train.TrainCommand, context_settings={"ignore_unknown_options": True})(train.train)
 app.command("eval")(eval.eval_command)
 app.command("contribution")(contribution.contribution)

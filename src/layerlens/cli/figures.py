@@ -185,7 +185,7 @@ def draw_figures(
 
 
 def _meant_by_all(name: str, run: Run, options: FigureOptions) -> bool:
-    return (name not in ON_REQUEST or ON_REQUEST[name] in run.data) and (name not in RIGHT_OR_WRONG or options.reward is not None)
+    return (name not in ON_REQUEST or ON_REQUEST[name] in run.variables) and (name not in RIGHT_OR_WRONG or options.reward is not None)
 
 
 def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png", *, with_data: bool = False) -> tuple[list[Path], list[str]]:

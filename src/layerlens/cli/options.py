@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -212,6 +213,23 @@ def parse_count(text: str | None) -> int | Literal["auto"] | None:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise SelectionError(f"tokens per sample must be 'auto' or a number of 1 or more, got {text!r}")
     return int(text)
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """ "3/8" as (3, 8); of "auto" the place of this job in Slurm's array, counted from 1."""
+    if text is None:
+        return None
+    if text == "auto":
+        task, first, count = (os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "MIN", "COUNT"))
+        if not (task.isdigit() and count.isdigit()):
+            raise SelectionError(
+                "--shard auto is for jobs of a Slurm array (SLURM_ARRAY_TASK_ID and _COUNT are not set): name it, as in 3/8"
+            )
+        text = f"{int(task) - int(first or 0) + 1}/{count}"
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise SelectionError(f"shard must be i/n with 1 ≤ i ≤ n, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def parse_names(text: str) -> str | list[str]:

@@ -2,7 +2,8 @@
 
 from layerlens.results.folder import RunFolder
 from layerlens.results.memory import RunMemory
-from layerlens.results.run import Run, open_run
+from layerlens.results.opened import open_run
+from layerlens.results.run import Run
 from layerlens.results.scale_shape import scale_shape
 from layerlens.results.schema import SampleResult, join_samples, sample_dataset
 from layerlens.results.text_spread import TextSpread

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from layerlens.errors import RunError
 from layerlens.results.folder import RunFolder
+from layerlens.results.seal import DamagedFile
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def check_run(path: str | Path) -> RunCheck:
         try:
             undigested += not folder.check(number)
         except RunError as error:
-            damaged[folder.file(number).name] = " ".join(str(error.__cause__ or error).split())
+            file = error.file if isinstance(error, DamagedFile) else folder.file(number)
+            damaged[file.name] = " ".join(str(error.__cause__ or error).split())
     strange = tuple(file.name for file in folder.strange())
     return RunCheck(manifest.samples.count, len(done) - len(damaged), damaged, strange, undigested)

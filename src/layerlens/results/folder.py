@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
-from layerlens.results.netcdf import read_netcdf, variables_of
+from layerlens.results.means import MeansFile, means_of, write_means
+from layerlens.results.netcdf import attributes, read_netcdf, variables_of
+from layerlens.results.rows import row_digest
 from layerlens.results.schema import require_labels, upgraded
-from layerlens.results.seal import DIGESTS, require_all, require_place, sealed, unsealed
+from layerlens.results.seal import DIGESTS, Damage, DamagedFile, read_sealed, require_all, require_place, sealed, unsealed
 from layerlens.results.text_spread import TextSpread
 from layerlens.storage.files import defer_interrupt, disk_errors_as_run_errors, write_atomic, write_text
 from layerlens.storage.folder import SharedFolder
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, identify, write_manifest
 from layerlens.storage.texts import TEXTS
 
-SAMPLES = "samples"
-NUMBERED = re.compile(r"[0-9]{6,9}\.nc")
+SAMPLES, MEANS = "samples", "means"
+NUMBERED = re.compile(r"[0-9]{6,9}\.(nc|safetensors)")
 """The name of a sample's file: its number from 0."""
 SPREADS = "spread"
 """Folder of what the samples contribute to the spread of norm "matched"."""
@@ -43,7 +46,7 @@ class RunFolder(SharedFolder[RunManifest]):
     manifest_type = RunManifest
     holds = "run"
     made_by = "layerlens analyze --out"
-    entries = frozenset({SAMPLES, SPREADS, TEXTS})
+    entries = frozenset({SAMPLES, MEANS, SPREADS, TEXTS})
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -54,7 +57,14 @@ class RunFolder(SharedFolder[RunManifest]):
     def begin(cls, path: str | Path, manifest: RunManifest) -> RunFolder:
         """As `SharedFolder.create`. Files that are damaged, or belong elsewhere, are set aside with a warning."""
         manifest = replace(manifest, identity=identify(manifest))
-        folder = cls.create(path, manifest, lambda folder: (folder.path / SAMPLES).mkdir(exist_ok=True))
+
+        def prepare(folder: RunFolder) -> None:
+            for name in (SAMPLES, MEANS):
+                (folder.path / name).mkdir(exist_ok=True)
+
+        folder = cls.create(path, manifest, prepare)
+        if folder.manifest().keep != manifest.keep:
+            raise RunError(f"{folder.path} keeps {folder.manifest().keep}, not {manifest.keep}: choose another folder, or remove that one")
         folder._set_damage_aside()
         return folder
 
@@ -66,6 +76,11 @@ class RunFolder(SharedFolder[RunManifest]):
     @cached_property
     def _config(self) -> AnalysisConfig:
         return self.manifest().config
+
+    @cached_property
+    def keeps_rows(self) -> bool:
+        """Whether samples' rows are kept, or their means alone."""
+        return self.manifest().keep == "rows"
 
     def backend(self) -> str | None:
         """The readout's backend that the folder was begun with; None if it was not begun, or by a version that named none."""
@@ -95,8 +110,8 @@ class RunFolder(SharedFolder[RunManifest]):
 
     def has(self, index: int, tokens: int | None = None) -> bool:
         """Whether a sample is there; with `tokens`, whether (up to) that many of its response tokens are decoded."""
-        if tokens is None:
-            return self.file(index).exists()
+        if tokens is None or not self.keeps_rows:
+            return self._finished(index).exists()
         if self._rows_decoded.get(index, 0) < tokens and self.file(index).exists():
             with self._opening(index) as file:
                 self._rows_decoded[index] = int(file.attrs["tokens_per_sample"].item())
@@ -105,19 +120,27 @@ class RunFolder(SharedFolder[RunManifest]):
     def done(self) -> list[int]:
         """Numbers of the finished samples, in order."""
         count = self.manifest().samples.count
-        numbers = [int(file.stem) for file in (self.path / SAMPLES).glob("*.nc") if NUMBERED.fullmatch(file.name)]
+        folder = self.path / (SAMPLES if self.keeps_rows else MEANS)
+        numbers = [int(name[: name.index(".")]) for name in _names(folder) if NUMBERED.fullmatch(name)]
         return sorted(number for number in numbers if number < count)
 
     def strange(self) -> list[Path]:
         """Files among the samples that no sample of this run has: oddly named, of a number beyond the last, or set aside."""
-        known = {self.file(number).name for number in self.done()}
-        there = (self.path / SAMPLES).iterdir() if (self.path / SAMPLES).is_dir() else []
-        return sorted(file for file in there if file.name not in known and not file.name.endswith(".tmp"))
+        known = {file for number in self.done() for file in (self.file(number), self.means_file(number))}
+        there = [self.path / folder / name for folder in (SAMPLES, MEANS) for name in _names(self.path / folder)]
+        return sorted(file for file in there if file not in known and not file.name.endswith(".tmp"))
 
     def write(self, index: int, sample: xr.Dataset) -> None:
         """Writes one sample, whole or not at all. Raises RunError if the disk is full or cannot be written."""
         with disk_errors_as_run_errors(self.path), defer_interrupt():
-            write_atomic(self.file(index), lambda tmp: sealed(sample, self.identity, index).to_netcdf(tmp, engine="h5netcdf"))
+            # first, so that a finished sample always has means
+            self._write_means(index, sample)
+            if self.keeps_rows:
+                write_atomic(self.file(index), lambda tmp: sealed(sample, self.identity, index).to_netcdf(tmp, engine="h5netcdf"))
+
+    def _write_means(self, index: int, sample: xr.Dataset) -> None:
+        means = means_of(sample, self.manifest())
+        write_atomic(self.means_file(index), lambda tmp: write_means(tmp, means, self.identity, index))
 
     def read(self, index: int, variables: list[str] | None = None) -> xr.Dataset:
         """One sample, in memory; only the named variables if any are named. Raises RunError unless all that is read has its digest."""
@@ -131,31 +154,56 @@ class RunFolder(SharedFolder[RunManifest]):
             require_labels(sample.variables, self._config)
             return sample
 
-    def look_over(self, index: int) -> None:
-        """Raises RunError unless a sample's file says that it is this sample of this run, and holds every variable that it lists."""
+    def read_rows(self, index: int, name: str) -> np.ndarray:
+        """One variable of a sample along its rows. Raises RunError unless it has its digest."""
         with self._opening(index) as file:
-            require_place(file.attrs, self.identity, index)
-            require_all(file.attrs, variables_of(file))
-            require_labels(variables_of(file), self._config)
+            require_place(attributes(file), self.identity, index)
+            return read_sealed(file, name)
+
+    def has_means(self, numbers: Sequence[int]) -> bool:
+        """Whether all these samples have means: earlier versions wrote none."""
+        there = set(_names(self.path / MEANS))
+        return all(self.means_file(number).name in there for number in numbers)
 
     def check(self, index: int) -> bool:
-        """Reads all of a sample's file; returns whether digests vouch for it. Raises RunError if it is damaged or in a wrong place."""
-        self.read(index)
+        """Reads all of a sample's files; returns whether digests vouch for them. Raises RunError if one is damaged or in a wrong place."""
+        sample = self.read(index) if self.keeps_rows else None
+        if sample is None or self.means_file(index).exists():
+            with self.reading_means(index) as means:
+                for name in means.names():
+                    means.read(name)
+                if sample is not None and means.facts.row_digest != row_digest(sample):
+                    raise Damage("its rows are not those of the sample's file")
+        if sample is None:
+            return True
         with self._opening(index) as file:
             return DIGESTS in file.attrs
 
     def _set_damage_aside(self) -> None:
-        """Renames each sample's file that is not what this run wrote there, with a warning. One process at a time does it."""
+        """Renames each file that is not what this run wrote there, with a warning. One process at a time does it."""
         done = self.done()
         with self.claim("damage") as mine:
             for number in done if mine else []:
-                file = self.file(number)
                 try:
-                    self.read(number)
+                    sample = self.read(number) if self.keeps_rows else None
                 except RunError as error:
-                    with suppress(FileNotFoundError):
-                        os.replace(file, aside := file.with_name(f"{file.name}.damaged"))
-                        warnings.warn(f"{error.__cause__ or error}: set aside as {aside.name}, and made again", stacklevel=4)
+                    _set_aside(self.file(number), error)
+                    continue
+                try:
+                    self.check(number)
+                except RunError as error:
+                    _set_aside(self.means_file(number), error)
+                if sample is not None and not self.means_file(number).exists():
+                    self._write_means(number, sample)
+
+    @contextmanager
+    def reading_means(self, index: int) -> Iterator[MeansFile]:
+        """A context with a sample's open file of means; one that is not what it should be raises a RunError of one line."""
+        path = self.means_file(index)
+        try:
+            yield MeansFile(path, self.identity, index)
+        except Exception as error:
+            raise _damaged(path, error) from error
 
     @contextmanager
     def _opening(self, index: int) -> Iterator[h5py.File]:
@@ -167,7 +215,7 @@ class RunFolder(SharedFolder[RunManifest]):
         except SelectionError:
             raise
         except Exception as error:  # a damaged HDF5 file fails in many ways
-            raise RunError(f"{path} is damaged ({error}); run the same analysis again, which sets it aside and restores it") from error
+            raise _damaged(path, error) from error
 
     def _text_spread(self, index: int) -> Path:
         return self.path / SPREADS / f"{index:06d}.json"
@@ -175,3 +223,25 @@ class RunFolder(SharedFolder[RunManifest]):
     def file(self, index: int) -> Path:
         """The file of a sample, which need not exist."""
         return self.path / SAMPLES / f"{index:06d}.nc"
+
+    def means_file(self, index: int) -> Path:
+        """The file of a sample's means, which need not exist."""
+        return self.path / MEANS / f"{index:06d}.safetensors"
+
+    def _finished(self, index: int) -> Path:
+        """The file that is written last of a sample."""
+        return self.file(index) if self.keeps_rows else self.means_file(index)
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _set_aside(file: Path, error: RunError) -> None:
+    with suppress(FileNotFoundError):
+        os.replace(file, aside := file.with_name(f"{file.name}.damaged"))
+        warnings.warn(f"{error.__cause__ or error}: set aside as {aside.name}, and made again", stacklevel=5)
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged ({error}); run the same analysis again, which sets it aside and restores it", path)

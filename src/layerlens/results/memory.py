@@ -8,6 +8,8 @@ from typing import Any
 
 import xarray as xr
 
+from layerlens.results.run import Run
+from layerlens.results.schema import join_samples
 from layerlens.results.text_spread import TextSpread
 from layerlens.storage.manifest import RunManifest
 
@@ -42,6 +44,10 @@ class RunMemory:
 
     def write(self, index: int, sample: xr.Dataset) -> None:
         self._samples[index] = sample
+
+    def run(self) -> Run:
+        """All samples as one run."""
+        return Run(join_samples([self._samples[index] for index in sorted(self._samples)]), self._manifest)
 
     def claim(self, name: str) -> AbstractContextManager[bool]:
         return nullcontext(True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable, Sequence
 from typing import get_args
 
 import numpy as np
@@ -55,8 +57,13 @@ def problem_numbers(data: xr.Dataset) -> Int[Array, " samples"]:
     token_ids, starts = data["text_token_id"].values, data["response_start"].values
     firsts = np.searchsorted(data["text_sample"].values, data["sample_index"].values)
     prompts = [token_ids[first : first + start].tobytes() or index for index, (first, start) in enumerate(zip(firsts, starts, strict=True))]
+    return numbered_problems(prompts)
+
+
+def numbered_problems(prompts: Sequence[Hashable]) -> Int[Array, " samples"]:
+    """The problems of samples by their prompts, as `problem_numbers` describes it; a text without a prompt has a value of its own."""
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.arange(samples) if len(numbers) == 1 else np.array([numbers[prompt] for prompt in prompts])
+    return np.arange(len(prompts)) if len(numbers) == 1 else np.array([numbers[prompt] for prompt in prompts])
 
 
 def sums_by_sample(
@@ -85,6 +92,14 @@ def sums_by_sample(
         return sums, counts
     with np.errstate(invalid="ignore"):
         return np.where(counts > 0, sums / counts, 0.0), (counts > 0).astype(np.float64)
+
+
+def row_digest(data: xr.Dataset) -> str:
+    """Of positions, token ids and which rows are the response's: alike for the same rows of the same text."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in ("position", "token_id", "in_response"):
+        state.update(data[name].values.astype(np.int64).tobytes())
+    return state.hexdigest()
 
 
 def _reference_rows(data: xr.Dataset, drop_first: int) -> Bool[Array, " tokens"]:

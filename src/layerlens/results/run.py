@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,11 @@ from layerlens.metrics.settling import DEEP, SETTLED
 from layerlens.results.correctness import correct_responses
 from layerlens.results.derived import module_change, token_depth, variable
 from layerlens.results.folder import RunFolder
-from layerlens.results.rows import problem_numbers, row_mask, row_weights, sums_by_sample
-from layerlens.results.schema import join_samples
-from layerlens.storage.hub import local_folder, upload_folder
+from layerlens.results.rows import problem_numbers, row_digest, row_mask, row_weights
+from layerlens.results.sums import Sums, describe_mean, sums_of
+from layerlens.storage.hub import upload_folder
 from layerlens.storage.manifest import RunManifest
-from layerlens.types import METRIC_BOUNDS, METRIC_INFO, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
-
-MEANS_OF_PERPLEXITY = {"sample": "geometric mean over samples", "token": "exp of the mean over tokens"}
+from layerlens.types import METRIC_BOUNDS, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,16 @@ class Run:
         return [str(site) for site in self.data["site"].values]
 
     @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of the variables that were measured: those of `data`, and of a run that keeps means alone those that it has means of."""
+        return tuple(map(str, self.data.data_vars))
+
+    @property
+    def n_rows(self) -> int:
+        """Decoded rows of all samples."""
+        return int(self.data.sizes["token"])
+
+    @property
     def tokens_per_sample(self) -> int | None:
         """The largest number of response tokens that were decoded of a sample; None if all were."""
         return None if (self.row_weights() == 1).all() else int(self.data.attrs["tokens_per_sample"])
@@ -105,17 +114,38 @@ class Run:
         """Whether all samples of the run are there."""
         return self.n_samples == self.manifest.samples.count
 
+    @property
+    def row_digests(self) -> list[str]:
+        """Of each sample a digest of its rows: positions, token ids, and which of them are the response's."""
+        return [row_digest(part.data) for part in self.parts()]
+
     def sample(self, which: int | str) -> xr.Dataset:
         """The rows of one sample, by its number (from 0, as in `data["sample"]`) or its id."""
-        numbers, ids = self.data["sample_index"].values, self.data["sample_id"].values
-        place = np.flatnonzero(ids == which if isinstance(which, str) else numbers == which)
-        if len(place) == 0:
+        return self._part(self._place(which, self.data["sample_id"].values.tolist(), self.data["sample_index"].values.tolist()))
+
+    def parts(self) -> Iterator[Run]:
+        """The samples one by one, each as a run of its own: what goes over all rows of a long run takes no more memory than one sample."""
+        for place in range(self.n_samples):
+            yield Run(self._part(place), self.manifest)
+
+    def thinned(self, rows: int) -> Run:
+        """The run, or if it lies on disk and has more rows than this, about as many of them: samples spread evenly over it."""
+        return self
+
+    def _place(self, which: int | str, ids: Sequence[str], numbers: Sequence[int]) -> int:
+        """The place of a sample in the run. Raises SelectionError if it is not there."""
+        there = list(ids if isinstance(which, str) else numbers)
+        if which not in there:
             raise SelectionError(f"no sample {which!r}; there are {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
-        rows = np.flatnonzero(self.data["sample"].values == numbers[place[0]])
-        sample = self.data.isel(token=rows, sample=place[:1])
+        return there.index(which)
+
+    def _part(self, place: int) -> xr.Dataset:
+        number = self.data["sample_index"].values[place]
+        rows = np.flatnonzero(self.data["sample"].values == number)
+        sample = self.data.isel(token=rows, sample=[place])
         if "text_sample" not in sample.coords:  # of format 1, without the whole text
             return sample
-        return sample.isel(text_token=np.flatnonzero(sample["text_sample"].values == numbers[place[0]]))
+        return sample.isel(text_token=np.flatnonzero(sample["text_sample"].values == number))
 
     def entropy_change(self, module: Module) -> xr.DataArray:
         """ΔS of a module at every token and layer: S(its output) - S(its input), nats."""
@@ -144,11 +174,13 @@ class Run:
 
         `values` is a variable of `values`, or an array with `token` in front; other arguments as in `bootstrap`.
         """
-        array = self.values(values) if isinstance(values, str) else values
-        sums, counts = sums_by_sample(self.data, array, self.row_mask(rows, drop_first, segment), "sample")
-        coords = {str(dim): array.coords[dim] for dim in array.dims[1:] if dim in array.coords}
-        coords["sample_id"] = self.data["sample_id"]
-        return xr.DataArray(np.where(counts > 0, sums, np.nan), coords, ("sample", *array.dims[1:]), array.name, array.attrs)
+        if isinstance(values, str):
+            found = self._sums(values, "sample", rows, segment, drop_first)
+        else:
+            found = sums_of(self.data, values, self.row_mask(rows, drop_first, segment), "sample")
+        coords = {**found.coords, "sample_id": self.data["sample_id"]}
+        name = values if isinstance(values, str) else values.name
+        return xr.DataArray(np.where(found.counts > 0, found.sums, np.nan), coords, ("sample", *found.dims), name, found.attrs)
 
     def correct(self, reward: str = "math") -> np.ndarray:
         """Whether each sample's response is right, by a reward of `load_reward` or as "recorded"; raises what `correct_responses` does."""
@@ -191,33 +223,24 @@ class Run:
         Raises:
             SelectionError: an unknown variable, or no row to average.
         """
-        values = self.values("logp_next" if name == "perplexity" else name)
-        sums, counts = sums_by_sample(self.data, values, self.row_mask(rows, drop_first, segment), over)
+        found = self._sums("logp_next" if name == "perplexity" else name, over, rows, segment, drop_first)
         problems = self.problems
-        point, means = bootstrap_means(sums, counts, resamples, seed, problems)
+        point, means = bootstrap_means(found.sums, found.counts, resamples, seed, problems)
         if name == "perplexity":
             point, means = perplexity(point), perplexity(means)
-        dims = values.dims[1:]
-        coords = {str(dim): values.coords[dim] for dim in dims if dim in values.coords}
-        long_name, units = METRIC_INFO[name]
-        counted = counts.reshape(len(counts), -1).any(axis=1)
-        if "token" not in values.dims:  # each sample's value is over all rows that were analysed
+        if found.per_sample:  # each sample's value is over all rows that were analysed
             rows, segment, drop_first = self.data.attrs.get("similarity_rows", self.data.attrs["rows"]), None, 0
-        attrs = {
-            "long_name": f"{MEANS_OF_PERPLEXITY[over]}: {long_name}" if name == "perplexity" else f"mean {long_name}",
-            "units": units,
-            "over": over,
-            "rows": rows,
-            "segment": segment or "",
-            "drop_first": drop_first,
-            "position_0": int("token" in values.dims or self.data.attrs.get("similarity_rows", "all") == "all"),
-            "samples": int(counted.sum()),
-            "problems": len(np.unique(problems[counted])),
-        }
+        position_0 = not found.per_sample or self.data.attrs.get("similarity_rows", "all") == "all"
+        described = {"over": over, "rows": rows, "segment": segment or "", "drop_first": drop_first, "position_0": int(position_0)}
+        attrs = {**describe_mean(name, over), **described, **found.counted(problems)}
         return (
-            xr.DataArray(point, coords, dims, name=name, attrs=attrs),
-            xr.DataArray(means, coords, ("resample", *dims), name=name, attrs=attrs),
+            xr.DataArray(point, found.coords, found.dims, name=name, attrs=attrs),
+            xr.DataArray(means, found.coords, ("resample", *found.dims), name=name, attrs=attrs),
         )
+
+    def _sums(self, name: str, over: Weighting, rows: Rows, segment: Segment | None, drop_first: int) -> Sums:
+        """Each sample's sum and count of a variable; arguments as in `bootstrap`."""
+        return sums_of(self.data, self.values(name), self.row_mask(rows, drop_first, segment), over)
 
     def mean(
         self,
@@ -295,30 +318,15 @@ class Run:
     def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""
         keep = row_mask(self.data, rows, drop_first, segment)
-        if not keep.any():
+        self._require_some(bool(keep.any()))
+        return keep
+
+    def _require_some(self, there: bool) -> None:
+        if not there:
             raise SelectionError(
                 f"the run of {self.model} has no response rows to average; sample responses (generate=) or ask for rows='all'"
             )
-        return keep
 
     def row_weights(self) -> np.ndarray:
         """How many rows of the text each row stands for, along `token`: more than 1 if only some rows were drawn."""
         return row_weights(self.data)
-
-
-def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
-    """Opens a run folder with its finished samples (`Run.complete` says whether all of them are finished).
-
-    Args:
-        path: a folder made by `analyze(..., out=path)`, or `hf://datasets/user/run` (`@revision`), which `Run.push_to_hub` made.
-        variables: names of the variables to read, all by default; those of a long run are large.
-
-    Raises:
-        RunError: no such run, nothing in it yet, or a damaged file.
-    """
-    folder = RunFolder(local_folder(path, {RunFolder.manifest_file, *RunFolder.entries}))
-    manifest = folder.manifest()
-    done = folder.done()
-    if not done:
-        raise RunError(f"{folder.path}: no sample is finished yet; run the same `layerlens analyze` again to fill it")
-    return Run(join_samples([folder.read(index, variables) for index in done]), manifest, folder.path)

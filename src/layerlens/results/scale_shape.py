@@ -67,7 +67,7 @@ def scale_shape(run: Run, matched: Run, *, level: float = LEVEL, **means: Any) -
 
 def _correlation(run: Run, kept: np.ndarray, sites: tuple[str, str]) -> float:
     """Of entropy with the spread of the logits, over the kept rows, all layers and two sites."""
-    if "logit_sd" not in run.data:
+    if "logit_sd" not in run.variables:
         return float("nan")
     entropy, spread = (run.values(name).sel(site=list(sites)).values[kept].ravel() for name in ("entropy", "logit_sd"))
     return rank_correlation(entropy.astype(np.float64), spread.astype(np.float64))

@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from layerlens.errors import RunError
+from layerlens.results.netcdf import attributes, dims_of, read_values, variables_of
+from layerlens.results.schema import DIMS
 
 RUN, NUMBER, DIGESTS = "run", "number", "digests"
 """Attributes of a sealed data set: the identity of its run, the sample's number from 0, and a JSON object of digests by name."""
@@ -23,6 +27,14 @@ ATTRS = ""
 
 class Damage(RunError):
     """A file is not what its run wrote in its place."""
+
+
+class DamagedFile(RunError):
+    """The error that names a damaged file and the next step."""
+
+    def __init__(self, message: str, file: Path):
+        super().__init__(message)
+        self.file = file
 
 
 def digest(name: str, values: np.ndarray, *described: object) -> str:
@@ -89,6 +101,17 @@ def _read_digests(text: Any) -> dict[str, str]:
     if not isinstance(found, dict):
         raise Damage("its digests cannot be read")
     return found
+
+
+def read_sealed(file: h5py.File, name: str) -> np.ndarray:
+    """The values of one variable of a sealed file. Raises Damage unless it has its digest."""
+    part = variables_of(file)[name]
+    values = read_values(part)
+    if _read_digests(file.attrs[DIGESTS]).get(name) != digest(
+        name, values, dims_of(file, part), _plain(attributes(part)), name not in DIMS
+    ):
+        raise Damage(f"its {name} is not what was written")
+    return values
 
 
 def _digests_of(sample: xr.Dataset) -> dict[str, str]:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from layerlens.errors import RunError, SelectionError
 from layerlens.results.folder import RunFolder
-from layerlens.results.run import Run, open_run
+from layerlens.results.opened import open_run
+from layerlens.results.run import Run
 from layerlens.storage.manifest import RunManifest
 
 MONITOR = "monitor"

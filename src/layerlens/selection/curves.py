@@ -77,7 +77,7 @@ def read_curves(run: Run, **options: Any) -> Curves:
         return np.concatenate([point.sel(where).values[None], means.sel(where).values])
 
     def has(name: str, *sites: str) -> bool:
-        return name in run.data and set(sites) <= set(run.sites)
+        return name in run.variables and set(sites) <= set(run.sites)
 
     def stream(name: str) -> Float[Array, "curves depths"] | None:
         if not has(name, "resid_pre", "resid_post"):

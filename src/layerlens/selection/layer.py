@@ -84,7 +84,7 @@ def select_layer(
     # an open answer is the same whatever the data hold between the ends of the model, so it is the last resort
     wanted = [rule] if rule is not None else sorted((name for name in RULES if name in said), key=lambda name: bool(said[name].open))
     if not wanted or wanted[0] not in said:
-        held = f"{', '.join(map(str, run.data))} at {', '.join(run.sites)}, norm {run.norm}"
+        held = f"{', '.join(run.variables)} at {', '.join(run.sites)}, norm {run.norm}"
         needs = f"rule {rule!r} needs {READS[rule]}" if rule else "choosing a layer needs what a rule reads, such as " + READS["boundary"]
         raise SelectionError(f"{needs}; the run of {run.model} has {held}")
     taken, passed = _take(said, wanted, curves, fallback=rule is None)

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and locks that end with the process that holds them."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from layerlens.errors import RunError
@@ -40,18 +39,6 @@ def write_text(path: Path, text: str) -> None:
     with disk_errors_as_run_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-
-
-@contextmanager
-def claim(lock_file: Path) -> Iterator[bool]:
-    """A context that tells whether this process holds the lock. The operating system drops the locks of a dead process."""
-    lock = FileLock(lock_file)
-    with disk_errors_as_run_errors(lock_file), suppress(Timeout):
-        lock.acquire(timeout=0)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
 
 
 def remove_stale_temporaries(folder: Path) -> None:

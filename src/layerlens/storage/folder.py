@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from layerlens.errors import RunError
-from layerlens.storage.files import claim, disk_errors_as_run_errors, remove_stale_temporaries
+from layerlens.storage.files import disk_errors_as_run_errors, remove_stale_temporaries
+from layerlens.storage.locks import claim, file_lock
 from layerlens.storage.manifest import Manifest, read_manifest, require_same, write_manifest
 
 LOCKS = ".locks"
@@ -69,9 +70,9 @@ class SharedFolder(Generic[Manifest]):
         manifest: Manifest = read_manifest(file, self.manifest_type)
         return manifest
 
-    def lock(self, name: str) -> FileLock:
+    def lock(self, name: str) -> BaseFileLock:
         """A lock to wait for, as a context."""
-        return FileLock(self.path / LOCKS / name)
+        return file_lock(self.path / LOCKS / name)
 
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """A context that tells whether this process holds the named piece of work; another living process may."""

@@ -18,7 +18,7 @@ from layerlens.errors import RunError
 from layerlens.storage.files import write_text
 from layerlens.storage.plain import from_plain
 from layerlens.storage.versions import now, versions
-from layerlens.types import LensName, Norm, Rows, SimilarityRows
+from layerlens.types import Keep, LensName, Norm, Rows, SimilarityRows
 
 FORMAT = 2
 """The format that is written. Format 1 (token ids as text, the stopping verdict under "readout") is still read."""
@@ -195,7 +195,7 @@ class RunManifest(ManifestBase):
     `device` is the card or processor that decoded, `spread` the spread in logits that norm "matched" measured on the run's rows,
     `lens_file` the file or folder that a fitted lens was read from, `texts` where responses come from that did not come with the prompts.
     `identity` is what every sample's file repeats: a digest of configuration, samples and weights, made when the folder is begun
-    (`identify`), empty in folders of before there was one.
+    (`identify`), empty in folders of before there was one. `keep` says whether the folder keeps every row of a sample, or its means alone.
     """
 
     samples: SampleSet
@@ -206,6 +206,7 @@ class RunManifest(ManifestBase):
     spread: float | None = None
     lens_file: str | None = None
     identity: str = ""
+    keep: Keep = "rows"
     texts: TextSource | None = None
 
 

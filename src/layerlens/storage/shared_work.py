@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-WAIT_SECONDS = 0.2
-"""Time between two attempts to claim pieces of work that other processes hold."""
+from layerlens.storage.launch import n_processes, rank
+
+FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0
+"""Seconds between attempts to claim what other processes hold: they double while nothing can be claimed, and vary by half at random."""
 
 Piece = TypeVar("Piece")
 
@@ -22,12 +25,17 @@ def share_work(
 ) -> None:
     """Works through all pieces, each done by exactly one process, and returns when every piece is done by somebody.
 
+    A process that a launcher has numbered begins at its own share of the pieces, so that they do not all ask for the same ones.
+
     Args:
         claim: enters a context that tells whether this process alone may work on a piece; a dead process holds nothing.
         is_done: whether a piece is finished. Asked again after a claim, since another process may have finished it meanwhile.
         work: finishes a piece.
     """
     waiting = list(pieces)
+    first = int(len(waiting) * share_before())
+    waiting = waiting[first:] + waiting[:first]
+    wait = FIRST_WAIT
     while waiting:
         held_elsewhere = []
         for piece in waiting:
@@ -39,5 +47,13 @@ def share_work(
                 elif not is_done(piece):
                     work(piece)
         if held_elsewhere and len(held_elsewhere) == len(waiting):
-            time.sleep(WAIT_SECONDS)
+            time.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(2 * wait, LONGEST_WAIT)
+        else:
+            wait = FIRST_WAIT
         waiting = held_elsewhere
+
+
+def share_before() -> float:
+    """The share of the work that belongs to processes of lower number, 0 ≤ share < 1; 0 if no launcher has numbered this process."""
+    return (rank() or 0) % n_processes() / n_processes()

@@ -25,12 +25,21 @@ class MeanOptions(TypedDict, total=False):
     seed: int
 
 
+BAND_ROWS = 200_000
+"""Rows whose distribution a figure draws at most; of a run with more, samples spread evenly over it."""
+
+
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
     """One run or several as a list. Raises SelectionError if there is none."""
     listed = [runs] if isinstance(runs, Run) else list(runs)
     if not listed:
         raise SelectionError("no run to draw: pass at least one")
     return listed
+
+
+def of_samples(shown: Run, run: Run) -> str:
+    """What a caption says if `Run.thinned` has left samples out."""
+    return "" if shown is run else f" of {shown.n_samples} of {run.n_samples} samples, spread evenly"
 
 
 def legend_names(runs: Sequence[Run]) -> list[str]:

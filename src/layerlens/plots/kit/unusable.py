@@ -46,7 +46,7 @@ def hatch_unusable(ax: Axes, runs: Sequence[Run], site: str, relative: bool, opt
 
 
 def _unusable(run: Run, site: str, options: MeanOptions) -> list[int]:
-    if "logp_next" not in run.data or site not in run.sites or run.manifest.model.vocabulary is None:
+    if "logp_next" not in run.variables or site not in run.sites or run.manifest.model.vocabulary is None:
         return []
     low = run.mean("skill", **options)["low"].sel(site=site).values
     return [layer for layer, usable, known in zip(run.layers, is_usable(low), np.isfinite(low), strict=True) if known and not usable]

@@ -14,7 +14,7 @@ from layerlens.plots.kit.caption import complete_axes, describe_runs, row_name
 from layerlens.plots.kit.figure import new_figure, run_layout
 from layerlens.plots.kit.labels import token_label
 from layerlens.plots.kit.layer_axis import depth, depth_axis
-from layerlens.plots.kit.run_data import MeanOptions
+from layerlens.plots.kit.run_data import BAND_ROWS, MeanOptions, of_samples
 from layerlens.plots.kit.style import BLUE, VERMILLION, styled
 from layerlens.results import Run
 
@@ -29,7 +29,8 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
     """The Euclidean norm of states by layer, on a logarithmic axis: how it is distributed over tokens, and its extremes.
 
     Bands hold the middle 50% and 90% of tokens without those at position 0, the line is their median, and dots are the longest state
-    of them all. Position 0, the attention sink of most models, has a line of its own: the median over samples. States far above the
+    of them all (of a very long run: of samples spread evenly over it).
+    Position 0, the attention sink of most models, has a line of its own: the median over samples. States far above the
     bands are massive activations (Sun et al. 2024); linear CKA over rows that include one shows that one alone.
 
     Args:
@@ -41,6 +42,7 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
     Raises:
         SelectionError: the run was analysed without state_norm, or lacks the site, or has none of the rows asked for.
     """
+    whole, run = run, run.thinned(BAND_ROWS)
     values = run.values("state_norm")
     if site not in run.sites:
         raise SelectionError(f"the run of {run.model} has no site {site!r}; it has {', '.join(run.sites)}")
@@ -57,7 +59,7 @@ def state_norm(run: Run, site: str = "resid_post", *, ax: Axes | None = None, **
         target.fill_between(x, *edges, color=BLUE, alpha=alpha, linewidth=0, label=f"{high - low:.0%} of tokens")
     target.plot(x, median, color=BLUE, linewidth=1.8, label="median token")
     target.plot(x, top[1], color=BLUE, linestyle="", marker="^", markerfacecolor="white", label="longest state")
-    tokens = f"{int(keep.sum())} {rows} of {run.n_samples} samples, without position 0"
+    tokens = f"{int(keep.sum())} {rows}{of_samples(run, whole) or f' of {run.n_samples} samples'}, without position 0"
     shows = ["states as they stand, whatever norm follows", tokens, _longest(run, lengths, keep, median)]
     if first.any():
         target.plot(x, quantile_bands(lengths[first], [])[0], color=VERMILLION, linestyle="--", marker="s", label="position 0")

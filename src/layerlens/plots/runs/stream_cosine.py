@@ -14,7 +14,7 @@ from layerlens.plots.kit.axes import open_frame, set_title
 from layerlens.plots.kit.caption import complete_axes, describe_runs, row_name
 from layerlens.plots.kit.figure import new_figure, run_layout
 from layerlens.plots.kit.layer_axis import depth, depth_axis
-from layerlens.plots.kit.run_data import MeanOptions
+from layerlens.plots.kit.run_data import BAND_ROWS, MeanOptions, of_samples
 from layerlens.plots.kit.style import MODULE_NAMES, MODULE_STYLES, styled
 from layerlens.results import Run
 
@@ -31,7 +31,8 @@ EFFECTS = ((1.0, "amplifies"), (0.0, "writes new\ndirections"), (-1.0, "erases")
 def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: Unpack[MeanOptions]) -> np.ndarray:
     """How the cosine between a module's output and the stream it writes to is distributed over tokens, by layer.
 
-    Bands hold the middle 50% and 90% of response tokens, the line is their median; the points are the mean over the run
+    Bands hold the middle 50% and 90% of response tokens (of a very long run: of samples
+    spread evenly over it), the line is their median; the points are the mean over the run
     with its bootstrap interval.
 
     Args:
@@ -45,7 +46,8 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
     Raises:
         SelectionError: the run was analysed without stream_cosine, or lacks the module, or has none of the rows asked for.
     """
-    values = run.values("stream_cosine")
+    shown = run.thinned(BAND_ROWS)
+    values = shown.values("stream_cosine")
     there = [str(name) for name in values["module"].values]
     names = there if module is None else [module] if isinstance(module, str) else list(module)
     lacking = [name for name in names if name not in there]
@@ -54,7 +56,7 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
             f"the run of {run.model} has no stream_cosine of {', '.join(lacking) or 'any module'}; it has {', '.join(there) or 'none'}"
         )
     means = run.mean("stream_cosine", **mean)
-    values = values.isel(token=run.row_mask(mean.get("rows", "response"), mean.get("drop_first", 0), mean.get("segment")))
+    values = values.isel(token=shown.row_mask(mean.get("rows", "response"), mean.get("drop_first", 0), mean.get("segment")))
 
     width = float(np.clip(4.0 + 0.07 * len(run.layers), 4.8, 7))
     figure = new_figure(width, 0.8 + 2.0 * len(names))
@@ -80,7 +82,7 @@ def stream_cosine(run: Run, module: str | Sequence[str] | None = None, **mean: U
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.3, borderpad=0.2)
     set_title(axes[0], run.model, pad=20.0)
-    shows = f"bands and median: {values.sizes['token']} {row_name(mean)}; points: mean over the run"
+    shows = f"bands and median: {values.sizes['token']} {row_name(mean)}{of_samples(shown, run)}; points: mean over the run"
     complete_axes(axes, describe_runs(run, means.attrs, shows=[shows]))
     return axes
 
