@@ -78,7 +78,11 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
     one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
     asked = {"dtype": "float64", "device": None, "device_map": "auto", "quantize": None, "revision": "main", "trust_remote_code": True}
     library = {"backend": "transformers"}
-    assert loaded == [{"name": "m", **asked, **library, "check": False}, {"name": "m", **asked, **library}, {"name": "m", **asked}]
+    assert loaded == [
+        {"name": "m", **asked, **library, "check": False},
+        {"name": "m", **asked, **library},
+        {"name": "m", **asked, **library},
+    ]
     options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
     assert read == [{"limit": 3, **options}] * 2
 

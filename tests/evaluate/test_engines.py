@@ -101,3 +101,20 @@ def test_layers_together_answer_as_their_policy(lens: ll.LensModel, layer: str, 
     assert LensEngine(lens, "2").answer(problems, GREEDY, [0, 1, 2]) == LensEngine(lens, 2).answer(problems, GREEDY, [0, 1, 2])
     with pytest.raises(SelectionError, match="7"):
         LensEngine(lens, "mix:1,7")
+
+
+@pytest.mark.parametrize("layer", [None, 3])
+def test_policies_are_sampled_through_transformer_lens_as_through_transformers(layer: int | None) -> None:
+    pytest.importorskip("transformer_lens")
+    problems, generation = [ll.Sample([5, 6, 7], 3), ll.Sample([9, 8], 2)], ll.Generation(6, seed=1)
+    answers = []
+    for library in ("transformers", "transformer_lens"):
+        engine = open_engine("tiny-llama", "transformers", layer=layer, dtype="float32", library=library)  # type: ignore[arg-type]
+        answers.append(engine.answer(problems, generation, [0, 1]))
+    assert answers[0] == answers[1]
+    assert str(engine.model_info().library).startswith("TransformerLens")
+
+
+def test_another_library_and_vllm_do_not_go_together() -> None:
+    with pytest.raises(SelectionError, match="both run the model"):
+        open_engine("tiny-llama", "vllm", library="transformer_lens")

@@ -158,3 +158,12 @@ def test_a_removed_folder_of_samples_is_made_again(qwen: ll.LensModel, tmp_path:
         file.unlink()
     (tmp_path / "run" / "samples").rmdir()
     assert ll.analyze(qwen, samples, out=tmp_path / "run").data.identical(whole.data)
+
+
+def test_processes_are_noted_by_their_number(qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (3, 0):
+        monkeypatch.setenv("RANK", str(number))
+        run = ll.analyze(qwen, [ll.Sample([3, 4, 5])], metrics="entropy", out=tmp_path / "run")
+        assert run.manifest.processes[str(number)].startswith("cpu (")
+    assert sorted(ll.open_run(tmp_path / "run").manifest.processes) == ["0", "3"]
+    assert list(ll.analyze(qwen, [ll.Sample([3, 4, 5])], metrics="entropy").manifest.processes) == ["0"]

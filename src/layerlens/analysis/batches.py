@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Int
 
+from layerlens.analysis.forecast import Forecast, measuring_forecast
 from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
@@ -21,6 +22,7 @@ from layerlens.prompts.sample import Sample, digest_of
 from layerlens.prompts.segments import with_thinking
 from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
+from layerlens.storage.launch import n_processes
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings, TextSource
 
 Array = np.ndarray
@@ -66,6 +68,19 @@ class Analysis:
                 width = length
             batches[-1].append(index)
         return batches
+
+    def forecast(self, left: Sequence[int]) -> Forecast:
+        """What measuring the samples of these numbers takes; responses that are not sampled yet count at their longest."""
+        new = 0 if self.generate is None else self.generate.max_new_tokens
+        lengths = [len(self.samples[number].token_ids) + (0 if self.samples[number].has_response else new) for number in left]
+        drawn = self.tokens_per_sample if isinstance(self.tokens_per_sample, int) else None
+        rows = sum(length if drawn is None else min(length, 2 * drawn) for length in lengths)
+        sites = self.plan.sites
+        twins = len(self.plan.layers) - 1 if {"resid_pre", "resid_post"} <= set(sites) else 0  # H^(l-1) is decoded once
+        states = len(sites) * len(self.plan.layers) - twins if self.plan.unembeds else 0
+        width = max(self.batch_tokens, *lengths)
+        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, n_processes())
+        return replace(forecast, is_bound=bool(new) and not all(self.samples[number].has_response for number in left))
 
     def run(
         self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, report: Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from layerlens.prompts.sample import Sample, named
 from layerlens.prompts.segments import resolve_marks
 from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run, texts_of
 from layerlens.results.check import is_run
+from layerlens.storage.launch import rank
 from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import SITES, Keep, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
@@ -142,11 +144,18 @@ def analyze(
     device = processor_name(model.parts.unembedding_weight.device)
     analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source, measured)
     analysis, store = _open_store(analysis, out, backend, keep)
+    if (number := rank()) is not None:
+        store.note_process(number, f"{model.device} ({device}) on {platform.node()}")
+    left = [index for index in measured if not store.has(index)]
+    if left:
+        analysis.forecast(left).announce(progress)
     if generate is not None:
         texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress, measured)
         analysis = replace(analysis, samples=texts)
         if sampled is not None:
             store.amend(texts=sampled)
+            if left:
+                analysis.forecast(left).announce(progress)
     if norm == "matched" and spread is None:
         with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as report:
             analysis = with_spread(analysis, store, report)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from layerlens.analysis.forecast import sampling_forecast
 from layerlens.errors import PromptError, RunError
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.models.memory import LARGEST, SequenceCost, fitting_batch, free_bytes
@@ -147,7 +148,12 @@ def with_responses(
     texts: TextFolder | TextMemory = TextMemory()
     if store.path is not None:
         sampling, texts = begin_texts(sampling, store.path / TEXTS, batch)
-    found = sampling.run(answer_with(model), texts, _measured(store, sampling, texts), progress)
+    known = _measured(store, sampling, texts)
+    left = [number for place, group in enumerate(sampling.groups) if not texts.has(place) for number in group if number not in known]
+    if left:
+        longest = max(len(prompts[number].token_ids) for number in left)
+        sampling_forecast(model, longest, generation.max_new_tokens, len(left), sampling.batch, n_processes()).announce(progress)
+    found = sampling.run(answer_with(model), texts, known, progress)
     answered = [replace(sample, token_ids=found.get(number, sample.token_ids)) for number, sample in enumerate(samples)]
     return answered, sampling.source()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -63,6 +63,17 @@ def analyze_command(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(
+            help="What samples responses. vllm samples all of them, is closed, and the model is loaded again to be measured "
+            "(layerlens-policy[vllm]; not run by the authors).",
+            rich_help_panel="Responses",
+        ),
+    ] = "transformers",
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Number of GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Responses")
+    ] = 1,
     thinking_marks: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -188,15 +199,25 @@ def analyze_command(
     Example: layerlens analyze Qwen/Qwen3-4B math500.parquet --limit 100 --no-thinking --out runs/qwen3-4b
     """
     import layerlens as ll
+    from layerlens.evaluate import sample_with_vllm
     from layerlens.results import texts_of
     from layerlens.storage.bundled import bundled_prompts
 
-    loaded = ll.load(model, **loading.keywords(), backend=library)
+    source = bundled_prompts() if prompts == "arithmetic" else prompts
     reads_run = (Path(prompts).expanduser() / "run.json").is_file()
+    generation = sampling.generation(max_new_tokens) if generate and not reads_run else None
+    loads = loading.keywords()
+    samples: Any = None
+    if engine == "vllm" and generation is not None:
+        samples = sample_with_vllm(
+            model, lambda reader: reading.read(source, reader, limit), generation, out,
+            batch=sampling_batch, tensor_parallel=tensor_parallel, **loads,
+        )  # fmt: skip
+    loaded = ll.load(model, **loads, backend=library)
     if reads_run:
-        samples: Any = texts_of(ll.open_run(prompts, variables=[]), loaded.tokenizer, loaded.name).first(limit)
-    else:
-        samples = reading.read(bundled_prompts() if prompts == "arithmetic" else prompts, loaded, limit)
+        samples = texts_of(ll.open_run(prompts, variables=[]), loaded.tokenizer, loaded.name).first(limit)
+    elif samples is None:
+        samples = reading.read(source, loaded, limit)
     run = ll.analyze(
         loaded,
         samples,
@@ -217,7 +238,7 @@ def analyze_command(
         shard=parse_shard(shard),
         backend=backend,
         batch_tokens=batch_tokens,
-        generate=sampling.generation(max_new_tokens) if generate and not reads_run else None,
+        generate=generation,
         sampling_batch=sampling_batch,
         thinking_marks=thinking_marks or (),
     )

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from layerlens.cli.options import AsJson, Device, TrustRemoteCode, pick_device, print_json
+from layerlens.cli.device import pick_device
+from layerlens.cli.options import AsJson, Device, TrustRemoteCode, print_json
 
 
 def bench_command(

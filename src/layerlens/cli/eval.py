@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from layerlens.cli.evaluation_table import show_evaluations, show_vote
-from layerlens.cli.options import AsJson, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
+from layerlens.cli.options import AsJson, LibraryOption, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
 from layerlens.errors import SelectionError
 from layerlens.types import EngineName, ForwardNorm, resolve_sites
 
@@ -126,6 +126,7 @@ def eval_command(
         typer.Option(help="What runs the model; auto takes vLLM if it is installed and there is a GPU.", rich_help_panel="Model"),
     ] = "auto",
     loading: ModelOptions,
+    library: LibraryOption = "transformers",
     tensor_parallel: Annotated[
         int, typer.Option(help="Number of GPUs that vLLM spreads the model over.", min=1, rich_help_panel="Model")
     ] = 1,
@@ -154,7 +155,14 @@ def eval_command(
     rewards = [load_reward(reward or task.reward) for task in chosen]
     earlier = {task.name: [open_evaluation(folder) for folder in _evaluation_folders(compare or [], task.name)] for task in chosen}
     model_engine = open_engine(
-        model, engine, layer=layer, site=resolve_sites(site)[0], norm=norm, **loading.keywords(), tensor_parallel=tensor_parallel
+        model,
+        engine,
+        layer=layer,
+        site=resolve_sites(site)[0],
+        norm=norm,
+        **loading.keywords(),
+        tensor_parallel=tensor_parallel,
+        library=library,
     )
     if select is not None and (layer is not None or not isinstance(model_engine, LensEngine)):
         raise SelectionError("--select reads the final policy's own layers: leave out --layer, and name --engine transformers")

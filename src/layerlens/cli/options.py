@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from layerlens.cli.device import pick_device
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
 from layerlens.types import Library, Rows, Rule, Segment, Weighting
@@ -33,7 +34,8 @@ Dtype = Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16, f
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Device to run on: cpu, cuda, cuda:1, ... [default: cuda if there is one, else cpu]",
+        help="Device to run on: cpu, cuda, cuda:1, ... [default: cuda if there is one, else cpu; under torchrun, accelerate, srun or "
+        "mpirun the card of the local rank]",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -182,15 +184,6 @@ def _options_of(group: type, panel: str | None = None) -> list[inspect.Parameter
         annotation = Annotated[hints[field.name].__origin__, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation))
     return parameters
-
-
-def pick_device(device: str | None, device_map: str | None) -> str | None:
-    """The device asked for, or the GPU if there is one."""
-    if device or device_map:
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else None
 
 
 def parse_layers(text: str) -> str | list[int]:

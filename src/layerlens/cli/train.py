@@ -37,7 +37,7 @@ def train(
 train.__doc__ = f"""Train a model with BuPO: first the internal policy of a chosen layer, for some rollouts, then the final policy (GRPO).
 
 The same command with --resume true continues a run that was stopped. On several processes: torchrun, or accelerate launch -m
-layerlens train ... Needs layerlens-policy[train].
+layerlens train ... Needs layerlens-policy[train]. TRL trains models of transformers, so there is no --library here.
 
 Examples: layerlens train --config tiny-qwen3-cpu --internal_layer 11 --output_dir bupo
 

@@ -13,11 +13,12 @@ from layerlens.evaluate.evaluation import evaluate, open_evaluation
 from layerlens.evaluate.result import Answer, Evaluation, Problem
 from layerlens.evaluate.scores import Estimate, pass_table
 from layerlens.evaluate.tasks import TASKS, Task, find_task
+from layerlens.evaluate.texts import sample_with_vllm
 from layerlens.evaluate.vllm import VLLMEngine
 from layerlens.metrics.pass_at_k import avg_at_k, pass_at_k
 
 __all__ = [
     "TASKS", "Answer", "DeepThinkingVote", "Engine", "Estimate", "Evaluation", "LensEngine", "Problem", "Task", "VLLMEngine",
     "avg_at_k", "evaluate", "find_task", "layer_contribution", "open_engine", "open_evaluation", "pass_at_k", "pass_table",
-    "vote_by_deep_thinking",
+    "sample_with_vllm", "vote_by_deep_thinking",
 ]  # fmt: skip

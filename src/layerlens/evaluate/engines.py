@@ -29,7 +29,7 @@ from layerlens.models.lens import load
 from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
 from layerlens.storage.manifest import ModelInfo
-from layerlens.types import EngineName, ForwardNorm, Site, resolve_forward_norm, resolve_layers, resolve_sites
+from layerlens.types import EngineName, ForwardNorm, Library, Site, resolve_forward_norm, resolve_layers, resolve_sites
 
 
 @runtime_checkable
@@ -116,6 +116,11 @@ class LensEngine:
             object.__setattr__(self, "layer", asked.text if isinstance(asked, LayerMix) else asked)
 
     @property
+    def in_batches(self) -> bool:
+        """Whether several answers are sampled at once."""
+        return self.layer is None or (not isinstance(self.layer, str) and self.site == "resid_post")
+
+    @property
     def tokenizer(self) -> Any:
         return self.model.tokenizer
 
@@ -140,7 +145,7 @@ class LensEngine:
     def answer(
         self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
     ) -> list[list[int]]:
-        if isinstance(self.layer, str) or (self.layer is not None and self.site != "resid_post"):
+        if not self.in_batches:
             answers = []
             for problem, number in zip(problems, numbers, strict=True):
                 answers.append(self._answer_one(problem, generation, number))
@@ -177,6 +182,7 @@ def open_engine(
     quantize: str | None = None,
     trust_remote_code: bool = False,
     tensor_parallel: int = 1,
+    library: Library = "transformers",
 ) -> Engine:
     """Loads a model that is to sample answers.
 
@@ -187,6 +193,7 @@ def open_engine(
         layer, site, norm: the internal policy that answers, as in `LensEngine`; by default the final policy does.
         revision, dtype, device, device_map, quantize, trust_remote_code: as in `load`.
         tensor_parallel: number of GPUs that vLLM spreads the model over.
+        library: what runs the model in place of vLLM, as `backend` in `load`: "transformers" or "transformer_lens".
 
     Raises:
         SelectionError: an unknown engine, layer, site or norm, or a request that the engine cannot meet: vLLM with an internal layer
@@ -206,7 +213,9 @@ def open_engine(
             "vLLM takes GPUs by itself, and quantises in its own ways: leave out device, device map and quantize, or ask for the engine "
             "transformers"
         )
-    vllm_can = layer is None and not device_given and not holds_adapters(name)
+    if engine == "vllm" and library != "transformers":
+        raise SelectionError(f"the library {library} and the engine vllm both run the model: leave out one of them")
+    vllm_can = layer is None and library == "transformers" and not device_given and not holds_adapters(name)
     if engine == "vllm" or (engine == "auto" and vllm_can and find_spec("vllm") is not None and torch.cuda.is_available()):
         return VLLMEngine(name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel)
     if tensor_parallel > 1:
@@ -215,6 +224,13 @@ def open_engine(
             "device map"
         )
     model = load(
-        name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize, trust_remote_code=trust_remote_code
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+        backend=library,
     )
     return LensEngine(model, layer, site, norm)

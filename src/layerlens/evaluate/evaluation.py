@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from layerlens.analysis.forecast import sampling_forecast
 from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
@@ -16,6 +17,7 @@ from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunctio
 from layerlens.models import Generation, LensModel
 from layerlens.progress import OnTokens, Progress, progress_bar
 from layerlens.prompts.sample import Sample
+from layerlens.storage.launch import n_processes
 from layerlens.storage.manifest import EvaluationConfig, EvaluationManifest, SampleSet, SamplingSettings
 from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import ForwardNorm, Site
@@ -78,10 +80,14 @@ def evaluate(
     if out is not None:
         store = AnswerFolder.begin(out, manifest, evaluation.problems())
         manifest = store.manifest()
-    rounds = store.plan(k, len(evaluation.prompts))
+    rounds, size = store.plan(k, len(evaluation.prompts)), batch_size or engine.batch_size
+    if isinstance(engine, LensEngine) and engine.in_batches:
+        evaluation.announce(
+            engine.model, sum(len(set(range(k)) - store.read(number).keys()) for number in range(len(evaluation.prompts))), size, progress
+        )
     with progress_bar(f"{name}: sampling from {evaluation.model_name}", rounds[-1] * len(evaluation.prompts), "tokens", progress) as report:
         report.at_most()
-        _fill(store, evaluation, rounds, batch_size or engine.batch_size, report)
+        _fill(store, evaluation, rounds, size, report)
     return _collect(store, evaluation.problems(), k, replace(manifest, task=name))
 
 
@@ -123,6 +129,13 @@ class EvaluationRun:
             Answer(text, len(answer), bool(answer) and answer[-1] in ends, score)
             for text, answer, score in zip(texts, ids, scores, strict=True)
         ]
+
+    def announce(self, model: LensModel, left: int, batch: int, progress: bool | None) -> None:
+        """Says what sampling the answers that are left takes, if that is long or may not fit."""
+        if left:
+            longest = max(len(prompt.token_ids) for prompt in self.prompts)
+            size = min(batch, left)
+            sampling_forecast(model, longest, self.generation.max_new_tokens, left, size, n_processes()).announce(progress)
 
     def problems(self) -> list[dict[str, Any]]:
         decode = self.engine.tokenizer.decode

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError
 from layerlens.models import Generation, response_seed
@@ -47,13 +50,13 @@ class VLLMEngine:
             import vllm  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
             raise LayerLensError(
-                f"the engine vllm is not installed here ({error}); install it with `pip install vllm`, or ask for the engine transformers"
+                f"the engine vllm is not installed here ({error}); install it with `pip install 'layerlens-policy[vllm]'`, or ask for the "
+                "engine transformers"
             ) from error
         self._sampling_params: Any = vllm.SamplingParams
-        folder = Path(name).expanduser()
-        source = bundled_model(str(name)) or (folder if folder.is_dir() else name)
-        self.name, self.revision, self.dtype = folder.resolve().name if folder.is_dir() else str(name), revision, dtype
-        self._fingerprint = _files_fingerprint(Path(source))
+        source = _source(name)
+        self._info = vllm_info(name, revision, dtype)
+        self.name = self._info.name
         try:
             self._llm: Any = vllm.LLM(
                 model=str(source),
@@ -77,7 +80,17 @@ class VLLMEngine:
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     def model_info(self) -> ModelInfo:
-        return ModelInfo(self.name, self._fingerprint, self.dtype, revision=self.revision)
+        return self._info
+
+    def close(self) -> None:
+        """Ends vLLM's processes and gives its memory back, so that the model can be loaded once more to be measured."""
+        shutdown = getattr(self._llm, "shutdown", None) or getattr(getattr(self._llm.llm_engine, "engine_core", None), "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+        self._llm = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def policy(self) -> dict[str, Any]:
         return {"engine": "vllm", "layer": None, "site": None, "norm": None}
@@ -109,6 +122,19 @@ class VLLMEngine:
         if on_tokens is not None:
             on_tokens(1.0, sum(map(len, answers)))
         return answers
+
+
+def vllm_info(name: str | Path, revision: str | None, dtype: str) -> ModelInfo:
+    """The manifest's entry `model` of a model that vLLM runs."""
+    folder = Path(name).expanduser()
+    shown = folder.resolve().name if folder.is_dir() else str(name)
+    return ModelInfo(shown, _files_fingerprint(Path(_source(name))), dtype, revision=revision)
+
+
+def _source(name: str | Path) -> str | Path:
+    """What vLLM loads: the folder of a bundled model, a folder, or a name on the hub."""
+    folder = Path(name).expanduser()
+    return bundled_model(str(name)) or (folder if folder.is_dir() else name)
 
 
 def _files_fingerprint(folder: Path) -> str:

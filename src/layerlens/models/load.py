@@ -117,6 +117,18 @@ def load_pretrained(
     return Loaded(model.eval(), tokenizer, quantisation)
 
 
+def load_tokenizer(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a hub name or a folder, without the model. Raises ModelLoadError if it cannot be read."""
+    from transformers import AutoTokenizer
+
+    source = _local_or_hub(str(name))
+    try:
+        with _quiet_transformers():
+            return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelLoadError(f"{source}: its tokenizer could not be loaded ({one_line(error)})") from error
+
+
 def _require_device(device: str | torch.device, source: str) -> None:
     try:
         torch.empty(0, device=device)

@@ -20,6 +20,10 @@ LARGEST = {"cpu": 32, "cuda": 256}
 """Most responses that are sampled at once, by device type: more make a CPU no faster, and a kill loses what is under way."""
 
 
+BUFFER = 256 << 20
+"""Bytes of a buffer of states that are decoded together, on average over devices."""
+
+
 @dataclass(frozen=True)
 class SequenceCost:
     """Bytes that one sequence takes while its response is sampled.
@@ -71,6 +75,13 @@ def fitting_batch(cost: int, free: int, waiting: int, largest: int, processes: i
     most = max(1, min(waiting, largest, int(free * SHARE) // cost))
     groups = max(-(-waiting // most), min(processes, waiting))
     return -(-waiting // groups)
+
+
+def measuring_bytes(config: Any, itemsize: int, batch_tokens: int) -> int:
+    """Bytes that measuring takes beside the weights, about: activations of a block, residual states of all layers, buffers of states."""
+    text = text_config(config)
+    cost = SequenceCost.of(config, itemsize)
+    return batch_tokens * (cost.per_prompt_token + int(text.num_hidden_layers) * int(text.hidden_size) * itemsize) + 3 * BUFFER
 
 
 def free_bytes(model: nn.Module, blocks: Any) -> int:

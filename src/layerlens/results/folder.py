@@ -93,6 +93,14 @@ class RunFolder(SharedFolder[RunManifest]):
             if (amended := replace(manifest, **found)) != manifest:
                 write_manifest(self.path / self.manifest_file, amended)
 
+    def note_process(self, number: int, device: str) -> None:
+        """Adds to run.json on which device and machine a process works."""
+        with disk_errors_as_run_errors(self.path), self.lock("manifest"):
+            manifest = self.manifest()
+            if manifest.processes.get(str(number)) != device:
+                processes = {**manifest.processes, str(number): device}
+                write_manifest(self.path / self.manifest_file, replace(manifest, processes=processes))
+
     def text_spread(self, index: int) -> TextSpread | None:
         """What a sample contributes to the run's spread; None if it is not known yet."""
         file = self._text_spread(index)

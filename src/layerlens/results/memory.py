@@ -30,6 +30,9 @@ class RunMemory:
     def amend(self, **found: Any) -> None:
         self._manifest = replace(self._manifest, **found)
 
+    def note_process(self, number: int, device: str) -> None:
+        self.amend(processes={**self._manifest.processes, str(number): device})
+
     def text_spread(self, index: int) -> TextSpread | None:
         return self._spreads.get(index)
 
