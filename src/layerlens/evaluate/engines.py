@@ -145,7 +145,7 @@ class LensEngine:
     def answer(
         self, problems: Sequence[Sample], generation: Generation, numbers: Sequence[int], on_tokens: OnTokens | None = None
     ) -> list[list[int]]:
-        if not self.in_batches:
+        if isinstance(self.layer, str) or not self.in_batches:
             answers = []
             for problem, number in zip(problems, numbers, strict=True):
                 answers.append(self._answer_one(problem, generation, number))
