@@ -70,3 +70,11 @@ def test_settling_figures_are_drawn_of_runs_that_have_it_and_told_right_from_wro
         "thinker-deep-thinking",
     }
     one_line(layerlens("plot", folder.path, "--kind", "deep-thinking", "-o", tmp_path), "name a reward: --reward math")
+
+
+@pytest.mark.parametrize("words", [("--sample", "²"), ("--sample", "99"), ("--sample", "-1"), ("--site", "x"), ("--sample", "9" * 30)])
+def test_a_sample_or_site_that_is_not_there_is_one_line_and_draws_nothing(
+    words: tuple[str, str], layerlens: Layerlens, folder: Path, tmp_path: Path
+) -> None:
+    one_line(layerlens("plot", folder / "run", "--out", tmp_path / "figures", *words), f"no {words[0][2:]} ", words[1])
+    assert not (tmp_path / "figures").exists()

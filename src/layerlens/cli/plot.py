@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from layerlens.cli.figures import ALL_RUNS, FORMATS, ONE_RUN, TWO_RUNS, FigureOptions, draw_figures, draw_training
 from layerlens.cli.options import AsJson, RowsOption, RunFolders, SegmentOption, WeightingOption, parse_names, print_json
 from layerlens.errors import SelectionError
+
+if TYPE_CHECKING:
+    from layerlens.results import Run
 
 KINDS = f"{', '.join(ONE_RUN)}; for several runs: {', '.join(ALL_RUNS)}; of two runs of one model: {', '.join(TWO_RUNS)}"
 
@@ -67,12 +71,23 @@ def plot(
         return
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
-    if sample is not None and sample.isdigit() and sample not in opened[0].data["sample_id"].values:
+    if sample is not None and re.fullmatch("-?[0-9]{1,9}", sample) and sample not in opened[0].data["sample_id"].values:
         which = int(sample)
+    for run in opened:
+        _require_drawable(run, which, site)
     written, skipped = draw_figures(
         opened, out, parse_names(kind), FigureOptions(which, site, rows, over, segment, reward), form, with_data=with_data
     )
     _tell(written, skipped, as_json)
+
+
+def _require_drawable(run: Run, sample: int | str | None, site: str) -> None:
+    """Raises SelectionError if a run has no such sample or site: figures that do not need them would be drawn all the same."""
+    ids, numbers = (run.data[name].values.tolist() for name in ("sample_id", "sample_index"))
+    if sample is not None and sample not in (ids if isinstance(sample, str) else numbers):
+        raise SelectionError(f"no sample {sample!r}; there are {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
+    if site not in run.sites and site != FigureOptions().site:
+        raise SelectionError(f"the run of {run.model} has no site {site!r}; it has {', '.join(run.sites)}")
 
 
 def _tell(written: list[Path], skipped: list[str], as_json: bool) -> None:
