@@ -224,7 +224,7 @@ def test_keyboard_alone_reaches_tabs_choices_tokens_and_tables(tab: Page, page_f
 
 def test_page_is_narrow_dark_and_without_serious_faults_of_access(tab: Page, page_file: Path) -> None:
     axe = pytest.importorskip("axe_core_python.selenium").Axe()
-    for width, theme, parts in ((390, "dark", ("overview", "text", "training")), (1440, "light", ("text",))):
+    for width, theme, parts in ((390, "dark", ("overview", "text", "training")), (1440, "light", ("overview",))):
         tab.size(width)
         tab.open(page_file, f"tab={parts[0]}&theme={theme}&pins=0.0.25")
         for part in parts:
@@ -233,6 +233,8 @@ def test_page_is_narrow_dark_and_without_serious_faults_of_access(tab: Page, pag
             assert tab.js("document.documentElement.scrollWidth") <= width, part
             ground = tab.js("getComputedStyle(document.body).backgroundColor")
             assert (sum(map(int, ground[4:-1].split(","))) < 200) == (theme == "dark")
+            if part == "overview" and theme == "dark":
+                continue  # its parts are those of the others
             found = axe.run(tab.driver, options={"resultTypes": ["violations"]})["violations"]
             serious = [(each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in ("serious", "critical")]
             assert serious == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerlens import select_layer
+from layerlens.report import notebook
 from layerlens.results import Run, RunFolder, open_run
 from tests.support.browser import Page
 from tests.support.plots import rise_and_fall
@@ -48,6 +49,13 @@ def test_choice_shows_its_recommendation_and_its_run(saved: Run) -> None:
         assert line.partition(": ")[2] in unescape(re.sub('srcdoc="[^"]*"', "", shown))
     assert "<iframe" in shown
     assert "<iframe" not in select_layer(rise_and_fall(6))._repr_html_()
+
+
+def test_a_large_run_is_not_reported_unasked(saved: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "FRAMED", saved.data.nbytes - 1)
+    shown = saved._repr_html_()
+    assert "<iframe" not in shown
+    assert "run.report()" in shown
 
 
 def test_names_are_texts_in_a_notebook() -> None:

@@ -60,9 +60,9 @@ def packed(values: Shaped[Array, "..."], decimals: int) -> dict[str, Any]:
     width = next(width for width in (1, 2, 4, 8) if reach < 256**width - 1)
     codes = np.where(known, above, 256**width - 1 if width < 8 else 0).astype(f"<u{width}")
     planes = np.ascontiguousarray(codes.view(np.uint8).reshape(-1, width).T).tobytes()
-    return {"n": array.size, "w": width, "lo": low, "d": decimals, "z": compressed(planes)}
+    return {"n": array.size, "w": width, "lo": low, "d": decimals, "z": compressed(planes, 7)}
 
 
-def compressed(content: bytes) -> str:
-    """Bytes compressed by zlib, in base64."""
-    return base64.b64encode(zlib.compress(content, 9)).decode("ascii")
+def compressed(content: bytes, level: int = 9) -> str:
+    """Bytes compressed by zlib at a level, in base64."""
+    return base64.b64encode(zlib.compress(content, level)).decode("ascii")

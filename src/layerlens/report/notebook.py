@@ -16,6 +16,8 @@ from layerlens.selection.recommendation import recommendation
 
 MEGABYTES = 4.0
 """Size of the report in the frame, which the notebook stores with each output."""
+FRAMED = 60_000_000
+"""Bytes of a run's data above which its report, which would take a while, is not made unasked."""
 SHOWN = ("model", "architecture", "norm", "samples", "rows")
 WIDTH, HEIGHT, EDGE = 320, 110, 24
 
@@ -45,6 +47,8 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _frame(run: Run) -> str:
     """The whole report, which the browser reads when the frame is unfolded; it runs apart from the notebook."""
+    if run.data.nbytes > FRAMED:
+        return "<p>The whole report of this large run: <code>run.report()</code></p>"
     try:
         page = report_html(run, megabytes=MEGABYTES)
     except LayerLensError as error:

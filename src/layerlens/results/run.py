@@ -20,14 +20,14 @@ from layerlens.results.correctness import correct_responses
 from layerlens.results.derived import module_change, token_depth, variable
 from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_digest, row_mask, row_weights
+from layerlens.results.sharing import Sharing
 from layerlens.results.sums import Sums, describe_mean, sums_of
-from layerlens.storage.hub import upload_folder
 from layerlens.storage.manifest import RunManifest
 from layerlens.types import METRIC_BOUNDS, UNBOUNDED, LensName, Module, Norm, Rows, Segment, Weighting
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Sharing):
     """What one analysis measured.
 
     `data` is an xarray Dataset with dims `token` (all samples' decoded rows one after another), `layer` (1...L), `site`; coords
@@ -285,35 +285,6 @@ class Run:
         weight = ["weight"] if "weight" in self.data.coords else []
         coords = ["token", "sample", "position", "token_id", "token_text", "in_response", "segment", *weight, "layer", "site"]
         return frame[[*coords, *names]].assign(in_response=frame["in_response"].astype(bool))
-
-    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Puts the run's folder on the Hugging Face hub as a data set, with a card that shows it, and returns its name for `open_run`.
-
-        Args:
-            repo: "user/run"; made if there is none. Files that are already there are not sent again.
-            private: whether a new data set is private; None leaves it to the hub.
-            token: the user's; None takes the one of `hf auth login`.
-
-        Raises RunError if the run lies in memory alone, or the hub refuses it.
-        """
-        from layerlens.plots.run_card import write_run_card  # a room above this one, which only a call opens
-
-        if self.path is None:
-            raise RunError(f"the run of {self.model} lies in memory alone: analyse with out=FOLDER to keep it, then push it")
-        name = f"hf://datasets/{repo}"
-        entries = {RunFolder.manifest_file, *RunFolder.entries}
-        return upload_folder(self.path, repo, entries, lambda card: write_run_card(self, card, name), private=private, token=token)
-
-    def report(self, out: str | Path = "report.html", **options: Any) -> Path:
-        """Writes one interactive page of the run, which needs no network, and returns its path; options as in `write_report`."""
-        from layerlens.report import write_report  # a room above this one, which only a call opens
-
-        return write_report(self, out=out, **options)
-
-    def _repr_html_(self) -> str:
-        from layerlens.report.notebook import run_html
-
-        return run_html(self)
 
     def row_mask(self, rows: Rows = "response", drop_first: int = 0, segment: Segment | None = None) -> np.ndarray:
         """Which rows a mean counts, along `token`; arguments as in `bootstrap`. Raises SelectionError if there are none."""

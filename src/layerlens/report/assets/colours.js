@@ -20,28 +20,33 @@ const channels = (hex) => [1, 3, 5].map((place) => Number.parseInt(hex.slice(pla
 // 256 colours of a map as [r, g, b], made once.
 const tables = {};
 const table = (name) => {
-  tables[name] ??= Array.from({ length: 256 }, (_, i) => {
-    const stops = LL.maps[name].map(channels), place = (i / 255) * (stops.length - 1), below = Math.min(Math.floor(place), stops.length - 2);
+  const key = `${name}${LL.isDark()}`;
+  tables[key] ??= Array.from({ length: 256 }, (_, i) => {
+    const stops = LL.stops(name).map(channels), place = (i / 255) * (stops.length - 1), below = Math.min(Math.floor(place), stops.length - 2);
     return stops[below].map((channel, at) => Math.round(channel + (place - below) * (stops[below + 1][at] - channel)));
   });
-  return tables[name];
+  return tables[key];
 };
 const luminance = ([r, g, b]) => [r, g, b].reduce((sum, channel, at) => {
   const part = channel / 255;
   return sum + [0.2126, 0.7152, 0.0722][at] * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
 }, 0);
 
+// The stops of a map: low values are near the ground of the page, light or dark.
+LL.stops = (name) => (name === "sequential" && LL.isDark() ? LL.maps[name].toReversed() : LL.maps[name]);
+
 // The ground of a value between low and high, and black or white, whichever is read better on it.
 const painted = {};
-LL.paint = (map, value, low, high) => {
+LL.paint = (map, value, low, high, dark = LL.isDark()) => {
   if (!Number.isFinite(value)) return { ground: "transparent", ink: "inherit" };
   const place = Math.round(255 * Math.min(1, Math.max(0, (value - low) / (high - low || 1))));
-  painted[map] ??= [];
-  painted[map][place] ??= (() => {
+  const key = `${map}${dark}`;
+  painted[key] ??= [];
+  painted[key][place] ??= (() => {
     const colour = table(map)[place];
     return { ground: `rgb(${colour.join(",")})`, ink: luminance(colour) > 0.179 ? "#000" : "#fff" };
   })();
-  return painted[map][place];
+  return painted[key][place];
 };
-LL.scale = (map) => LL.maps[map].map((colour, place, all) => [place / (all.length - 1), colour]);
-LL.gradient = (map) => `linear-gradient(to right, ${LL.maps[map].join(", ")})`;
+LL.scale = (map) => LL.stops(map).map((colour, place, all) => [place / (all.length - 1), colour]);
+LL.gradient = (map) => `linear-gradient(to right, ${LL.stops(map).join(", ")})`;

@@ -25,7 +25,7 @@ LL.grid = (point) => {
     const ratio = devicePixelRatio || 1, [wide, high] = [frame.clientWidth, Math.min(frame.clientHeight, TOP + many * h)];
     canvas.width = wide * ratio; canvas.height = high * ratio;
     canvas.style.width = `${wide}px`; canvas.style.height = `${high}px`;
-    const pen = canvas.getContext("2d"), [ink, soft, ground] = ["ink", "soft", "card"].map(LL.theme), map = view.about.diverging ? "diverging" : "sequential";
+    const pen = canvas.getContext("2d"), [ink, soft, ground] = ["ink", "soft", "card"].map(LL.theme), map = view.about.diverging ? "diverging" : "sequential", dark = LL.isDark();
     pen.scale(ratio, ratio);
     pen.fillStyle = ground;
     pen.fillRect(0, 0, wide, high);
@@ -37,7 +37,7 @@ LL.grid = (point) => {
       for (let place = 0; place < many; place++) {
         const y = TOP + (many - 1 - place) * h - frame.scrollTop;
         if (y + h < TOP || y > high) continue;
-        const value = row < 0 || !values ? NaN : values[row * many + place], { ground: fill, ink: on } = LL.paint(map, value, ...ends);
+        const value = row < 0 || !values ? NaN : values[row * many + place], { ground: fill, ink: on } = LL.paint(map, value, ...ends, dark);
         if (fill !== "transparent") { pen.fillStyle = fill; pen.fillRect(x, y, w - (w > 8 ? 1 : 0), h - 1); }
         if (w >= 30 && row >= 0 && (ids || Number.isFinite(value))) {
           pen.fillStyle = fill === "transparent" ? ink : on;

@@ -90,8 +90,9 @@ LL.pane = (point) => {
     if (sample !== at.sample) return;
     const seen = values && place >= 0 ? sample.rows.map((row) => (row < 0 ? NaN : values[row * many + place])) : [];
     const [low, high] = LL.ends(about, seen);
+    const dark = LL.isDark();
     chips.forEach((chip, token) => {
-      const { ground, ink } = LL.paint(about.diverging ? "diverging" : "sequential", seen[token] ?? NaN, low, high);
+      const { ground, ink } = LL.paint(about.diverging ? "diverging" : "sequential", seen[token] ?? NaN, low, high, dark);
       chip.style.background = ground;
       chip.style.color = ink;
       chip.dataset.value = Number.isFinite(seen[token]) ? seen[token].toFixed(about.decimals) : "";
