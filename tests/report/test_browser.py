@@ -280,3 +280,16 @@ def test_hostile_texts_stay_texts(tab: Page, bundled_runs: list[Run], tmp_path: 
     assert tab.js("document.querySelector('.path .top code').textContent") == HOSTILE
     assert HOSTILE in tab.js("document.querySelector('.pins .link').textContent")
     assert tab.messages() == []
+
+
+def test_paper_is_white_and_charts_fit_it(tab: Page, page_file: Path) -> None:
+    tab.open(page_file, "theme=dark")
+    chart = "document.querySelector('#box-flow .chart')"
+    wide = tab.js(f"{chart}._fullLayout.width")
+    tab.js("dispatchEvent(new Event('beforeprint'))")
+    assert tab.js("document.documentElement.dataset.theme") == "light"
+    assert tab.js(f"{chart}._fullLayout.width") == 680
+    assert tab.js(f"{chart}._fullLayout.paper_bgcolor") == "#ffffff"
+    tab.js("dispatchEvent(new Event('afterprint'))")
+    tab.wait(f"{chart}._fullLayout.width === {wide}")
+    assert tab.js("document.documentElement.dataset.theme") == "dark"

@@ -54,6 +54,7 @@ LL.figure = (spec, below = null) => {
   // the same figure of other values
   const update = (next) => { spec = next; return draw(); };
   const figure = { box, chart, draw, update, touches: (keys) => [...keys].some((name) => name === "axis" || name === "theme" || name.startsWith(`${spec.id}.`)) };
+  figure.dress = () => globalThis.Plotly?.relayout(chart, { "font.color": LL.theme("ink"), paper_bgcolor: LL.theme("card"), plot_bgcolor: LL.theme("card"), "xaxis.gridcolor": LL.theme("line"), "yaxis.gridcolor": LL.theme("line"), width: LL.printed });
   LL.charts.add(figure);
   box.figure = figure;
   return box;

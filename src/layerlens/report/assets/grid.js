@@ -1,14 +1,14 @@
 "use strict";
 // Layers × tokens of a sample on a canvas that draws what is in view: scrolled, zoomed, with the likeliest token in the cell.
 LL.grid = (point) => {
-  const LEFT = 40, TOP = 66, canvas = LL.el("canvas", { "aria-hidden": "true" }), space = LL.el("div", { class: "space" }, canvas);
+  const LEFT = 40, canvas = LL.el("canvas", { "aria-hidden": "true" }), space = LL.el("div", { class: "space" }, canvas);
   const frame = LL.el("div", { class: "grid", tabindex: "0", role: "application", "aria-label": "Layers by tokens: arrows move, Enter pins, plus and minus zoom", "aria-describedby": "cell" }, space);
   const cell = LL.el("p", { class: "cell", id: "cell", role: "status", "aria-live": "polite" }, "Point at a cell.");
   const zoom = LL.el("input", { type: "range", min: 4, max: 110, "aria-label": "Width of a cell", oninput: () => LL.state.set({ cell: zoom.value }) });
   const root = LL.el("div", { class: "card" }, LL.el("h3", {}, "Layers × tokens"), LL.el("div", { class: "buttons" },
     LL.button("−", () => step(1 / 1.4), { "aria-label": "Narrower cells" }), zoom, LL.button("+", () => step(1.4), { "aria-label": "Wider cells" }),
     LL.button("PNG", () => canvas.toBlob((blob) => LL.save(blob, "layerlens-grid.png")), { "aria-label": "Save as PNG: layers by tokens, as in view" })), frame, cell);
-  let at = null, view = null, values = null, ids = null, shares = null, ends = [0, 1], here = { token: -1, layer: -1 }, waiting = false;
+  let TOP = 66, at = null, view = null, values = null, ids = null, shares = null, ends = [0, 1], here = { token: -1, layer: -1 }, waiting = false;
 
   const width = () => Math.min(110, Math.max(4, LL.state.number("cell", 56)));
   const height = () => (width() < 20 ? 12 : 20);
@@ -19,6 +19,7 @@ LL.grid = (point) => {
   const draw = () => {
     waiting = false;
     if (!at || !frame.clientWidth) return;
+    TOP = width() < 30 ? 66 : 42; // the names of tokens stand upright above narrow columns
     const [w, h, many] = [width(), height(), layers().length], text = LL.data.texts[at.run], sample = at.sample, tokens = sample.tokens.length;
     space.style.width = `${LEFT + tokens * w}px`;
     space.style.height = `${TOP + many * h}px`;
@@ -112,6 +113,7 @@ LL.grid = (point) => {
     else return;
     event.preventDefault();
   });
+  for (const change of ["beforeprint", "afterprint"]) addEventListener(change, draw);
   new ResizeObserver(ask).observe(frame);
   LL.state.listen((keys) => (keys.has("cell") || keys.has("theme")) && (zoom.value = width(), ask()));
 

@@ -39,6 +39,16 @@
     theme.textContent = themes[name];
     theme.setAttribute("aria-label", `Colours: ${name}; change`);
   };
+  // paper is white, and narrower than a screen
+  const paper = (there) => {
+    if (there) document.documentElement.dataset.theme = "light";
+    else dress();
+    LL.printed = there ? 680 : null;
+    for (const { box, dress: change } of LL.charts) if (box.dataset.drawn === "yes" && box.offsetParent) change();
+    if (!there) dispatchEvent(new Event("resize"));
+  };
+  addEventListener("beforeprint", () => paper(true));
+  addEventListener("afterprint", () => paper(false));
   document.getElementById("tools").append(theme, LL.button("Print", () => print()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => state.set({}) ?? LL.state.listeners.forEach((listen) => listen(new Set(["theme"]))));
 

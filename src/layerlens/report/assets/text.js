@@ -29,6 +29,7 @@ LL.ends = (about, values) => {
 // A pane with the text of one sample of one run.
 LL.pane = (point) => {
   const root = LL.el("div", { class: "pane card" });
+  const lack = LL.el("p", { class: "hint" });
   let at = null, chips = [], current = -1, list = null;
 
   const build = (run, number) => {
@@ -51,7 +52,7 @@ LL.pane = (point) => {
     root.replaceChildren(
       LL.el("h3", {}, `${LL.data.texts.length > 1 ? `${text.name}, ` : ""}sample ${sample.id} `, badge),
       ...(sample.truth ? [LL.el("p", { class: "truth" }, `ground truth: ${sample.truth}`)] : []),
-      ...(sample.before ? [LL.el("p", { class: "before" }, sample.before)] : []), list);
+      ...(sample.before ? [LL.el("p", { class: "before" }, sample.before)] : []), lack, list);
   };
   const pin = (token) => at.sample.rows[token] >= 0 && LL.pins.toggle(at.run, at.number, token);
   const move = (token, event) => {
@@ -97,6 +98,7 @@ LL.pane = (point) => {
       chip.style.color = ink;
       chip.dataset.value = Number.isFinite(seen[token]) ? seen[token].toFixed(about.decimals) : "";
     });
+    lack.textContent = values ? "" : `The page holds no ${about.label} at ${column} of this run.`;
     root.dataset.painted = `${name}|${layer}`;
     return [low, high];
   };
@@ -171,7 +173,7 @@ LL.texts = (place) => {
   const go = ([run, sample, token]) => { LL.state.set({ run, sample, filter: "all" }); panes[0].show(token); point(panes[0].at, token); };
 
   const range = (label, id, options, value, shown, change) => {
-    const output = LL.el("output"), input = LL.el("input", { type: "range", min: 0, max: options.length - 1, id, oninput: () => change(options[input.value]) });
+    const output = LL.el("output"), input = LL.el("input", { type: "range", min: 0, max: options.length - 1, id, disabled: options.length < 2, oninput: () => change(options[input.value]) });
     input.follow = (now) => { // the slider shows what is chosen, by whatever means
       input.value = options.indexOf(now);
       output.textContent = shown(now);
