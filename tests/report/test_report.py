@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import layerlens as ll
 from layerlens.cli.options import parse_layers
 from layerlens.errors import SelectionError
 from layerlens.report import report_data, report_html, write_report
 from layerlens.report.arrays import decimals_of, packed
 from layerlens.report.measured import command
 from layerlens.report.page import page
-from layerlens.results import Run, open_run
+from layerlens.results import Run, RunFolder, open_run
 from tests.support.plots import part, rise_and_fall
 from tests.support.synthetic_runs import make_run
 
@@ -102,6 +103,24 @@ def test_what_a_run_lacks_is_said_in_one_line() -> None:
     assert "--top-k" in data["texts"][0]["top"]
     assert "--reward" in data["texts"][0]["right"]
     assert figure(data, "entropy")["kind"] == "heat"
+
+
+def test_a_run_of_means_alone_has_figures_and_no_texts(tmp_path: Path) -> None:
+    model = ll.load("tiny-qwen3", dtype="float32")
+    samples = [ll.Sample([1, 2, 3, 4, 5 + at], 2) for at in range(3)]
+    run = ll.analyze(model, samples, keep="means", out=tmp_path / "run")
+    data = report_data(ll.open_run(tmp_path / "run"))
+    assert "--keep means" in data["texts"][0]["missing"]
+    assert figure(data, "entropy")["kind"] == "heat"
+    assert "--keep means" in command(run)
+
+
+def test_a_run_on_disk_gives_the_page_of_one_in_memory(bundled_runs: list[Run], tmp_path: Path) -> None:
+    folder = RunFolder.begin(tmp_path / "run", bundled_runs[0].manifest)
+    for sample in range(bundled_runs[0].n_samples):
+        folder.write(sample, bundled_runs[0].sample(sample))
+    stored, held = (report_data(run)["texts"] for run in (open_run(tmp_path / "run"), bundled_runs[0]))
+    assert stored == held
 
 
 def test_reports_need_something_to_show_and_room_to_show_it_in() -> None:

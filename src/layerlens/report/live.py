@@ -17,7 +17,15 @@ from layerlens.results import open_run, open_training
 from layerlens.results.training_log import is_training
 
 HOST = "127.0.0.1"
-WATCHED = ("run.json", "samples/*.nc", "schedule.json", "trainer_state.json", "checkpoint-*/trainer_state.json", "monitor/summary.jsonl")
+WATCHED = (
+    "run.json",
+    "samples/[0-9]*",
+    "means/[0-9]*",
+    "schedule.json",
+    "trainer_state.json",
+    "checkpoint-*/trainer_state.json",
+    "monitor/summary.jsonl",
+)
 """Files whose change makes a new page."""
 WAITING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="3"><title>layerlens watch</title></head>

@@ -20,7 +20,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     rows = {"all": "all rows", "response": "rows that predict the response", "reference": "the rows of the paper's code"}[config.rows]
     size = [f"{model.n_layers} layers" if model.n_layers else "", f"d = {model.d_model}" if model.d_model else ""]
     size += [f"vocabulary of {model.vocabulary:,}" if model.vocabulary else ""]
-    decoded = f"{data.sizes['token']:,} of {data.sizes.get('text_token', data.sizes['token']):,} tokens"
+    decoded = f"{run.n_rows:,} of {data.sizes.get('text_token', run.n_rows):,} tokens"
     drawn = f", up to {run.tokens_per_sample} of each response" if run.tokens_per_sample else ""
     sampling = config.generate
     found = {
@@ -74,5 +74,6 @@ def command(run: Run) -> str:
         value, default = getattr(config, option), DEFAULT[option]
         if value != default:
             words += [f"--{option.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--keep", run.manifest.keep] if run.manifest.keep != "rows" else []
     words += ["--dtype", model.dtype, "--out", str(run.path or "RUN")]
     return shlex.join(words)

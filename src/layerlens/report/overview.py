@@ -146,7 +146,7 @@ class Overview:
     def _distance(self) -> Figure:
         series, noted = [], {}
         for metric in DISTANCES:
-            held = [n for n, run in enumerate(self.runs) if metric in run.data and "resid_post" in run.sites]
+            held = [n for n, run in enumerate(self.runs) if metric in run.variables and "resid_post" in run.sites]
             for n in held:
                 mean = self._mean(n, metric)
                 noted[n] = mean
@@ -174,7 +174,7 @@ class Overview:
         panels, noted = [], {}
         for n, run in enumerate(self.runs):
             for metric, name in (("similarity", "cosine"), ("cka", "linear CKA")):
-                if metric in run.data:
+                if metric in run.variables:
                     mean = self._mean(n, metric)
                     noted[n] = mean
                     panels.append(panel(run.layers, run.layers, mean.transpose("layer", "layer_to"), run=self.names[n], measure=name))

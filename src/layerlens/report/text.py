@@ -24,6 +24,8 @@ LATER = (
     "kl_from_layer",
 )  # fmt: skip
 MAIN = "resid_post"
+FEWEST_BYTES = 1
+"""Less than what the arrays that a sample must have take for each of its rows and layers."""
 TAIL = 0.01
 """Share of a metric's values beyond either end of its colours, so that a few do not hide the rest."""
 BY_MODULE = DIVERGING = ("entropy_change", "stream_cosine")
@@ -57,11 +59,12 @@ def texts(run: Run, right: Sequence[bool | None] | str, left: int) -> dict[str, 
     Args:
         right: whether each sample's response is right (None: not known), or why that is known of none.
     """
-    if "token" not in run.data.dims or not run.data.sizes["token"]:
-        raise SelectionError("this run kept means alone, without the values of each token: analyse without --keep means")
+    if run.manifest.keep != "rows" or not run.n_rows:
+        raise SelectionError("the run kept means alone, without the numbers of each token: analyse it without --keep means")
+    shown = _that_may_fit(run, left)
     for coarse in (False, True):
-        packer, budget = _Packer(run, coarse), Budget(left)
-        samples = _first(packer, right, budget)
+        packer, budget = _Packer(shown, coarse), Budget(left)
+        samples = _first(packer, right, budget, run.n_samples)
         _add(packer, samples, packer.wanted(), budget)
         if not budget.left_out:
             break
@@ -72,7 +75,7 @@ def texts(run: Run, right: Sequence[bool | None] | str, left: int) -> dict[str, 
         "L": run.n_layers,
         "main": packer.main,
         "metrics": packer.described([key.split("|") for key in held if not key.startswith("top_")]),
-        "top": NO_TOP if "top_ids" not in run.data else "",
+        "top": NO_TOP if "top_ids" not in run.variables else "",
         "share_decimals": packer.share_decimals,
         "words": packer.words,
         "right": right if isinstance(right, str) else "",
@@ -82,11 +85,19 @@ def texts(run: Run, right: Sequence[bool | None] | str, left: int) -> dict[str, 
     }
 
 
-def _first(packer: _Packer, right: Sequence[bool | None] | str, budget: Budget) -> list[dict[str, Any]]:
-    """The samples with the arrays that each must have; at least one, and as many as fit."""
+def _that_may_fit(run: Run, left: int) -> Run:
+    """The first samples of a run, in memory: so many that those after them cannot fit into `left` bytes; at least one."""
+    data = run.data
+    first_rows = np.searchsorted(data["sample"].values, data["sample_index"].values)
+    fit = max(1, int((first_rows * len(run.layers) * FEWEST_BYTES <= left).sum()))
+    end = first_rows[fit] if fit < run.n_samples else run.n_rows
+    return Run(data.isel(token=slice(0, int(end)), sample=slice(0, fit)).load(), run.manifest)
+
+
+def _first(packer: _Packer, right: Sequence[bool | None] | str, budget: Budget, many: int) -> list[dict[str, Any]]:
+    """The samples with the arrays that each must have; at least one, and as many of `many` as fit."""
     samples: list[dict[str, Any]] = []
-    many = packer.run.n_samples
-    for place in range(many):
+    for place in range(packer.run.n_samples):
         words = packer.word_bytes if samples else 0
         sample = packer.sample(place, None if isinstance(right, str) else right[place])
         sample["blocks"] = {f"{name}|{column}": packer.block(place, name, column) for name, column in packer.first()}
@@ -96,6 +107,8 @@ def _first(packer: _Packer, right: Sequence[bool | None] | str, budget: Budget) 
         ):
             break
         samples.append(sample)
+    if packer.run.n_samples == len(samples) < many:
+        budget.take(budget.left + 1, f"samples after the first {len(samples)} of {many}")
     return samples
 
 

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from layerlens.errors import RunError, SelectionError
+from layerlens.errors import SelectionError
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.metrics.perplexity import perplexity
 from layerlens.metrics.settling import DEEP, SETTLED
 from layerlens.results.correctness import correct_responses
 from layerlens.results.derived import module_change, token_depth, variable
-from layerlens.results.folder import RunFolder
 from layerlens.results.rows import problem_numbers, row_digest, row_mask, row_weights
 from layerlens.results.sharing import Sharing
 from layerlens.results.sums import Sums, describe_mean, sums_of
