@@ -105,7 +105,7 @@ def test_hooks_modes_and_weights_survive_exceptions(where: str, error: type[Base
         if where == "callback":
             lens.forward(torch.tensor([random_ids(4)]), everywhere(lens), fail)
         elif where == "analyze":
-            monkeypatch.setattr("layerlens.analysis.measure.readout", fail)
+            monkeypatch.setattr("layerlens.analysis.row_decoder.readout", fail)
             ll.analyze(lens, [ll.Sample(random_ids(6), 2)])
         else:
             if where == "model":
@@ -159,12 +159,12 @@ def test_forward_stops_after_the_last_place(qwen: ll.LensModel, layer: int, site
     assert not {"norm", "head"} & finished
 
 
-def test_analyze_runs_at_most_two_forward_passes(qwen: ll.LensModel) -> None:
+def test_analyze_runs_a_text_once_and_no_block_above_the_last_place(qwen: ll.LensModel) -> None:
     with counted({"first": qwen.parts.blocks[0], "last": qwen.parts.blocks[-1]}) as calls:
         ll.analyze(qwen, [ll.Sample(random_ids(6), 2)])
-        assert calls == {"first": 2, "last": 2}
+        assert calls == {"first": 1, "last": 1}
         ll.analyze(qwen, [ll.Sample(random_ids(6), 2)], metrics=["entropy", "logp_next"], layers=[1, 2])
-        assert calls == {"first": 3, "last": 2}
+        assert calls == {"first": 2, "last": 1}
 
 
 def test_analysis_of_a_training_model_keeps_no_graph() -> None:

@@ -83,10 +83,10 @@ def test_subset_of_sites_and_layers_gives_the_same_numbers(qwen: ll.LensModel) -
     np.testing.assert_allclose(response.mean("entropy")["mean"], everything.mean("entropy")["mean"], atol=1e-5)
 
 
-def test_windowed_similarity_matches_unwindowed(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarity_in_blocks_of_rows_is_that_of_all_rows(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [ll.Sample(random_ids(n, n), 0) for n in (23, 40)]
     at_once = ll.analyze(qwen, samples, metrics="similarity")
-    monkeypatch.setattr("layerlens.analysis.measure.WINDOW_BYTES", 4 * 32 * 4 * 7)
+    monkeypatch.setattr("layerlens.analysis.layer_similarity.BLOCK_BYTES", 4 * 32 * 4 * 7)
     cut = ll.analyze(qwen, samples, metrics="similarity")
     for name in ("similarity", "cka"):
         np.testing.assert_allclose(cut.data[name], at_once.data[name], atol=1e-6)

@@ -41,6 +41,7 @@ class Analysis:
         convention: how states are read; under norm "matched" its spread is None until it is measured.
         numbers: of the samples that are measured here, if not of all.
         source: where responses come from that were read from another run, or sampled by another engine.
+        state_bytes: bytes of states that may wait until they are decoded (`state_memory.py`).
     """
 
     model: LensModel
@@ -54,6 +55,7 @@ class Analysis:
     device: str | None = None
     source: TextSource | None = None
     numbers: range | None = None
+    state_bytes: int = 1 << 30
 
     @property
     def batches(self) -> list[list[int]]:
@@ -121,6 +123,7 @@ class Analysis:
             samples=SampleSet(len(self.samples), digest_of(self.samples)),
             batch_tokens=self.batch_tokens,
             device=self.device,
+            state_bytes=self.state_bytes,
             lens_file=None if self.convention.lens is None else self.convention.lens.file,
             texts=self.source,
         )
@@ -149,7 +152,8 @@ class Analysis:
             keep = [torch.from_numpy(new[place]) for place in active]
             names = [samples[place].name for place in active]
             compared = [torch.from_numpy(similarity_rows(samples[place], plan.similarity_rows)) for place in active]
-            for place, part in zip(active, measure_batch(self.model, ids, keep, plan, self.convention, names, compared), strict=True):
+            measured = measure_batch(self.model, ids, keep, plan, self.convention, names, compared, self.state_bytes)
+            for place, part in zip(active, measured, strict=True):
                 parts[place] = part
         return parts
 

@@ -15,6 +15,7 @@ from layerlens.analysis.row_positions import NOWHERE, reference_start
 from layerlens.analysis.sampling import with_responses
 from layerlens.analysis.shards import require_keepable, samples_of
 from layerlens.analysis.spread import with_spread
+from layerlens.analysis.state_memory import resolve_state_bytes
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
 from layerlens.errors import PromptError, RunError, SelectionError
@@ -142,7 +143,8 @@ def analyze(
     if rows == "reference":
         _require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
-    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source, measured)
+    state_bytes = resolve_state_bytes(model.parts.unembedding_weight.device)
+    analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source, measured, state_bytes)
     analysis, store = _open_store(analysis, out, backend, keep)
     if (number := rank()) is not None:
         store.note_process(number, f"{model.device} ({device}) on {platform.node()}")
@@ -268,7 +270,8 @@ def _open_store(analysis: Analysis, out: str | Path | None, backend: str, keep: 
             raise
         analysis = _with_backend(analysis, str(folder.backend()))
         folder = RunFolder.begin(out, replace(analysis.manifest(), keep=keep))
-    device = folder.manifest().device
+    begun = folder.manifest()
+    analysis, device = replace(analysis, state_bytes=begun.state_bytes or analysis.state_bytes), begun.device
     if device != analysis.device:
         warnings.warn(
             f"{folder.path} was begun on {device}; what {analysis.device} adds agrees with it to rounding, not to the last bit",

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerlens.decode.choose import choose_backend
-from layerlens.decode.moments import Moments, PartialSums, divergence
+from layerlens.decode.moments import PartialSums, divergence
 from layerlens.decode.request import NEEDS, SECOND_LOOK, KeptLogits, ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ReadoutError, SelectionError
@@ -35,6 +35,8 @@ class Readout:
     """H(π) of each policy π."""
     logp: Float[Tensor, "*rows"] | None = None
     """log π(target), NaN if the target is negative."""
+    final_logp: Float[Tensor, " one_state"] | None = None
+    """log π_final(target) of each row, beside `logp` if anything is compared with the final policy; NaN if the target is negative."""
     kl: Float[Tensor, "*rows"] | None = None
     """KL(π ‖ π_final)."""
     kl_from: Float[Tensor, "*rows"] | None = None
@@ -104,16 +106,17 @@ def readout(
     needed = {NEEDS[name] for name in want if name in NEEDS}
     anchors = {name: vectors for name, vectors in (("final", final), ("reference", reference)) if name in needed}
     second = frozenset(want) & {*SECOND_LOOK}
+    targets = targets.to(device, torch.long) if targets is not None and "targets" in needed else None
     # a chunk of the vocabulary serves all states of a stack, so a stack that is too large is cut along its rows
     step = rows_at_once(unembedding, stack.shape[0] + len(anchors), bool(second))
-    parts, memory = [], KeptLogits()
+    parts, final_logp, memory, finite = [], [], KeptLogits(), _FiniteRows()
     for first in range(0, max(1, rows), step):
         part = slice(first, first + step)
         request = ReadoutRequest(
             unembedding,
             stack[:, part].reshape(-1, d_model).to(device),
             {name: vectors[part].to(device) for name, vectors in anchors.items() if vectors is not None},
-            targets[part].to(device, torch.long).repeat(stack.shape[0]) if targets is not None and "targets" in needed else None,
+            None if targets is None else targets[part].repeat(stack.shape[0]),
             kl="kl" in want,
             kl_from="kl_from" in want,
             agrees="agrees" in want,
@@ -123,12 +126,16 @@ def readout(
         )
         sums = choose_backend(request, backend)(request)
         n_rows = request.hidden.shape[0] // stack.shape[0]
-        for anchor, policies in (None, sums.own), *sums.anchors.items():
-            _refuse_bad_rows(policies, n_rows, first, anchor)
+        finite.note(sums, n_rows, first)
+        if targets is not None and "logp" in want and "final" in sums.anchors:
+            logit, log_partition = unembedding.token_logits(request.anchors["final"], targets[part]), sums.anchors["final"].log_partition
+            final_logp.append(log_probability(logit, log_partition).float().masked_fill(targets[part] < 0, math.nan))
         parts.append({name: value.reshape(stack.shape[0], n_rows, *value.shape[1:]) for name, value in _values(request, sums).items()})
+    finite.require()
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     unwanted = {"entropy", "logp"} - set(want)
-    return Readout(**{name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items() if name not in unwanted})
+    values = {name: value.reshape(*lead, *value.shape[2:]) for name, value in joined.items() if name not in unwanted}
+    return Readout(**values, final_logp=torch.cat(final_logp) if final_logp else None)
 
 
 def _refuse_bad_input(
@@ -197,10 +204,23 @@ def _second_values(request: ReadoutRequest, sums: PartialSums) -> dict[str, Tens
     return values
 
 
-def _refuse_bad_rows(policies: Moments, n_rows: int, first_row: int, anchor: str | None) -> None:
-    """Raises ReadoutError if an accumulator is not finite. `policies` are a stack: of each state, `n_rows` rows from `first_row` on."""
-    finite = policies.m.isfinite() & policies.S.isfinite() & policies.A.isfinite()
-    if not finite.all():
+class _FiniteRows:
+    """Notes which rows have a policy, where they were computed: a GPU is waited for once, when all rows are queued."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[Bool[Tensor, " n"], int, int, str | None]] = []
+
+    def note(self, sums: PartialSums, n_rows: int, first_row: int) -> None:
+        """Takes the accumulators of a stack: of each state, and of each anchor, `n_rows` rows from `first_row` on."""
+        for anchor, policies in (None, sums.own), *sums.anchors.items():
+            finite = policies.m.isfinite() & policies.S.isfinite() & policies.A.isfinite()
+            self.noted.append((finite, n_rows, first_row, anchor))
+
+    def require(self) -> None:
+        """Raises ReadoutError that names the first row whose accumulators are not finite, if there is one."""
+        if torch.stack([finite.all() for finite, *_ in self.noted]).all():
+            return
+        finite, n_rows, first_row, anchor = next(each for each in self.noted if not each[0].all())
         index = int((~finite).nonzero()[0, 0])
         stack, row = index // n_rows, first_row + index % n_rows
         whose = f"state {stack}" if anchor is None else f"the {anchor} policy"

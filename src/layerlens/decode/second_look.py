@@ -75,8 +75,12 @@ class SecondLook:
         # in a chunk before the target an equal logit comes before it too: x >= t is x > the number below t
         whole_chunk_before = targets >= first_token + x.shape[1]
         count = (x > torch.where(whole_chunk_before, logit.nextafter(torch.full_like(logit, -torch.inf)), logit)[:, None]).sum(-1)
-        row = ((targets >= first_token) & ~whole_chunk_before).nonzero()[:, 0]
-        lower_id = torch.arange(first_token, first_token + x.shape[1], device=x.device) < targets[row, None]
+        here = (targets >= first_token) & ~whole_chunk_before
+        ids = torch.arange(first_token, first_token + x.shape[1], device=x.device)
+        if x.device.type != "cpu":  # the host would have to wait to learn which rows these are
+            return (count + ((x == logit[:, None]) & (ids < targets[:, None]) & here[:, None]).sum(-1)).double()
+        row = here.nonzero()[:, 0]
+        lower_id = ids < targets[row, None]
         return count.double().index_add(0, row, ((x[row] == logit[row, None]) & lower_id).sum(-1).double())
 
 

@@ -51,7 +51,11 @@ def argmax_of_parts(logits: Float[Tensor, "parts n"], ids: Int[Tensor, "parts n"
 
 
 class RunningArgmax:
-    """The largest logit of each row so far and its token; only rows that gain a larger logit are searched for the token."""
+    """The largest logit of each row so far and its token.
+
+    On a CPU only rows that gain a larger logit are searched for the token. Which rows these are, the host would have to wait to learn
+    from a GPU, so there every row is searched.
+    """
 
     def __init__(self, rows: int, device: torch.device):
         self.logits = torch.full((rows,), -torch.inf, device=device)
@@ -59,10 +63,12 @@ class RunningArgmax:
 
     def update(self, x: Float[Tensor, "n chunk"], maxima: Float[Tensor, " n"], first_token: int) -> None:
         """Takes in the chunk of logits that begins at `first_token`, given each row's maximum in it."""
-        better = (maxima > self.logits).nonzero()[:, 0]
-        if len(better):
+        gained = maxima > self.logits
+        if x.device.type != "cpu":
+            self.ids = torch.where(gained, x.argmax(-1) + first_token, self.ids)
+        elif len(better := gained.nonzero()[:, 0]):
             self.ids[better] = x[better].argmax(-1) + first_token
-            self.logits = torch.maximum(self.logits, maxima)
+        self.logits = torch.maximum(self.logits, maxima)
 
 
 class RunningTopK:
@@ -75,8 +81,11 @@ class RunningTopK:
     def update(self, x: Float[Tensor, "n chunk"], first_token: int) -> None:
         """Takes in the chunk of logits that begins at `first_token`.
 
-        Merges only the logits that exceed their row's k-th largest so far. If the chunk holds too many of them, merges every row.
+        On a CPU merges only the logits that exceed their row's k-th largest so far. If the chunk holds too many of them, or lies on a
+        GPU, merges every row.
         """
+        if x.device.type != "cpu":
+            return self.update_every_row(x, first_token)
         least, cells = self.logits[:, -1:], x.shape[1] // CELL
         in_cells = cells * CELL
         row, cell = (x[:, :in_cells].view(len(x), CELL, cells).amax(1) > least).nonzero(as_tuple=True)
