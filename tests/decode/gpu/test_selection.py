@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +53,37 @@ def test_gpu_backends_refuse_a_cpu(backend: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(launch, "kernels_run", lambda device: False)  # as it is without the interpreter, in which tests run kernels
     with pytest.raises(SelectionError, match="needs a GPU"):
         readout(torch.zeros(2, 4), torch.zeros(9, 4), backend=backend)
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+    subprocess.CalledProcessError(1, ["gcc", "main.c"]),
+    ImportError("libcuda.so.1: cannot open shared object file"),
+])  # fmt: skip
+def test_triton_that_cannot_compile_is_passed_over_with_one_warning(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(launch, "kernels", lambda: SimpleNamespace(reduce_rows={(1, 1): cannot}))
+    monkeypatch.setattr(launch, "launching_on", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(launch, "torch", SimpleNamespace(**{**vars(torch), "zeros": lambda *_, device: 0, "empty": lambda *_, device: 0}))
+    launch.kernels_run.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="install a C compiler"):
+            runs = launch.kernels_run(card)
+        assert not runs
+        assert not launch.kernels_run(card), "a second warning would be an error here"
+    finally:
+        launch.kernels_run.cache_clear()
+
+
+def test_the_trial_kernel_is_one_that_runs() -> None:
+    cpu = torch.device("cpu")
+    if not launch.kernels_run(cpu):
+        pytest.skip("needs Triton's interpreter")
+    assert launch._launches(cpu)
 
 
 def test_importing_decode_does_not_import_triton() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
@@ -20,10 +22,32 @@ from layerlens.decode.unembedding import Unembedding
 
 @cache
 def kernels_run(device: torch.device) -> bool:
-    """Whether Triton is installed and runs on the device. On a CPU only its interpreter does (TRITON_INTERPRET=1), for tests."""
+    """Whether Triton is installed and runs on the device. On a CPU only its interpreter does (TRITON_INTERPRET=1), for tests.
+
+    Warns once for each GPU if Triton is there and cannot launch a kernel, most often because it finds no C compiler.
+    """
+    if find_spec("triton") is None:
+        return False
     if device.type == "cpu":
-        return find_spec("triton") is not None and kernels().INTERPRETED
-    return device.type == "cuda" and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+        return bool(kernels().INTERPRETED)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and _launches(device)
+
+
+def _launches(device: torch.device) -> bool:
+    """Whether a kernel that reduces 16 numbers can be launched; warns if it cannot be."""
+    try:
+        with launching_on(device):
+            product, sums = torch.zeros(1, 16, device=device), torch.empty(3, 1, 1, device=device)
+            kernels().reduce_rows[(1, 1)](product, sums, *[None] * 8, 0, 1, 1, 1, 16, TILE=16)
+    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"Triton cannot launch kernels on {device} ({reason}), so torch reduces logits, which takes longer: install a C compiler "
+            "(gcc or clang, with Python's headers), or name one in CC",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @cache

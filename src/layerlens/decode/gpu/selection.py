@@ -26,7 +26,9 @@ def gpu_backend(request: ReadoutRequest, name: str = "auto") -> str:
     if device.type == "cpu" and not kernels:
         raise SelectionError(f"the readout backend {name!r} cannot be used for this model on cpu: it needs a GPU; choose 'auto'")
     if name == "triton" and not kernels:
-        raise SelectionError("the readout backend 'triton' needs Triton and a GPU of compute capability 8.0 or more; choose 'workspace'")
+        raise SelectionError(
+            "the readout backend 'triton' needs Triton, a C compiler and a GPU of compute capability 8.0 or more; choose 'workspace'"
+        )
     if name == "triton" and not in_registers:
         raise SelectionError("the readout backend 'triton' gives entropy, logp and agrees; choose 'workspace' for KL and all else")
     return name
