@@ -163,7 +163,7 @@ def test_old_folders_name_no_memory(tmp_path: Path) -> None:
 
 def test_state_bytes_are_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 1000, "cuda": 900}
-    monkeypatch.setattr(state_memory, "free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr(state_memory, "free_on", lambda device: free[device.type])
     cpu, card = torch.device("cpu"), torch.device("cuda", 0)
     assert state_memory.resolve_state_bytes(cpu) == 250
     assert state_memory.resolve_state_bytes(card) == 450

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from layerlens.models import free_memory
-from layerlens.models.free_memory import free_bytes
+from layerlens.models.free_memory import free_on
 
 
 def group(folder: Path, limit: str, current: int, cached: int) -> None:
@@ -19,7 +19,7 @@ def group(folder: Path, limit: str, current: int, cached: int) -> None:
 
 
 def test_free_memory_of_the_host_is_positive_and_no_more_than_the_machine_has() -> None:
-    assert 0 < free_bytes(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_on(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_the_tightest_control_group_from_the_own_one_to_the_root_counts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DeepseekV3Config, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config
 
-from layerlens.models.memory import SHARE, SequenceCost, fitting_batch, free_bytes, free_on
+from layerlens.models.memory import SHARE, SequenceCost, fitting_batch, free_bytes
 from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,6 @@ def test_costs_of_published_shapes() -> None:
 
 def test_the_memory_of_this_machine_is_known() -> None:
     model = tiny_model("qwen3")
-    assert 1 << 20 < free_on(torch.device("cpu")) < 1 << 50
     assert free_bytes(model, model.model.layers) > 1 << 20
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from layerlens.models.free_memory import free_bytes
+from layerlens.models.free_memory import free_on
 
 PORTION_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 """Bytes of states of several texts that run together, by device type. A text of more bytes runs alone."""
@@ -23,10 +23,10 @@ def resolve_state_bytes(device: torch.device) -> int:
 
     It is decided once for a run and kept in its manifest: which states are decoded together can change the last bits of results.
     """
-    host = int(HOST_SHARE * free_bytes(torch.device("cpu")))
-    return max(host, int(DEVICE_SHARE * free_bytes(device))) if device.type == "cuda" else host
+    host = int(HOST_SHARE * free_on(torch.device("cpu")))
+    return max(host, int(DEVICE_SHARE * free_on(device))) if device.type == "cuda" else host
 
 
 def waiting_device(device: torch.device, size: int) -> torch.device:
     """Where states of `size` bytes wait until `device` decodes them: there if it has room, else on the host. No number depends on it."""
-    return torch.device("cpu") if device.type == "cuda" and size > DEVICE_SHARE * free_bytes(device) else device
+    return torch.device("cpu") if device.type == "cuda" and size > DEVICE_SHARE * free_on(device) else device

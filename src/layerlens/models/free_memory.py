@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-def free_bytes(device: torch.device) -> int:
+def free_on(device: torch.device) -> int:
     """Bytes that this process can still take on a device.
 
     On a GPU: what the driver has free, and what torch holds without using it. Elsewhere the memory of the host: what Linux calls

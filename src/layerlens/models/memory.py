@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from layerlens.models.free_memory import free_on
 from layerlens.models.layout import text_config
 
 SHARE = 0.5
@@ -90,25 +88,3 @@ def free_bytes(model: nn.Module, blocks: Any) -> int:
     main = next((weight.device for weight in model.parameters() if weight.device.type != "meta"), torch.device("cpu"))
     homes = [main if home.type == "meta" else home for home in homes]
     return min(free_on(device) * len(homes) // homes.count(device) for device in set(homes)) if homes else free_on(main)
-
-
-def free_on(device: torch.device) -> int:
-    """Bytes of free memory on a device; on a CPU those that the system can give without swapping."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return _free_host_bytes()
-
-
-def _free_host_bytes() -> int:
-    found = []
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError):  # what a container may use
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    with suppress(OSError, ValueError, AttributeError):
-        if not found:  # no Linux
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(0, min(found)) if found else 4 << 30
