@@ -196,8 +196,8 @@ class RunManifest(ManifestBase):
     `lens_file` the file or folder that a fitted lens was read from, `texts` where responses come from that did not come with the prompts.
     `identity` is what every sample's file repeats: a digest of configuration, samples and weights, made when the folder is begun
     (`identify`), empty in folders of before there was one. `keep` says whether the folder keeps every row of a sample, or its means alone.
-    `processes` names the device and machine of each process that a launcher started, by its number. `state_bytes` is the bytes of states of one text that
-    were held to be decoded together, None in folders of before states were held.
+    `processes` names the device and machine of each process that a launcher started, by its number.
+    `state_bytes` is the bytes of states of one text that were held to be decoded together, None in folders of before states were held.
     """
 
     samples: SampleSet
