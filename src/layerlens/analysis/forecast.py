@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from layerlens.models import LensModel
-from layerlens.models.memory import SequenceCost, free_bytes, free_on, measuring_bytes
+from layerlens.models.free_memory import free_on
+from layerlens.models.memory import SequenceCost, free_bytes, measuring_bytes
 from layerlens.progress import EVERY_SECONDS, duration, say
 
 WORTH_TIMING = 1e11
