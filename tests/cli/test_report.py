@@ -42,6 +42,7 @@ def test_report_says_in_one_line_what_it_lacks(layerlens: Layerlens, folder: Pat
     one_line(layerlens("report"), "needs a run or a training folder")
     one_line(layerlens("report", tmp_path / "nothing"), "nothing")
     one_line(layerlens("report", folder, "--rows", "some"), "--rows")
+    one_line(layerlens("watch", tmp_path / "nothing"), "no such folder")
 
     def missing() -> tuple[str, str, str]:
         raise LayerLensError("a report needs plotly")

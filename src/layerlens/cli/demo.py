@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from layerlens.results import Run
 
 SEED = 0
+TOP_K = 5
+"""Likely tokens that the report shows of every layer."""
 
 
 def demo(
@@ -42,7 +44,8 @@ def demo(
     for name in MODELS:
         lens = ll.load(name, dtype="float32")
         prompts = ll.read_prompts(bundled_prompts(), lens, limit=samples)
-        run = ll.analyze(lens, prompts, generate=ll.Generation(max_new_tokens=256, seed=SEED), out=out / "runs" / name)
+        answers = ll.Generation(max_new_tokens=256, seed=SEED)
+        run = ll.analyze(lens, prompts, generate=answers, top_k=TOP_K, out=out / "runs" / name)
         runs.append(run)
         normed.append(ll.analyze(lens, run, norm="final", out=out / "runs" / f"{name}-final"))
     figures, _ = draw_figures(runs, out / "figures", "all", FigureOptions())

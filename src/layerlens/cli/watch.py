@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from layerlens.cli.report import RewardOption
+from layerlens.errors import RunError
 
 
 def watch(
@@ -27,6 +28,9 @@ def watch(
     from layerlens.report.live import HOST, LiveReport, serve
     from layerlens.report.page import plotly
 
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder}: no such folder; begin the analysis or training first, or name its folder as it does")
     plotly()  # what is missing is said now, not in the browser
     server = serve(LiveReport(folders, every, reward=reward), port)
     address = f"http://{HOST}:{server.server_address[1]}/"
