@@ -81,5 +81,5 @@ def test_a_run_that_is_not_complete_or_samples_anew_is_refused(qwen: ll.LensMode
         ll.analyze(qwen, tmp_path / "run", **OPTIONS)
     with pytest.raises(PromptError, match="taken as they are"):
         ll.analyze(qwen, run, generate=ll.Generation(4), **OPTIONS)
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(PromptError, match="no run folder: read_prompts makes Samples"):
         ll.analyze(qwen, tmp_path / "nothing", **OPTIONS)

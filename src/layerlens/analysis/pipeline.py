@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from layerlens.analysis.batches import Analysis
+from layerlens.analysis.given import checked_samples, require_assistant, require_response_rows, texts_of_run
 from layerlens.analysis.plan import Plan
-from layerlens.analysis.row_positions import NOWHERE, reference_start
 from layerlens.analysis.sampling import with_responses
 from layerlens.analysis.shards import require_keepable, samples_of
 from layerlens.analysis.spread import with_spread
 from layerlens.analysis.state_memory import resolve_state_bytes
 from layerlens.analysis.stopping import resolve_draw, run_until_stopped
 from layerlens.decode.choose import processor_name, resolve_backend
-from layerlens.errors import PromptError, RunError, SelectionError
+from layerlens.errors import RunError, SelectionError
 from layerlens.models import Convention, FittedLens, Generation, LensModel, require_fits_context
 from layerlens.progress import Progress, progress_bar
-from layerlens.prompts.sample import Sample, named
+from layerlens.prompts.sample import Sample
 from layerlens.prompts.segments import resolve_marks
-from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run, texts_of
-from layerlens.results.check import is_run
+from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run
 from layerlens.storage.launch import rank
 from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import SITES, Keep, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
@@ -126,10 +125,10 @@ def analyze(
         ReadoutError: NaN or infinite logits, naming sample, token, layer and site.
         RunError: `out` cannot be used, or the run that is to be read is not complete.
     """
-    given = _texts_of_run(samples, model, generate) if isinstance(samples, Run | str | Path) else samples
+    given = texts_of_run(samples, model, generate) if isinstance(samples, Run | str | Path) else samples
     source = given.source if isinstance(given, Texts) else None
     thinking_marks = thinking_marks or (given.thinking_marks if isinstance(given, Texts) else ())
-    chosen = _checked_samples(given)
+    chosen = checked_samples(given)
     convention = model.convention(norm, spread, lens)
     plan = _resolved_plan(
         model, convention, sites, layers, metrics, rows, similarity_rows, temperature, kl_from_layer, top_k, thinking_marks
@@ -137,11 +136,11 @@ def analyze(
     draw = resolve_draw(tokens_per_sample, precision, plan, model.n_layers)
     require_fits_context(model, chosen, 0 if generate is None else generate.max_new_tokens)
     if rows != "all":
-        _require_response_rows(chosen, generate)
+        require_response_rows(chosen, generate)
     require_keepable(keep, out, draw)
     measured = samples_of(shard, len(chosen), out, draw, norm == "matched" and spread is None)
     if rows == "reference":
-        _require_assistant(chosen, model)
+        require_assistant(chosen, model)
     device = processor_name(model.parts.unembedding_weight.device)
     state_bytes = resolve_state_bytes(model.parts.unembedding_weight.device)
     analysis = Analysis(model, chosen, plan, convention, generate, batch_tokens, draw, precision, device, source, measured, state_bytes)
@@ -180,41 +179,6 @@ def analyze(
     run, stopping = run_until_stopped(run_round, precision)
     store.amend(stopping=stopping)
     return Run(run.data, store.manifest(), store.path)
-
-
-def _texts_of_run(run: Run | str | Path, model: LensModel, generate: Generation | None) -> Texts:
-    if generate is not None:
-        raise PromptError("the texts of a run are taken as they are: leave out generate=, or give samples without responses")
-    if isinstance(run, str | Path) and not str(run).startswith("hf:") and not is_run(run):
-        kind = type(run).__name__
-        raise PromptError(f"samples must be Samples, got {kind} {str(run)!r}, no run folder: read_prompts makes Samples of files and texts")
-    return texts_of(run if isinstance(run, Run) else open_run(run, variables=[]), model.tokenizer, model.name)
-
-
-def _checked_samples(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples as a list, each with an id. Raises PromptError if there are none, or one is no Sample."""
-    chosen = list(samples)
-    if not chosen:
-        raise PromptError("there are no samples to analyse")
-    stranger = next((item for item in chosen if not isinstance(item, Sample)), None)
-    if stranger is not None:
-        raise PromptError(f"samples must be Samples, got {type(stranger).__name__}: read_prompts makes them of files and texts")
-    return named(chosen)
-
-
-def _require_response_rows(samples: Sequence[Sample], generate: Generation | None) -> None:
-    silent = next((sample for sample in samples if not sample.in_response.any() and (sample.has_response or generate is None)), None)
-    if silent is not None:
-        raise PromptError(f"prompt {silent.name} has no response token to decode; pass generate= or rows='all'")
-
-
-def _require_assistant(samples: Sequence[Sample], model: LensModel) -> None:
-    nameless = next((sample for sample in samples if reference_start(sample, model) == NOWHERE), None)
-    if nameless is not None:
-        raise PromptError(
-            f"prompt {nameless.name} holds no 'assistant', after which the rows of the paper's code begin: use the chat template of the "
-            "model if it names one, or rows='response'"
-        )
 
 
 def _resolved_plan(
