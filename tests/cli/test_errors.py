@@ -77,7 +77,7 @@ WRONG_USAGE = {
     "analyze m p": "missing option '--out' / '-o'; see layerlens analyze --help",
     "analyze m p -o x --limit 0": "'--limit': input should be greater than or equal to 1; see layerlens analyze --help",
     "eval m --out o": "missing option '--tasks'; see layerlens eval --help",
-    "eval m --tasks arithmetic --out o --norm final": "--site and --norm describe an internal policy: name its --layer as well",
+    "eval m --tasks arithmetic --out o --norm final": "--site, --norm and --lens describe an internal policy: name its --layer as well",
     "bench --rows x": "'--rows': input should be a valid integer",
     "demo --smaples 3": "--smaples (possible options: --samples); see layerlens demo --help",
     "train --fiel 3": "missing option '--config' / '-c'; see layerlens train --help",

@@ -12,6 +12,7 @@ import layerlens as ll
 from layerlens.errors import PromptError, SelectionError
 from layerlens.evaluate import LensEngine, evaluate, open_engine, open_evaluation
 from layerlens.models import response_seed
+from tests.models.lenses.conftest import random_lens
 from tests.support.evaluations import even_words, some_problems
 
 GREEDY = ll.Generation(max_new_tokens=5, temperature=0.0)
@@ -48,6 +49,23 @@ def test_lens_engine_at_other_sites_answers_by_their_policy(qwen: ll.LensModel) 
     policy = qwen.policy(3, "ffn_out", "final")
     expected = [policy.sample(problem.token_ids, 1, 4, seed=response_seed(5, number))[0] for problem, number in zip(problems, [7, 9])]  # noqa: B905
     assert LensEngine(qwen, 3, "ffn_out", "final").answer(problems, generation, [7, 9]) == expected
+
+
+@pytest.mark.parametrize(("layer", "site"), [(2, "resid_post"), (3, "resid_mid"), ("mix:1,2", "resid_post")])
+def test_a_fitted_lens_answers_by_the_policy_that_it_reads(qwen: ll.LensModel, layer: Any, site: Any, tmp_path: Path) -> None:
+    problems, fitted = some_problems(3), random_lens(qwen)
+    mixed: dict[str, Any] = {"layers": (1, 2)} if isinstance(layer, str) else {"layer": layer}
+    policy = qwen.policy(site=site, norm="final", lens=fitted, **mixed)
+    expected = [policy.sample(problem.token_ids, 1, 5, temperature=0.0)[0] for problem in problems]
+    engine = LensEngine(qwen, layer, site, "final", fitted)
+    assert engine.answer(problems, GREEDY, [0, 1, 2]) == expected
+    assert LensEngine(qwen, layer, site, "final").answer(problems, GREEDY, [0, 1, 2]) != expected
+    evaluation = evaluate(engine, problems, 1, reward=even_words, generation=GREEDY, out=tmp_path / "e")
+    config = open_evaluation(tmp_path / "e").manifest.config
+    assert (config.lens, config.lens_fingerprint) == ("jacobian", fitted.fingerprint)
+    assert evaluation.label.endswith("(norm: final, jacobian lens)")
+    with pytest.raises(SelectionError, match="carries states to the final norm"):
+        LensEngine(qwen, layer, site, "none", fitted)
 
 
 def test_lens_engine_leaves_the_model_as_it_was(qwen: ll.LensModel) -> None:

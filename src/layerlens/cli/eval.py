@@ -104,6 +104,13 @@ def eval_command(
             rich_help_panel="Answers",
         ),
     ] = "none",
+    lens: Annotated[
+        str,
+        typer.Option(
+            help="With --layer and --norm final: jacobian:FILE or tuned:FOLDER carries the states to the final layer; logit does not.",
+            rich_help_panel="Answers",
+        ),
+    ] = "logit",
     compare: Annotated[
         list[Path] | None,
         typer.Option(
@@ -146,8 +153,8 @@ def eval_command(
     from layerlens.evaluate import LensEngine, evaluate, find_task, open_engine, open_evaluation, vote_by_deep_thinking
     from layerlens.rewards import load_reward
 
-    if layer is None and (site, norm) != ("resid_post", "none"):
-        raise SelectionError("--site and --norm describe an internal policy: name its --layer as well")
+    if layer is None and (site, norm, lens) != ("resid_post", "none", "logit"):
+        raise SelectionError("--site, --norm and --lens describe an internal policy: name its --layer as well")
     if answers is not None and samples is not None:
         raise SelectionError("--samples is the old name of --answers: give one of them")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
@@ -160,6 +167,7 @@ def eval_command(
         layer=layer,
         site=resolve_sites(site)[0],
         norm=norm,
+        lens=lens,
         **loading.keywords(),
         tensor_parallel=tensor_parallel,
         library=library,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, get_args, runtime_checkable
@@ -13,6 +14,8 @@ import torch
 from layerlens.errors import SelectionError
 from layerlens.evaluate.vllm import VLLMEngine
 from layerlens.models import (
+    Convention,
+    FittedLens,
     Generation,
     InternalPolicy,
     LayerMix,
@@ -95,15 +98,17 @@ class LensEngine:
         site: of the internal policy. At `resid_post` the blocks above the layer do not run and answers are sampled in batches; at
             every other site, and from layers together, they are sampled one at a time.
         norm: of the internal policy: "none" reads the states as they are, "final" through the model's final norm.
+        lens: "logit", or a fitted lens that carries the states to the final layer first, with norm "final", as in `LensModel.convention`.
         batch_size: answers to sample at once if the caller does not say.
 
-    Raises SelectionError for a layer, site or norm that the model lacks.
+    Raises SelectionError for a layer, site or norm that the model lacks, and for a lens that cannot carry them.
     """
 
     model: LensModel
     layer: int | str | None = None
     site: Site = "resid_post"
     norm: ForwardNorm = "none"
+    lens: str | FittedLens = "logit"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -111,9 +116,15 @@ class LensEngine:
         resolve_forward_norm(self.norm)
         if self.layer is not None:
             asked = parse_mix(self.layer) if isinstance(self.layer, str) else self.layer
-            for layer in asked.layers if isinstance(asked, LayerMix) else [asked]:
+            layers = list(asked.layers) if isinstance(asked, LayerMix) else [asked]
+            for layer in layers:
                 resolve_layers(layer, self.model.n_layers)
+            self._convention.require_readable(layers, [self.site])
             object.__setattr__(self, "layer", asked.text if isinstance(asked, LayerMix) else asked)
+
+    @cached_property
+    def _convention(self) -> Convention:
+        return self.model.convention(self.norm, None, self.lens)
 
     @property
     def in_batches(self) -> bool:
@@ -136,8 +147,11 @@ class LensEngine:
         return self.model.info()
 
     def policy(self) -> dict[str, Any]:
-        internal = {"layer": self.layer, "site": self.site, "norm": self.norm}
-        return {"engine": "transformers"} | (internal if self.layer is not None else dict.fromkeys(internal))
+        if self.layer is None:
+            return {"engine": "transformers"}
+        fitted = self._convention.lens
+        lens = {} if fitted is None else {"lens": fitted.name, "lens_fingerprint": fitted.fingerprint}
+        return {"engine": "transformers", "layer": self.layer, "site": self.site, "norm": self.norm, **lens}
 
     def check(self, problems: Sequence[Sample], generation: Generation) -> None:
         require_fits_context(self.model, problems, generation.max_new_tokens)
@@ -152,16 +166,17 @@ class LensEngine:
                 if on_tokens is not None:
                     on_tokens(len(answers) / len(problems), len(answers[-1]))
             return answers
-        with truncated_at(self.model.parts.model, self.layer, self.norm):
+        lens = None if self.layer is None else self._convention.lens
+        with truncated_at(self.model.parts.model, self.layer, self.norm, lens):
             answered = generate_responses(self.model, problems, generation, numbers, on_tokens)
         return [list(sample.token_ids[sample.response_start :]) for sample in answered]
 
     def _answer_one(self, problem: Sample, generation: Generation, number: int) -> list[int]:
         asked = parse_mix(str(self.layer))
         policy: InternalPolicy | MixedPolicy = (
-            self.model.policy(site=self.site, norm=self.norm, **asked.arguments)
+            self.model.policy(site=self.site, norm=self.norm, lens=self.lens, **asked.arguments)
             if isinstance(asked, LayerMix)
-            else self.model.policy(asked, self.site, self.norm)
+            else self.model.policy(asked, self.site, self.norm, lens=self.lens)
         )
         seed = response_seed(generation.seed, number)
         [answer] = policy.sample(problem.token_ids, 1, generation.max_new_tokens, generation.temperature, generation.top_p, seed)
@@ -175,6 +190,7 @@ def open_engine(
     layer: int | str | None = None,
     site: Site = "resid_post",
     norm: ForwardNorm = "none",
+    lens: str = "logit",
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
@@ -190,7 +206,7 @@ def open_engine(
         name: a hub name, a folder, or a bundled model.
         engine: "transformers", "vllm", or "auto", which takes vLLM if it is installed, there is a GPU, and the request names neither
             an internal layer, a device, device map or quantisation, nor a folder of adapters; otherwise transformers.
-        layer, site, norm: the internal policy that answers, as in `LensEngine`; by default the final policy does.
+        layer, site, norm, lens: the internal policy that answers, as in `LensEngine`; by default the final policy does.
         revision, dtype, device, device_map, quantize, trust_remote_code: as in `load`.
         tensor_parallel: number of GPUs that vLLM spreads the model over.
         library: what runs the model in place of vLLM, as `backend` in `load`: "transformers" or "transformer_lens".
@@ -233,4 +249,4 @@ def open_engine(
         trust_remote_code=trust_remote_code,
         backend=library,
     )
-    return LensEngine(model, layer, site, norm)
+    return LensEngine(model, layer, site, norm, lens)

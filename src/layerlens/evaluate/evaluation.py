@@ -14,7 +14,7 @@ from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
 from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunction, reward_name, score_texts
-from layerlens.models import Generation, LensModel
+from layerlens.models import FittedLens, Generation, LensModel
 from layerlens.progress import OnTokens, Progress, progress_bar
 from layerlens.prompts.sample import Sample
 from layerlens.storage.launch import n_processes
@@ -38,6 +38,7 @@ def evaluate(
     layer: int | str | None = None,
     site: Site = "resid_post",
     norm: ForwardNorm = "none",
+    lens: str | FittedLens = "logit",
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -51,8 +52,8 @@ def evaluate(
         out: folder to keep every answer in. A run that was stopped continues there and ends with the same answers; asking for
             more answers later adds to those that are there; another configuration is refused. None keeps answers in memory.
         name: what the problems are called in tables and figures.
-        layer: answer from the internal policy of this layer (1...L), at `site` and with `norm`, instead of the final policy; or from
-            that of layers together, "mix:4,8,12", "mix:4=0.2,12=0.8" or "contrast:12,4".
+        layer: answer from the internal policy of this layer (1...L), at `site`, with `norm` and `lens`, instead of the final policy; or
+            from that of layers together, "mix:4,8,12", "mix:4=0.2,12=0.8" or "contrast:12,4".
         batch_size: answers sampled at once; it changes memory and speed, and results by no more than rounding.
         progress: whether to show a progress bar; by default only on a terminal.
 
@@ -64,9 +65,11 @@ def evaluate(
         SelectionError: an unknown layer, site or norm, or a `k` or `batch_size` below 1.
         RunError: `out` cannot be used.
     """
-    engine: Engine = LensEngine(model, layer, site, norm) if isinstance(model, LensModel) else model
-    if not isinstance(model, LensModel) and (layer, site, norm) != (None, "resid_post", "none"):
-        raise SelectionError("layer=, site= and norm= go with a LensModel; an engine is opened with them: open_engine(name, layer=...)")
+    engine: Engine = LensEngine(model, layer, site, norm, lens) if isinstance(model, LensModel) else model
+    if not isinstance(model, LensModel) and (layer, site, norm, lens) != (None, "resid_post", "none", "logit"):
+        raise SelectionError(
+            "layer=, site=, norm= and lens= go with a LensModel; an engine is opened with them: open_engine(name, layer=...)"
+        )
     if not 1 <= k <= SEEDS_PER_PROBLEM:
         raise SelectionError(f"answers per problem must be in 1..{SEEDS_PER_PROBLEM}, got {k}")
     if batch_size is not None and batch_size < 1:

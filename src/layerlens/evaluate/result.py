@@ -90,13 +90,14 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The name of the model; if an internal policy answered, also its layer, site and norm."""
+        """The name of the model; if an internal policy answered, also its layer, site, norm and fitted lens."""
         config = self.manifest.config
         if config.layer is None:
             return self.model
         site = "" if config.site == "resid_post" else f" {config.site}"
         layer = config.layer if isinstance(config.layer, str) else f"layer {config.layer}"
-        return f"{self.model} {layer}{site} (norm: {config.norm})"
+        lens = "" if config.lens is None else f", {config.lens} lens"
+        return f"{self.model} {layer}{site} (norm: {config.norm}{lens})"
 
     @property
     def n_answers(self) -> int:

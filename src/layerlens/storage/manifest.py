@@ -131,7 +131,10 @@ class TextSource:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Who answered and how answers were checked; `layer`, `site` and `norm` are None when the final policy answered."""
+    """Who answered and how answers were checked; `layer`, `site` and `norm` are None when the final policy answered.
+
+    `lens` names the fitted lens that carried the layer's states to the final one, `lens_fingerprint` is its digest; None without one.
+    """
 
     engine: str
     generate: SamplingSettings
@@ -139,6 +142,8 @@ class EvaluationConfig:
     layer: int | str | None = None
     site: str | None = None
     norm: Norm | None = None
+    lens: LensName | None = None
+    lens_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
