@@ -67,7 +67,8 @@ def averaged(run: Run, attrs: Mapping[str, Any], *, interval: bool = True) -> st
     )
     weighting = "mean of per-sample means" if attrs["over"] == "sample" else "mean over tokens"
     samples, problems = int(attrs["samples"]), int(attrs.get("problems", attrs["samples"]))
-    parts = [f"norm: {run.convention}", f"{samples} sample{'s' * (samples != 1)}", f"{weighting}, {rows}"]
+    lens = ", logit lens" if run.lens == "logit" else ""
+    parts = [f"norm: {run.convention}{lens}", f"{samples} sample{'s' * (samples != 1)}", f"{weighting}, {rows}"]
     if interval:
         over = "samples" if problems == samples else f"{problems} problems"
         parts.append("no interval: one problem" if problems < 2 else f"{100 * attrs['level']:g}% bootstrap interval over {over}")
