@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint docs notebooks figures models clean
+.PHONY: help setup demo test check lint docs notebooks gallery figures models clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,9 @@ docs: $(VENV)/.dev  ## the documentation site in ./site, with warnings as errors
 
 notebooks: $(VENV)/.dev  ## run the notebooks again, and keep what they show
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+gallery: $(VENV)/.dev  ## draw the gallery's figures again, and write their numbers
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m recipes.site.gallery
 
 check: lint docs test  ## everything that must hold before a change lands
 

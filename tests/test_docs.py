@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from layerlens.models import LAYOUTS
+from tests.support.commands import commands, faults, inline_commands
 from tests.support.markdown import ROOT, anchors, code_blocks, links, repository_texts
 
 PAGES = [
@@ -17,8 +18,10 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "benchmarks/README.md",
-    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
+WITH_CODE = [page for page in PAGES if page.startswith("docs/") and page != "docs/gallery.md"]
+"""Pages whose Python stands alone. The gallery's is one program, which `make gallery` runs; its test is tests/recipes/test_gallery.py."""
 
 PACKAGE = "layerlens"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -45,6 +48,45 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert "layer" in capsys.readouterr().out
 
 
+def standalone(code: str) -> bool:
+    """Whether a block is a whole program on bundled data; the others show a call on data or weights of the reader's."""
+    return code.startswith("import layerlens") and "/" not in "".join(re.findall(r'load\("([^"]*)"', code))
+
+
+@pytest.mark.parametrize(("page", "number"), [(page, n) for page in WITH_CODE for n in range(len(code_blocks(text(page), "python")))])
+def test_the_code_of_a_page_runs_or_can_be_read(page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = code_blocks(text(page), "python")[number]
+    small = code.replace("limit=8", "limit=2").replace("256", "24").replace("k=4,", "k=2,").replace("[1, 2, 4]", "[1, 2]")
+    program = compile(small, f"block {number} of {page}", "exec")
+    if standalone(code):
+        (tmp_path / "data").symlink_to(ROOT / "data")
+        monkeypatch.chdir(tmp_path)
+        exec(program, {})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_exists_with_its_options(page: str) -> None:
+    typed = [*commands(text(page)), *inline_commands(text(page))]
+    assert not [fault for words in typed for fault in faults(words)]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("layerlens analyse m p", "no verb analyse"),
+        ("layerlens analyze m p --norms final", "--norms"),
+        ("srun -n 8 layerlens analyze m p --norm finl --out r", "finl"),
+        ("layerlens train --config tiny-qwen3-cpu --internal_laier 6", "internal_laier"),
+        ("make dok", "no target dok"),
+        ("python -m benchmarks.readouts", "no module benchmarks.readouts"),
+        ("pip install 'layerlens-policy[trian]'", "no extra trian"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str, fault: str) -> None:
+    [found] = faults(commands(f"```sh\n{line}  # a comment\n```\n")[0])
+    assert fault in found
+
+
 @pytest.mark.parametrize("number", range(len(code_blocks(text("CONTRIBUTING.md"), "python"))))
 def test_every_example_of_the_contributors_guide_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -64,7 +106,8 @@ def test_the_contributors_guide_names_every_room_and_the_direction_of_imports() 
 def test_links_lead_to_a_file_and_a_heading(page: str) -> None:
     folder = (ROOT / page).parent
     for link in links(text(page)):
-        if re.match(r"[a-z]+://", link):
+        if re.match(r"[a-z]+:", link):
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w./#%?=&+~-]*)?", link), link
             continue
         path, _, heading = link.partition("#")
         target = folder / path if path else ROOT / page
