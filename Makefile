@@ -37,7 +37,7 @@ lint: $(VENV)/.dev  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev  ## the documentation site in ./site, with warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 notebooks: $(VENV)/.dev  ## run the notebooks again, and keep what they show
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
