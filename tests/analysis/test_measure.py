@@ -172,3 +172,11 @@ def test_state_bytes_are_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch
     assert state_memory.waiting_device(cpu, 10**9) == cpu
     free["cuda"] = 400
     assert state_memory.resolve_state_bytes(card) == 250, "the host's share is larger"
+
+
+def test_forecast_counts_the_states_that_wait() -> None:
+    cpu, portion = torch.device("cpu"), 256 << 20
+    assert state_memory.held_bytes(cpu, 1 << 40, 10, 30) == 30, "all texts together fit a portion"
+    assert state_memory.held_bytes(cpu, 1 << 40, 10, 1 << 40) == portion
+    assert state_memory.held_bytes(cpu, 1 << 40, 2 * portion, 1 << 40) == 2 * portion, "the longest text runs alone"
+    assert state_memory.held_bytes(cpu, portion // 2, 2 * portion, 1 << 40) == portion // 2, "in groups"

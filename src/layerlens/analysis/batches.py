@@ -16,6 +16,7 @@ from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
 from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
 from layerlens.analysis.row_sample import draw_rows
+from layerlens.analysis.state_memory import held_bytes
 from layerlens.models import Convention, Generation, LensModel
 from layerlens.progress import Progress
 from layerlens.prompts.sample import Sample, digest_of
@@ -81,7 +82,9 @@ class Analysis:
         twins = len(self.plan.layers) - 1 if {"resid_pre", "resid_post"} <= set(sites) else 0  # H^(l-1) is decoded once
         states = len(sites) * len(self.plan.layers) - twins if self.plan.unembeds else 0
         width = max(self.batch_tokens, *lengths)
-        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, n_processes())
+        state = self.model.parts.unembedding_weight.shape[1] * self.model.parts.dtype.itemsize * states
+        held = held_bytes(self.model.parts.unembedding_weight.device, self.state_bytes, state * max(lengths), state * rows)
+        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, n_processes(), held)
         return replace(forecast, is_bound=bool(new) and not all(self.samples[number].has_response for number in left))
 
     def run(

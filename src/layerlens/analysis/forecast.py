@@ -83,15 +83,17 @@ def sampling_forecast(
 
 
 def measuring_forecast(
-    model: LensModel, texts: int, tokens: int, rows: int, states: int, batch_tokens: int, processes: int = 1
+    model: LensModel, texts: int, tokens: int, rows: int, states: int, batch_tokens: int, processes: int = 1, held: int = 0
 ) -> Forecast:
-    """What measuring takes: `tokens` through the blocks, and `rows` at each of `states` places through the vocabulary."""
+    """What measuring takes: `tokens` through the blocks, `rows` at each of `states` places through the vocabulary, `held` bytes of
+    states that wait.
+    """
     vocabulary, d = model.parts.unembedding_weight.shape
     operations = 2 * (_weights(model) * tokens + vocabulary * d * rows * states)
     seconds = _token_seconds(model) * tokens + _row_seconds(model) * rows * states if operations > WORTH_TIMING else 0.0
     return Forecast(
         f"measuring {model.name}, {texts:,} texts of {tokens:,} tokens",
-        measuring_bytes(model.parts.config, model.parts.dtype.itemsize, batch_tokens),
+        measuring_bytes(model.parts.config, model.parts.dtype.itemsize, batch_tokens, held),
         free_on(model.device),
         seconds / processes,
         False,

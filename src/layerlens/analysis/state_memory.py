@@ -30,3 +30,9 @@ def resolve_state_bytes(device: torch.device) -> int:
 def waiting_device(device: torch.device, size: int) -> torch.device:
     """Where states of `size` bytes wait until `device` decodes them: there if it has room, else on the host. No number depends on it."""
     return torch.device("cpu") if device.type == "cuda" and size > DEVICE_SHARE * free_on(device) else device
+
+
+def held_bytes(device: torch.device, state_bytes: int, longest: int, every: int) -> int:
+    """Bytes of states that wait at most, if those of the longest text take `longest` and those of all texts `every`."""
+    portion = PORTION_BYTES.get(device.type, PORTION_BYTES["cpu"])
+    return min(state_bytes, max(longest, min(portion, every)))

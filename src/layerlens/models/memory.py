@@ -75,11 +75,9 @@ def fitting_batch(cost: int, free: int, waiting: int, largest: int, processes: i
     return -(-waiting // groups)
 
 
-def measuring_bytes(config: Any, itemsize: int, batch_tokens: int) -> int:
-    """Bytes that measuring takes beside the weights, about: activations of a block, residual states of all layers, buffers of states."""
-    text = text_config(config)
-    cost = SequenceCost.of(config, itemsize)
-    return batch_tokens * (cost.per_prompt_token + int(text.num_hidden_layers) * int(text.hidden_size) * itemsize) + 3 * BUFFER
+def measuring_bytes(config: Any, itemsize: int, batch_tokens: int, held: int) -> int:
+    """Bytes that measuring takes beside the weights, about: activations of a block, `held` bytes of states that wait, buffers of states."""
+    return batch_tokens * SequenceCost.of(config, itemsize).per_prompt_token + held + 3 * BUFFER
 
 
 def free_bytes(model: nn.Module, blocks: Any) -> int:
