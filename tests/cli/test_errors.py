@@ -69,7 +69,7 @@ WRONG_USAGE = {
     "select": "missing argument 'RUN'; see layerlens select --help",
     "select x y": "unexpected extra argument(s) (y); see layerlens select --help",
     "select x --nonsense": "no such option: --nonsense; see layerlens select --help",
-    "select x --rule best": "invalid value for '--rule': 'best' is not one of 'boundary', 'skill', 'settled',",
+    "select x --rule best": "invalid value for '--rule': 'best' is not one of 'boundary', 'settled', 'skill',",
     "select x --tolerance": "'--tolerance' requires an argument; see layerlens select --help",
     "compare": "missing argument 'RUN'; see layerlens compare --help",
     "plot": "missing argument 'RUN'; see layerlens plot --help",
