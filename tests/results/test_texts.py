@@ -63,6 +63,19 @@ def test_thinking_given_by_hand_is_kept_unless_its_rows_were_drawn(qwen: ll.Lens
     assert texts_of(ll.analyze(qwen, [plain], rows=rows, tokens_per_sample=5, **OPTIONS), qwen.tokenizer, "m").samples == [plain]
 
 
+def test_texts_of_a_run_of_means_alone(qwen: ll.LensModel, run: ll.Run, tmp_path: Path) -> None:
+    plain = [samples()[0], replace(LONG, thinking=())]
+    out = tmp_path / "run"
+    made = ll.analyze(qwen, plain, generate=ll.Generation(6, seed=2), out=out, keep="means", **OPTIONS)
+    expected = texts_of(run, qwen.tokenizer, qwen.name).samples
+    assert texts_of(made, qwen.tokenizer, qwen.name).samples == [expected[0], plain[1]]
+    again = ll.analyze(qwen, out, norm="final", **OPTIONS)
+    assert again.data["text_token_id"].values.tolist() == run.data["text_token_id"].values.tolist()
+    by_hand = ll.analyze(qwen, [LONG], out=tmp_path / "hand", keep="means", **OPTIONS)
+    with pytest.raises(RunError, match="thinking was given by hand for sample long, and its rows were not kept"):
+        texts_of(by_hand, qwen.tokenizer, qwen.name)
+
+
 def test_another_tokenizer_is_refused(qwen: ll.LensModel, run: ll.Run) -> None:
     class Shifted:
         """Reads every token as the next one."""

@@ -21,7 +21,7 @@ def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
 
     Args:
         path: a folder made by `analyze(..., out=path)`, or `hf://datasets/user/run` (`@revision`), which `Run.push_to_hub` made.
-        variables: names of the variables to read, all by default; they are then read whole.
+        variables: names of the variables to read, all by default; they are then read whole, but for a run of means alone.
 
     Raises:
         RunError: no such run, nothing in it yet, or a damaged file.
@@ -31,7 +31,7 @@ def open_run(path: str | Path, variables: list[str] | None = None) -> Run:
     done = folder.done()
     if not done:
         raise RunError(f"{folder.path}: no sample is finished yet; run the same `layerlens analyze` again to fill it")
-    if variables is None and folder.has_means(done):
+    if (variables is None or not folder.keeps_rows) and folder.has_means(done):
         facts: list[SampleFacts] = []
         layouts: dict[str, None] = {}
         for number in done:

@@ -104,6 +104,11 @@ class StoredRun(Run):
     def tokens_per_sample(self) -> int | None:
         return int(self._layout["run"]["tokens_per_sample"]) if any(facts.drawn for facts in self._facts) else None
 
+    @property
+    def thinking_rows(self) -> list[float]:
+        """Of each sample the number of rows that predict a token of its thinking."""
+        return [_weight(facts, "thinking") for facts in self._facts]
+
     @cached_property
     def problems(self) -> np.ndarray:
         return numbered_problems([facts.prompt or number for number, facts in enumerate(self._facts)])

@@ -14,6 +14,7 @@ from layerlens.prompts.sample import Sample
 from layerlens.prompts.segments import with_thinking
 from layerlens.results.run import Run
 from layerlens.results.schema import storable
+from layerlens.results.stored import StoredRun
 from layerlens.storage.manifest import TextSource
 
 
@@ -50,7 +51,7 @@ def texts_of(run: Run, tokenizer: Any, model: str) -> Texts:
 
     Raises:
         RunError: the run lacks samples, was made by an earlier layerlens that kept no token ids of prompts, or marked thinking that
-            was given by hand, of which a drawn sample of rows does not tell everything.
+            was given by hand, of which neither means nor a drawn sample of rows tell everything.
         PromptError: the tokenizer reads a text otherwise than the run's own did.
     """
     where = run.path or f"the run of {run.model}"
@@ -60,13 +61,34 @@ def texts_of(run: Run, tokenizer: Any, model: str) -> Texts:
     if "text_token_id" not in run.data.coords:
         raise RunError(f"{where} was made by an earlier layerlens, which kept no token ids of prompts: analyse again")
     marks = run.manifest.config.thinking_marks
-    samples = [_sample(run.sample(int(number)), tokenizer, model, marks, str(where)) for number in run.data["sample_index"].values]
+    if isinstance(run, StoredRun) and not run.keeps_rows:
+        samples = _samples_without_rows(run, tokenizer, model, marks, str(where))
+    else:
+        samples = [_sample(run.sample(int(number)), tokenizer, model, marks, str(where)) for number in run.data["sample_index"].values]
     known, info = run.manifest.texts, run.manifest.model
     source = known or TextSource(info.name, info.fingerprint, generate=run.manifest.config.generate)
     return Texts(samples, replace(source, run=str(run.path.resolve()) if run.path else "in memory"), marks)
 
 
-def _sample(data: xr.Dataset, tokenizer: Any, model: str, marks: Sequence[str], where: str) -> Sample:
+def _samples_without_rows(run: StoredRun, tokenizer: Any, model: str, marks: Sequence[str], where: str) -> list[Sample]:
+    """The texts of a run that kept means alone; what is thinking is found again, and must be as many rows as the run counted."""
+    ends = np.cumsum(np.bincount(run.data["text_sample"].values, minlength=int(run.data["sample_index"].values.max()) + 1))
+    thinking = run.thinking_rows
+    samples = []
+    for place, number in enumerate(run.data["sample_index"].values.tolist()):
+        first = ends[number - 1] if number else 0
+        sample = _text(run.data.isel(sample=[place], text_token=slice(int(first), int(ends[number]))), tokenizer, model, where)
+        sample = with_thinking(sample, tokenizer, (marks[0], marks[1])) if marks else sample
+        if (sample.segment == "thinking").sum() != thinking[place]:
+            raise RunError(
+                f"{where}: thinking was given by hand for sample {sample.id}, and its rows were not kept: give the texts as samples"
+            )
+        samples.append(sample)
+    return samples
+
+
+def _text(data: xr.Dataset, tokenizer: Any, model: str, where: str) -> Sample:
+    """The sample without what is thinking in it. Raises PromptError if the tokenizer reads its token ids as another text."""
     ids, start = data["text_token_id"].values.tolist(), int(data["response_start"].values[0])
     name, text, truth = (str(data[coord].values[0]) for coord in ("sample_id", "sample_text", "ground_truth"))
     if tokenizer is not None and text and storable(tokenizer.decode(ids)) != text:
@@ -75,7 +97,12 @@ def _sample(data: xr.Dataset, tokenizer: Any, model: str, marks: Sequence[str], 
             "as another text. Only a model with the same tokenizer can read the same texts"
         )
     correct = int(data["correct"].values[0]) if "correct" in data.coords else -1
-    sample = Sample(ids, start, id=name, ground_truth=truth or None, correct=None if correct < 0 else bool(correct))
+    return Sample(ids, start, id=name, ground_truth=truth or None, correct=None if correct < 0 else bool(correct))
+
+
+def _sample(data: xr.Dataset, tokenizer: Any, model: str, marks: Sequence[str], where: str) -> Sample:
+    sample = _text(data, tokenizer, model, where)
+    name, ids = sample.id, sample.token_ids
     rows = data["position"].values
     segment = data["segment"].values.astype(object)
     response = np.flatnonzero(sample.in_response)
