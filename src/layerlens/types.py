@@ -26,6 +26,9 @@ Rule = Literal["boundary", "settled", "skill", "settling_depth", "agreement", "e
 Library = Literal["transformers", "transformer_lens"]
 EngineName = Literal["auto", "transformers", "vllm"]
 
+MOST, LARGEST_SEED = 10**9, 2**63 - 1
+"""The largest whole numbers that options and settings take: no machine holds MOST rows, samples or tokens."""
+
 SITES: tuple[Site, ...] = get_args(Site)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 SEGMENTS: tuple[Segment, ...] = get_args(Segment)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from layerlens.cli import analyze, bench, check, compare, contribution, demo, eval, fit_lens, merge, plot, report, select, train, watch
-from layerlens.errors import LayerLensError
+from layerlens.cli.options import in_bounds
+from layerlens.errors import LayerLensError, one_line
 
 INTERRUPTED = 130
 MENDABLE = 2
@@ -25,20 +27,26 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("analyze")(analyze.analyze_command)
-app.command("plot")(plot.plot)
-app.command("report")(report.report)
-app.command("watch")(watch.watch)
-app.command("compare")(compare.compare_command)
-app.command("select")(select.select)
-app.command("merge")(merge.merge_command)
-app.command("train", cls=train.TrainCommand, context_settings={"ignore_unknown_options": True})(train.train)
-app.command("eval")(eval.eval_command)
-app.command("contribution")(contribution.contribution)
-app.command("bench")(bench.bench_command)
-app.command("fit-lens")(fit_lens.fit_lens)
-app.command("check")(check.check)
+
+
+def _command(name: str, verb: Callable[..., None], **options: Any) -> None:
+    app.command(name, **options)(in_bounds(verb))
+
+
+_command("demo", demo.demo)
+_command("analyze", analyze.analyze_command)
+_command("plot", plot.plot)
+_command("report", report.report)
+_command("watch", watch.watch)
+_command("compare", compare.compare_command)
+_command("select", select.select)
+_command("merge", merge.merge_command)
+_command("train", train.train, cls=train.TrainCommand, context_settings={"ignore_unknown_options": True})
+_command("eval", eval.eval_command)
+_command("contribution", contribution.contribution)
+_command("bench", bench.bench_command)
+_command("fit-lens", fit_lens.fit_lens)
+_command("check", check.check)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,11 +70,21 @@ def main() -> None:
         _leave(_usage(error.format_message()))
     except LayerLensError as error:
         _leave(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _leave(f"not enough memory ({one_line(error)}): ask for less at once, or take a smaller dtype")
     except OSError as error:
         _leave(f"{error.filename or 'file'}: {error.strerror or error}")
     if code == INTERRUPTED:
         print("layerlens: interrupted; what is done is kept, and the same command continues from there", file=sys.stderr)
     sys.exit(code)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in Python, numpy or torch, which says so on a CPU by its text alone."""
+    said = ("allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in said)
 
 
 def _usage(message: str) -> str:

@@ -23,7 +23,7 @@ def bench_command(
     vocabulary: Annotated[int, typer.Option(help="Rows of the unembedding, if no model is named.", min=1)] = 151_936,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; auto takes the model's, or float32.")] = "auto",
     device: Device = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=1024)] = 1,
     repeats: Annotated[int, typer.Option(help="Rounds; the best round of each method counts.", min=1)] = 5,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time the backend 'compile'.")] = False,
     memory: Annotated[bool, typer.Option(help="Also measure peak memory, on a CPU each method in a process of its own.")] = True,

@@ -19,7 +19,7 @@ import typer
 from layerlens.cli.device import pick_device
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
-from layerlens.types import Library, Rows, Rule, Segment, Weighting
+from layerlens.types import LARGEST_SEED, MOST, Library, Rows, Rule, Segment, Weighting
 
 if TYPE_CHECKING:
     from layerlens.models import Generation
@@ -171,6 +171,21 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         command(**given)
 
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    return run
+
+
+def in_bounds(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, refusing whole numbers that are too large for what they count, whichever option has them."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, value in given.items():
+            most = LARGEST_SEED if "seed" in name else MOST
+            if isinstance(value, int) and abs(value) > most:
+                raise SelectionError(f"--{name.replace('_', '-')} must be at most {most:,}, got {value}")
+        command(**given)
+
+    run.__signature__ = inspect.signature(command, eval_str=True)  # type: ignore[attr-defined]
     return run
 
 

@@ -33,15 +33,30 @@ def adapter_tokenizer(adapters: Path, trust_remote_code: bool) -> Any:
 
 
 def base_model(adapters: Path) -> str:
-    """The name of the model that a folder of adapters was trained on. Raises ModelLoadError if the folder does not say."""
+    """The name of the model that a folder of adapters was trained on, which may hold adapters itself.
+
+    Raises ModelLoadError if the folder does not say, or if its base, that one's base and so on lead back to a folder among them.
+    """
+    base = first = _named_base(adapters)
+    seen = {adapters.resolve()}
+    while holds_adapters(base):
+        folder = Path(base).expanduser().resolve()
+        if folder in seen:
+            raise ModelLoadError(
+                f"{adapters / ADAPTER_CONFIG} names {first} as the model that its adapters are of, and that leads back to {folder}: "
+                "write the name of the model before any adapters there"
+            )
+        seen.add(folder)
+        base = _named_base(folder)
+    return first
+
+
+def _named_base(adapters: Path) -> str:
     config = adapters / ADAPTER_CONFIG
     try:
-        base = str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{config} does not say which model its adapters are of ({type(error).__name__}: {error})") from error
-    if Path(base).resolve() == config.parent.resolve():
-        raise ModelLoadError(f"{config} names its own folder as the model that its adapters are of")
-    return base
 
 
 def with_adapters(model: nn.Module, folder: Path) -> nn.Module:

@@ -191,6 +191,9 @@ def require_readable(config: Any) -> None:
         raise ModelLayoutError(f"architecture {config.model_type!r} cannot be read: it is an encoder-decoder, and layerlens reads decoders")
     if kind in REFUSED:
         raise ModelLayoutError(f"architecture {kind!r} cannot be read: {REFUSED[kind]}")
+    layers = getattr(text, "num_hidden_layers", None)
+    if layers is not None and layers < 1:
+        raise ModelLayoutError(f"a model must have 1 layer or more, and config.json says num_hidden_layers {layers}")
 
 
 def layout_for(config: Any) -> Layout | None:

@@ -133,11 +133,21 @@ class LensModel:
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a response: those of the model's generation settings, or the tokenizer's if the model names none."""
+        """The tokens that end a response: those of the model's generation settings, or the tokenizer's if the model names none.
+
+        Raises ModelLoadError if one of them is not an id of the vocabulary.
+        """
         ends = getattr(getattr(self.parts.model, "generation_config", None), "eos_token_id", None)
         if ends is None and self.tokenizer is not None:
             ends = self.tokenizer.eos_token_id
-        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+        named = () if ends is None else tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
+        vocabulary = self.parts.unembedding_weight.shape[0]
+        for end in named:
+            if type(end) is not int or not 0 <= end < vocabulary:
+                raise ModelLoadError(
+                    f"{self.name}: eos_token_id must be ids from 0 to {vocabulary - 1}, got {end!r}; correct its generation_config.json"
+                )
+        return named
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""

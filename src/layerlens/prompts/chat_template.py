@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from layerlens.errors import PromptError
@@ -11,6 +14,43 @@ from layerlens.errors import PromptError
 Message = Mapping[str, Any]
 SWITCH = "enable_thinking"
 """The variable by which most templates turn thinking on and off."""
+SECONDS = 20.0
+"""The longest that a chat template may take for one prompt; templates take milliseconds."""
+
+
+class _TookTooLong(BaseException):
+    """Not an Exception, so that nothing between the template and `limited_time` takes it for a refusal of the template's."""
+
+
+@contextmanager
+def limited_time(name: str) -> Iterator[None]:
+    """Inside, chat templates may run for `SECONDS`; then a PromptError names the prompt.
+
+    A template is a program, and its loops can be stopped by a signal alone. Without signals (in a thread, on Windows, or if an alarm
+    is set already) there is no limit.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+        or signal.getitimer(signal.ITIMER_REAL)[0]
+    ):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TookTooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        yield
+    except _TookTooLong:
+        raise PromptError(
+            f"prompt {name}: the chat template did not end within {SECONDS:g} s; give another template, or pass chat=False (--no-chat)"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def has_template(tokenizer: Any, options: Mapping[str, Any]) -> bool:
@@ -22,10 +62,13 @@ def render_chat(messages: Sequence[Message], tokenizer: Any, options: Mapping[st
     """The messages as text, with the marks that open the assistant's turn.
 
     `options` are variables of the template, and `chat_template` in place of the tokenizer's own. Raises PromptError, naming the
-    prompt, if the template refuses the messages.
+    prompt, if the template refuses the messages or does not end.
     """
     try:
-        return _render(accepted_messages(messages, tokenizer, options), tokenizer, options)
+        with limited_time(name):
+            return _render(accepted_messages(messages, tokenizer, options), tokenizer, options)
+    except PromptError:
+        raise
     except Exception as error:  # a template is a program, and many refuse roles or orders by raising
         raise PromptError(
             f"prompt {name}: the chat template refuses it ({_one_line(error)}); give another template, or pass chat=False (--no-chat)"

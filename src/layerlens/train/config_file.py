@@ -16,6 +16,7 @@ from layerlens.errors import TrainingError
 from layerlens.train.fields import ScriptArguments
 from layerlens.train.old_names import OLD_NAMES, with_new_names
 from layerlens.train.trl_contract import require_trl_contract
+from layerlens.types import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
@@ -59,6 +60,10 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
     os.environ.update(environment)
     with settings_in_one_line(f"{name}: "):
         script, args = parser.parse_args_into_dataclasses(words)
+    for name, value in {**vars(script), **vars(args)}.items():
+        most = LARGEST_SEED if "seed" in name else MOST
+        if isinstance(value, int) and abs(value) > most:
+            raise TrainingError(f"{name} must be at most {most:,}, got {value}")
     if not script.model:
         raise TrainingError(f"{file}: which model? give model: in the file or --model")
     return script, args

@@ -1,0 +1,1 @@
+"""Bad input and damage end in one line and exit code 2."""
