@@ -68,7 +68,8 @@ def test_a_run_comes_back_from_the_hub_as_it_was(hub: FakeHub, tmp_path: Path) -
     assert hub.private == {"me/run": True}
     there = {path.relative_to(hub.root / "me/run").as_posix() for path in (hub.root / "me/run").rglob("*") if path.is_file()}
     figures = {f"figures/{name}.png" for name in ("entropy", "entropy-flow", "ffn-change", "kl")}
-    assert there == {"run.json", "README.md", *(f"samples/{number:06d}.nc" for number in range(3)), *figures}
+    files = {name.format(number) for name in ("samples/{:06d}.nc", "means/{:06d}.safetensors") for number in range(3)}
+    assert there == {"run.json", "README.md", *files, *figures}
     for name in ("hf://datasets/me/run", Path("hf://datasets/me/run")):  # a path object has one slash less
         back = ll.open_run(name)
         assert back.data.identical(run.data)
