@@ -158,13 +158,13 @@ def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any
     """The problems whose prompt has at most `longest` tokens, template included; TRL itself neither cuts nor drops a prompt."""
     from layerlens.prompts.chat_template import limited_time
 
-    options = {"add_generation_prompt": True, "return_dict": False, **template}
-    lengths = []
-    for number, problem in enumerate(problems[:1] if longest is None else problems):  # one tells whether the template ends
-        with limited_time(str(number)):
-            lengths.append(len(tokenizer.apply_chat_template(problem["prompt"], **options)))
     if longest is None:
         return problems
+    options = {"add_generation_prompt": True, "return_dict": False, **template}
+    lengths = []
+    for number, problem in enumerate(problems):
+        with limited_time(str(number)):
+            lengths.append(len(tokenizer.apply_chat_template(problem["prompt"], **options)))
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= longest]
     if not kept:
         raise TrainingError(f"every one of {len(problems)} prompts is longer than max_prompt_length={longest} tokens: allow more")
