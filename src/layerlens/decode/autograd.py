@@ -6,6 +6,7 @@ entropy H = -Σ π log π is -π (log π + H).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,10 +81,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> Any:
         hidden, weight, bias, targets, log_partition, entropy = ctx.saved_tensors
         unembedding = Unembedding(weight, bias, *ctx.logit_arguments)
-        grad_hidden, grad_weight, grad_bias = (
-            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
-            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        )
+        gradients = LogitGradients(hidden, unembedding, ctx.needs_input_grad[:3])
         # a trainer scores padding and prompts as well and masks their loss: rows without a gradient are skipped
         has_gradient = torch.zeros_like(log_partition, dtype=torch.bool)
         for gradient in (grad_log_prob, grad_entropy):
@@ -97,8 +95,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 for start in range(0, len(weight), chunk):
                     w = weight[start : start + chunk]
                     stop = start + len(w)
-                    x = unembedding.product_to_logits_(_float32_product(h, w), start, stop)
-                    slope = _logit_slope(x, unembedding)
+                    x = unembedding.product_to_logits_(float32_product(h, w), start, stop)
+                    slope = logit_slope(x, unembedding)
                     p = (x - log_z).exp()
                     g = torch.zeros_like(x)
                     if grad_log_prob is not None:
@@ -108,26 +106,46 @@ class _TokenLogProbs(torch.autograd.Function):
                     if grad_entropy is not None:
                         g -= grad_entropy[part, None] * p * (x - log_z + entropy[part, None])
                     g *= slope
-                    if grad_bias is not None:
-                        grad_bias[start:stop] += g.sum(0)
-                    g *= unembedding.scale
-                    if grad_hidden is not None:
-                        grad_hidden[part] += g.to(w.dtype) @ w
-                    if grad_weight is not None:
-                        grad_weight[start:stop] += g.to(h.dtype).t() @ h
-        return (
-            None if grad_hidden is None else grad_hidden.to(ctx.dtypes[0]),
-            None if grad_weight is None else grad_weight.to(ctx.dtypes[1]),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *[None] * 4,
+                    gradients.add(part, start, stop, g, h)
+        return *gradients.in_dtypes(*ctx.dtypes), *[None] * 4
+
+
+class LogitGradients:
+    """Sums, in float32, of what the gradients of logits give to the vectors and to the weight and bias of the unembedding.
+
+    `needed` says for hidden, weight and bias whether the gradient is wanted.
+    """
+
+    def __init__(self, hidden: Tensor, unembedding: Unembedding, needed: Sequence[bool]):
+        self.unembedding = unembedding
+        self.hidden, self.weight, self.bias = (
+            torch.zeros_like(tensor, dtype=torch.float32) if tensor is not None and wanted else None
+            for tensor, wanted in zip((hidden, unembedding.weight, unembedding.bias), needed, strict=True)
         )
 
+    def add(self, rows: Tensor, start: int, stop: int, g: Float[Tensor, "n chunk"], vectors: Float[Tensor, "n d"]) -> None:
+        """Adds the gradients `g` of the products (scaled and with their bias) of the vectors in `rows` with tokens start...stop."""
+        if self.bias is not None:
+            self.bias[start:stop] += g.sum(0)
+        g *= self.unembedding.scale
+        if self.hidden is not None:
+            self.hidden[rows] += g.to(self.unembedding.weight.dtype) @ self.unembedding.weight[start:stop]
+        if self.weight is not None:
+            self.weight[start:stop] += g.to(vectors.dtype).t() @ vectors
 
-def _float32_product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
+    def in_dtypes(self, hidden: torch.dtype, weight: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three sums as the inputs' dtypes ask."""
+        bias = None if self.unembedding.bias is None else self.unembedding.bias.dtype
+        wanted = zip((self.hidden, self.weight, self.bias), (hidden, weight, bias), strict=True)
+        first, second, third = (None if total is None else total.to(dtype) for total, dtype in wanted)
+        return first, second, third
+
+
+def float32_product(vectors: Float[Tensor, "n d"], weight: Float[Tensor, "chunk d"]) -> Float[Tensor, "n chunk"]:
     return gpu_product.float32_product(vectors, weight) if weight.device.type == "cuda" else vectors.float() @ weight.float().t()
 
 
-def _logit_slope(x: Float[Tensor, "n chunk"], unembedding: Unembedding) -> Tensor | float:
+def logit_slope(x: Float[Tensor, "n chunk"], unembedding: Unembedding) -> Tensor | float:
     """The derivative of each logit x with respect to scale · product + bias."""
     if unembedding.softcap is None:
         return 1 / unembedding.temperature

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from layerlens.decode.autograd import BACKWARD_ELEMENTS, _float32_product, _logit_slope
+from layerlens.decode.autograd import BACKWARD_ELEMENTS, LogitGradients, float32_product, logit_slope
 from layerlens.decode.choose import choose_backend
 from layerlens.decode.request import ReadoutRequest, rows_at_once
 from layerlens.decode.unembedding import Unembedding
@@ -75,10 +75,7 @@ class _JSToFixed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         hidden, weight, bias, fixed, *normalisers, own = ctx.saved_tensors
         unembedding = Unembedding(weight, bias, *ctx.logit_arguments)
-        grad_hidden, grad_weight, grad_bias = (
-            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
-            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
-        )
+        gradients = LogitGradients(hidden, unembedding, ctx.needs_input_grad[:3])
         wanted = (gradient != 0).nonzero()[:, 0]
         outer = (gradient.float() / (2 * LN2))[wanted, None]
         centre = own.float()[wanted, None]
@@ -86,20 +83,9 @@ class _JSToFixed(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, start, stop, x, p, q in _log_policies(chosen, [each[wanted] for each in normalisers], unembedding):
                 g = outer[rows] * p.exp() * (_log_share(p, q) - centre[rows])
-                g *= _logit_slope(x, unembedding)
-                if grad_bias is not None:
-                    grad_bias[start:stop] += g.sum(0)
-                g *= unembedding.scale
-                if grad_hidden is not None:
-                    grad_hidden[wanted[rows]] += g.to(weight.dtype) @ weight[start:stop]
-                if grad_weight is not None:
-                    grad_weight[start:stop] += g.to(hidden.dtype).t() @ chosen[0][rows]
-        return (
-            None if grad_hidden is None else grad_hidden.to(ctx.dtypes[0]),
-            None if grad_weight is None else grad_weight.to(ctx.dtypes[1]),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *[None] * 4,
-        )
+                g *= logit_slope(x, unembedding)
+                gradients.add(wanted[rows], start, stop, g, chosen[0][rows])
+        return *gradients.in_dtypes(*ctx.dtypes), *[None] * 4
 
 
 def _normaliser(vectors: Float[Tensor, "n d"], unembedding: Unembedding) -> Float[Tensor, "n 2"]:
@@ -124,7 +110,7 @@ def _log_policies(vectors: Any, normalisers: Any, unembedding: Unembedding) -> I
         for start in range(0, len(unembedding.weight), chunk):
             stop = min(start + chunk, len(unembedding.weight))
             w = unembedding.weight[start:stop]
-            x, y = (unembedding.product_to_logits_(_float32_product(each[rows], w), start, stop) for each in (hidden, fixed))
+            x, y = (unembedding.product_to_logits_(float32_product(each[rows], w), start, stop) for each in (hidden, fixed))
             p, q = (each - norm[rows, :1] - norm[rows, 1:] for each, norm in zip((x, y), normalisers, strict=True))
             yield rows, start, stop, x, p, q
 
