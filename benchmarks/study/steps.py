@@ -89,8 +89,12 @@ def run_chains(chains: Iterable[Chain], out: Path, jobs: int) -> None:
     Raises LayerLensError for the first chain that failed, after the others have ended.
     """
     seen: set[str] = set()
-    left = [[step for step in chain if not (step.name in seen or seen.add(step.name))] for chain in chains]  # type: ignore[func-returns-value]
-    work = [chain for chain in left if chain]
+    work = []
+    for chain in chains:
+        new = {step.name: step for step in chain if step.name not in seen}
+        seen |= new.keys()
+        if new:
+            work.append(list(new.values()))
     total = sum(map(len, work))
     print(f"{total} steps, {jobs} at a time, into {out}", file=sys.stderr, flush=True)
 

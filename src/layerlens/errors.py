@@ -45,4 +45,9 @@ class TrainingError(LayerLensError):
 
 def one_line(error: Exception) -> str:
     """The error's class and the beginning of its message, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {message_of(error, 300)}"
+
+
+def message_of(error: Exception, most: int | None = 200) -> str:
+    """The error's message on one line, its first `most` characters."""
+    return " ".join(str(error).split())[:most]

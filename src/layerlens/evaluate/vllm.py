@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import LayerLensError, ModelLoadError, PromptError
+from layerlens.errors import LayerLensError, ModelLoadError, PromptError, one_line
 from layerlens.models import Generation, response_seed
 from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
@@ -66,7 +66,7 @@ class VLLMEngine:
                 tensor_parallel_size=tensor_parallel,
             )
         except Exception as error:  # vLLM reports a missing model, an unknown architecture and a full GPU in many ways
-            raise ModelLoadError(f"{name}: vLLM cannot load it ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+            raise ModelLoadError(f"{name}: vLLM cannot load it ({one_line(error)})") from error
         self.tokenizer: Any = self._llm.get_tokenizer()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.errors import ModelLayoutError, ModelLoadError, SelectionError
+from layerlens.errors import ModelLayoutError, ModelLoadError, SelectionError, message_of
 from layerlens.models.capture import LayerSite
 from layerlens.models.layout import Layout, module_names
 from layerlens.types import SITES, Site
@@ -111,7 +111,7 @@ def build_bridge(model: Any, name: str) -> Any:
             with torch.inference_mode():
                 model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     except Exception as error:  # adapters are written by hand, and fail in many ways
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)
         raise ModelLoadError(f"{name}: {library_version()} cannot run {type(model).__name__} ({reason}); load it directly") from error
     return bridge
 

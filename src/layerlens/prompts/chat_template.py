@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, message_of
 
 Message = Mapping[str, Any]
 SWITCH = "enable_thinking"
@@ -71,7 +71,8 @@ def render_chat(messages: Sequence[Message], tokenizer: Any, options: Mapping[st
         raise
     except Exception as error:  # a template is a program, and many refuse roles or orders by raising
         raise PromptError(
-            f"prompt {name}: the chat template refuses it ({_one_line(error)}); give another template, or pass chat=False (--no-chat)"
+            f"prompt {name}: the chat template refuses it ({message_of(error, None)}); "
+            "give another template, or pass chat=False (--no-chat)"
         ) from error
 
 
@@ -122,7 +123,7 @@ def _why_no_system(messages: Sequence[Message], spoken: Sequence[Message], token
     try:
         return "it leaves it out" if _render(messages, tokenizer, options) == without else None
     except Exception as error:
-        return _one_line(error)
+        return message_of(error, None)
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
@@ -139,7 +140,3 @@ def _shows(messages: Sequence[Message], form: Sequence[Message], tokenizer: Any,
         return messages[-1]["content"].strip() in _render(form, tokenizer, options)
     except Exception:  # see render_chat
         return False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, message_of
 
 THINKING = "<think>\n{reasoning}\n</think>\n\n{text}"
 """How reasoning that a log keeps apart stands in the response: as Qwen3 and DeepSeek-R1 write it."""
@@ -36,7 +36,7 @@ def inspect_records(path: Path) -> Iterator[Mapping[str, Any]]:
         for sample in samples:
             yield _inspect_record(sample)
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PromptError(f"{path}: cannot be read as a log of inspect_ai ({' '.join(str(error).split())[:200]})") from error
+        raise PromptError(f"{path}: cannot be read as a log of inspect_ai ({message_of(error)})") from error
 
 
 def _packed_samples(path: Path) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from layerlens.errors import PromptError
+from layerlens.errors import PromptError, message_of
 from layerlens.prompts.eval_logs import inspect_records, plain_records
 
 Record = Mapping[str, Any]
@@ -91,5 +91,5 @@ def _hub_records(name: str, split: str) -> Iterator[Record]:
     try:
         yield from datasets.load_dataset(name, split=split, streaming=True)
     except Exception as error:  # every way a download can fail, told as one line
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)
         raise PromptError(f"{name}: no such file, and as a hub dataset it could not be read ({reason})") from error

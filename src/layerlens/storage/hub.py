@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, message_of
 
 HUB_NAME = re.compile(r"hf:/{1,2}datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?")
 """`hf://datasets/user/run`, with `@` in front of a branch, tag or commit; a path object loses the second slash."""
@@ -32,7 +32,7 @@ def local_folder(path: str | Path, entries: Collection[str]) -> Path:
         wanted = [pattern for entry in sorted(entries) for pattern in (entry, f"{entry}/*")]
         return Path(snapshot_download(found["repo"], repo_type="dataset", revision=found["revision"], allow_patterns=wanted))
     except Exception as error:  # every way a download can fail, told as one line
-        raise RunError(f"{path} could not be loaded from the hub ({_one_line(error)})") from error
+        raise RunError(f"{path} could not be loaded from the hub ({message_of(error)})") from error
 
 
 def upload_folder(
@@ -66,9 +66,5 @@ def upload_folder(
             )  # fmt: skip
             api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=card, commit_message="Add the card of a layerlens run")
         except Exception as error:
-            raise RunError(f"{repo} could not be written to the hub ({_one_line(error)}); log in with `hf auth login`") from error
+            raise RunError(f"{repo} could not be written to the hub ({message_of(error)}); log in with `hf auth login`") from error
     return f"hf://datasets/{repo}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from layerlens.errors import TrainingError
+from layerlens.errors import TrainingError, message_of
 from layerlens.train.fields import ScriptArguments
 from layerlens.train.old_names import OLD_NAMES, with_new_names
 from layerlens.train.trl_contract import require_trl_contract
@@ -81,7 +81,7 @@ def settings_in_one_line(where: str = "", while_true: Callable[[], bool] = lambd
         innermost = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
         if innermost.partition(".")[0] == "layerlens" or not while_true():
             raise
-        raise TrainingError(f"{where}{' '.join(str(error).split())[:500]} ({type(error).__name__})") from error
+        raise TrainingError(f"{where}{message_of(error, 500)} ({type(error).__name__})") from error
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from layerlens.analysis.pipeline import analyze
-from layerlens.errors import ModelLoadError, TrainingError
+from layerlens.errors import ModelLoadError, TrainingError, message_of
 from layerlens.models import FittedLens, Generation, LensModel, causal_lm, count_blocks, find_decoder_parts, require_readable, text_config
 from layerlens.prompts.sample import Sample
 from layerlens.selection import LayerChoice, select_layer
@@ -52,7 +52,7 @@ def _depth_of(name: str, options: Mapping[str, Any]) -> int:
     try:
         config = AutoConfig.from_pretrained(name, **{key: options[key] for key in ("revision", "trust_remote_code") if key in options})
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{name}: its configuration could not be read ({' '.join(str(error).split())[:300]})") from error
+        raise ModelLoadError(f"{name}: its configuration could not be read ({message_of(error, 300)})") from error
     require_readable(config)
     return int(text_config(config).num_hidden_layers)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import RunError
+from layerlens.errors import RunError, message_of
 from layerlens.storage.files import disk_errors_as_run_errors, write_atomic
 
 
@@ -38,7 +38,7 @@ class FitCheckpoint:
             kept: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
             key = kept["key"]
         except Exception as error:  # a damaged file fails in many ways
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)
             raise RunError(f"{self.file} is damaged ({reason}); remove it to begin this fit anew") from error
         if key != self.key:
             raise RunError(f"{self.file} was left by a fit with other texts, settings or weights; remove it, or name another --out")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerlens.errors import SelectionError
+from layerlens.errors import SelectionError, message_of
 from layerlens.models.lenses.fitted_lens import FittedLens, Place
 from layerlens.storage.files import write_atomic, write_text
 from layerlens.types import FITTED_LENSES
@@ -43,7 +43,7 @@ def read_lens(which: str) -> FittedLens:
     except SelectionError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)
         raise SelectionError(f"{file} is no {name} lens that can be read ({type(error).__name__}: {reason})") from error
 
 
