@@ -71,11 +71,6 @@ class Plan:
         return self.unembeds or "state_norm" in self.metrics
 
     @property
-    def reads_rows(self) -> bool:
-        """Whether anything is measured row by row, rather than over a text."""
-        return bool(self.reads_states or self.modules)
-
-    @property
     def readout_fields(self) -> tuple[str, ...]:
         """What `readout` is asked for."""
         return tuple(READOUT_FIELDS[name] for name in self.decoded)
