@@ -70,7 +70,7 @@ class Case:
 CASES = (
     Case("tiny-qwen3", False, 32, 256, True),
     Case("tiny-llama", False, 32, 256, True),
-    Case("smollm2-135m-instruct", True, 8, 32, False),
+    Case("smollm2-135m-instruct", True, 8, 32, True),
     Case("qwen2.5-coder-0.5b-instruct", True, 8, 32, False),
     Case("gemma3-270m", True, 8, 32, False),
 )
