@@ -114,6 +114,10 @@ def test_compare_shows_what_exists_in_how_many_resamples_and_a_verdict(capsys: p
     assert re.search(r"abruptness +none  \(exists in <1% of resamples\) +50%  \(40 to 60; exists in 70% of resamples\)", shown)
     assert shown.index("how late it settles") < shown.index("the paper's measures") < shown.index("recommended layer")
     assert shown.rstrip().splitlines()[-1] == found.verdict[-1]
+    twins = compare_runs([runs[0], runs[1], runs[0]], resamples=300)
+    header = next(line for line in printed(show_comparison, twins, capsys).splitlines() if line.strip())
+    assert re.split("  +", header.strip()) == ["a (1)", "b", "a (3)"], "as the verdict calls them"
+    assert {text.split(":")[0] for text in twins.verdict[:3]} == {"a (1)", "b", "a (3)"}
     none = printed(show_comparison, compare_runs([make_run([0.2] * 10)], resamples=300), capsys)
     assert none.startswith("note: norm none compares scales")
     assert "how late it settles" not in none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from layerlens.metrics.difference import change_since_first, contains_zero, difference_of_means
 from layerlens.metrics.intervals import widening
@@ -23,6 +24,14 @@ def test_difference_of_means_without_resamples_has_no_interval() -> None:
     _, low, high = difference_of_means(np.zeros(2), np.ones(2), np.full((9, 2), np.nan), np.ones((9, 2)), 1)
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+
+
+def test_difference_of_means_ends_within_the_range_of_a_difference() -> None:
+    draws = np.array([[0.0, 0.4], [1.0, 0.6]] * 50)
+    _, low, high = difference_of_means(np.array([0.5, 0.5]), np.array([0.6, 0.5]), 1 - draws, draws, 2, bounds=(0.0, 1.0))
+    assert (low[0], high[0]) == (-1, 1)
+    assert low[1] == pytest.approx(-high[1])
+    assert -1 <= low[1] < -0.2 < 0.2 < high[1] <= 1, "wider than its resamples"
 
 
 def test_contains_zero_includes_the_ends_and_no_unknown_interval() -> None:

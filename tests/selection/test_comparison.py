@@ -35,9 +35,9 @@ def settling(shape: list[float], name: str, *, samples: int = 12, noise: float =
     return replace(run, data=run.data.assign(kl_to_final=kl))
 
 
-def bumpy(shape: list[float], name: str, seed: int) -> Run:
+def bumpy(shape: list[float], name: str, seed: int, samples: int = 12) -> Run:
     """As `settling`, with noise of each layer's own, so that shares differ between samples."""
-    run = settling(shape, name, seed=seed)
+    run = settling(shape, name, seed=seed, samples=samples)
     noise = 1 + 0.3 * np.random.default_rng(seed).standard_normal((run.n_samples, run.n_layers, 1)).clip(-2, 2)
     return replace(run, data=run.data.assign(kl_to_final=run.data["kl_to_final"] * noise[run.data["sample"].values]))
 
@@ -92,6 +92,26 @@ def test_levels_and_weights() -> None:
     assert tokens["effective_depth"].tolist() != wide["effective_depth"].tolist()
     other = ll.compare(RUNS, rule="entropy_drop", **FEW)
     assert other["chosen_layer"].tolist() == [ll.select_layer(run, "entropy_drop", **FEW).layer for run in RUNS]
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_no_end_of_an_interval_lies_outside_the_range_of_a_share(samples: int) -> None:
+    """Intervals of 2 and 3 samples are many times as wide as the resamples: they end at the bounds of a share, and of differences."""
+    ends, between = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        shapes = [np.append(rng.exponential(1.0, 6), 0.0).tolist(), np.append(np.full(6, 2.0), 0.0).tolist()]
+        runs = [bumpy(shape, name, seed, samples) for name, shape in zip("ab", shapes, strict=True)]
+        found = compare_runs(runs, resamples=100)
+        assert not (found.table["abruptness_high"] > 1).any()
+        ends += [found.table[[f"{name}_low", name, f"{name}_high"]].to_numpy(float) for name in (*SETTLING, "effective_depth")]
+        rows = found.differences.set_index("measure").loc[[*SETTLING, "effective_depth"]]
+        between.append(rows[["difference_low", "difference_high"]].to_numpy(float))
+    shares, differences = np.concatenate(ends), np.concatenate(between)
+    assert np.nanmin(shares) == 0, "without bounds some lie below"
+    assert np.nanmax(shares) == 1
+    assert np.nanmax(abs(differences)) <= 1
+    assert (np.diff(shares, axis=1)[~np.isnan(shares).any(axis=1)] >= -1e-9).all(), "the point lies within"
 
 
 def test_one_sample_has_points_and_no_intervals() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from layerlens.selection import LayerChoice
-from layerlens.selection.comparison import Comparison
+from layerlens.selection.comparison import Comparison, numbered
 from layerlens.selection.measures import LABELS, PAPERS, SETTLING, SHARES
 from layerlens.selection.recommendation import END, recommendation
 from layerlens.selection.rules import LOOKS_FOR
@@ -43,7 +44,7 @@ def show_comparison(found: Comparison) -> None:
         console.print(f"note: {text}")
     if found.notes:
         console.print()
-    shown = Table("", *(f"{row['model']}" for _, row in table.iterrows()), box=None, pad_edge=False)
+    shown = Table("", *map(escape, numbered(table["model"])), box=None, pad_edge=False)
     shown.add_row("layers", *table["layers"].astype(str))
     shown.add_row("samples", *table["samples"].astype(str))
     shown.add_row("norm", *table["norm"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float
 
-from layerlens.metrics.intervals import LEVEL, interval
+from layerlens.metrics.intervals import LEVEL, difference_bounds, interval
 
 Array = np.ndarray
 
@@ -17,14 +19,16 @@ def difference_of_means(
     after_draws: Float[Array, "resamples *rest"],
     n: int,
     level: float = LEVEL,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"], Float[Array, "*rest"]]:
     """Δ = m_after − m_before, and the low and high end of its bootstrap interval (Efron & Tibshirani 1993, chapter 13).
 
     The interval is that of Δ*_b = m*_after,b − m*_before,b over the resamples b = 1 … `resamples` of `n` problems. If resample b drew
     the same problems on both sides, it is the interval of paired problems, otherwise that of two independent sets; `n` is then the
     size of the smaller set, which makes it wide rather than narrow. NaN resamples are left out; if all are NaN, so are both ends.
+    `bounds` is the range of each mean: no end lies outside that of their difference.
     """
-    low, high = interval(after_draws - before_draws, after - before, n, level)
+    low, high = interval(after_draws - before_draws, after - before, n, level, bounds=difference_bounds(bounds))
     return after - before, low, high
 
 

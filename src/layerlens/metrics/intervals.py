@@ -108,6 +108,12 @@ def constant_bounds(value: float, n: int, level: float = LEVEL, bounds: tuple[fl
     return share * value + (1 - share) * bounds[0], share * value + (1 - share) * bounds[1]
 
 
+def difference_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The range of the difference of two quantities that both lie within `bounds`."""
+    low, high = bounds
+    return low - high, high - low
+
+
 def widening(n: int, level: float = LEVEL) -> float:
     """√(n / (n - 1)) · t / z: by how much the percentile interval of n ≥ 2 problems is too narrow; 1.29 at n = 8, 1.04 at 48."""
     return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, (1 + level) / 2)) / _normal(level)

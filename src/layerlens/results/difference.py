@@ -11,7 +11,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics.difference import difference_of_means
 from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.results.run import Run
-from layerlens.types import Rows, Segment, Weighting
+from layerlens.types import METRIC_BOUNDS, UNBOUNDED, Rows, Segment, Weighting
 
 
 def difference(
@@ -58,7 +58,8 @@ def difference(
     names = {str(old.dims[1]): _shared(before, after, old, new, site)}
     old, new, old_draws, new_draws = (part.sel(names) for part in (old, new, old_draws, new_draws))
     n = min(old.attrs["problems"], new.attrs["problems"])
-    mean, low, high = difference_of_means(old.values, new.values, old_draws.values, new_draws.values, n, level)
+    bounds = METRIC_BOUNDS.get(metric, UNBOUNDED)
+    mean, low, high = difference_of_means(old.values, new.values, old_draws.values, new_draws.values, n, level, bounds)
     attrs = {
         "long_name": f"difference of {old.attrs['long_name']}",
         **{name: old.attrs[name] for name in ("units", "over", "rows", "segment", "drop_first", "position_0")},

@@ -13,14 +13,14 @@ from jaxtyping import Float
 
 from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule
-from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval, share_existing
+from layerlens.metrics.intervals import LEVEL, RESAMPLES, difference_bounds, interval, share_existing
 from layerlens.results import Run
 from layerlens.selection.curves import Curves, read_curves
 from layerlens.selection.layer import select_layer
-from layerlens.selection.measures import LAYERS, RELATIVE, SETTLING, measures
+from layerlens.selection.measures import BOUNDS, LAYERS, RELATIVE, SETTLING, measures
 from layerlens.selection.verdict import scale_note, verdict
 from layerlens.selection.words import layer_ranges
-from layerlens.types import Rows, Rule, Segment, Weighting
+from layerlens.types import UNBOUNDED, Rows, Rule, Segment, Weighting
 
 Array = np.ndarray
 
@@ -118,7 +118,7 @@ def compare_runs(
             {"run": names[a], "other": names[b], **row} for row in _differences(measured[a], measured[b], problems, paired, level, seed)
         ]
     differences = pd.DataFrame(rows_between)
-    notes = [f"{choice.model}: {choice.diagnosis}" for choice in choices if choice.diagnosis]
+    notes = [f"{name}: {choice.diagnosis}" for name, choice in zip(names, choices, strict=True) if choice.diagnosis]
     return Comparison(table, differences, tuple(verdict(names, table, differences)), (*scale_note(table), *notes))
 
 
@@ -150,15 +150,17 @@ def _row(run: Run, curves: Curves, measured: dict[str, Float[Array, " curves"]],
         "last_skill": np.nan if curves.skill is None else curves.skill[0, -1],
     }
     for name, values in measured.items():
-        row |= _with_interval(name, values, curves.problems, level, layers=name in LAYERS)
+        row |= _with_interval(name, values, curves.problems, level, BOUNDS.get(name, UNBOUNDED), layers=name in LAYERS)
         if name == SETTLING[-1]:
             row |= reading
     return row
 
 
-def _with_interval(name: str, values: Float[Array, " curves"], problems: int, level: float, *, layers: bool) -> dict[str, float]:
+def _with_interval(
+    name: str, values: Float[Array, " curves"], problems: int, level: float, bounds: tuple[float, float], *, layers: bool
+) -> dict[str, float]:
     """A quantity with its interval, and the share of resamples in which it exists; no interval if it does not exist on all samples."""
-    low, high = interval(values[1:], np.asarray(values[0]), problems, level, layers=layers)
+    low, high = interval(values[1:], np.asarray(values[0]), problems, level, layers=layers, bounds=bounds)
     ends = (np.nan, np.nan) if np.isnan(values[0]) else (float(low), float(high))
     exists = float(share_existing(values[1:])) if problems > 1 else np.nan
     return {name: float(values[0]), f"{name}_low": ends[0], f"{name}_high": ends[1], f"{name}_exists": exists}
@@ -180,6 +182,7 @@ def _differences(
         values, other = mine[name], theirs[name]
         if not paired:
             other = np.concatenate([other[:1], np.random.default_rng(seed).permutation(other[1:])])
-        difference = _with_interval("difference", values - other, problems, level, layers=name in LAYERS)
+        bounds = difference_bounds(BOUNDS.get(name, UNBOUNDED))
+        difference = _with_interval("difference", values - other, problems, level, bounds, layers=name in LAYERS)
         rows.append({"measure": name, **difference, "paired": paired})
     return [{"exists" if key == "difference_exists" else key: value for key, value in row.items()} for row in rows]

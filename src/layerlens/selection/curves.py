@@ -12,7 +12,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, interval
 from layerlens.metrics.skill import is_usable, skill
 from layerlens.results import Run
-from layerlens.types import Norm
+from layerlens.types import UNBOUNDED, Norm
 
 Array = np.ndarray
 
@@ -57,10 +57,10 @@ class Curves:
         return is_usable(self.skill[0] if self.problems < 2 else self.interval(self.skill)[0])
 
     def interval(
-        self, values: Float[Array, "curves *rest"], level: float = LEVEL, *, layers: bool = False
+        self, values: Float[Array, "curves *rest"], level: float = LEVEL, *, layers: bool = False, bounds: tuple[float, float] = UNBOUNDED
     ) -> tuple[Float[Array, "*rest"], Float[Array, "*rest"]]:
         """The interval of a quantity that was computed from every curve (`metrics.intervals.interval`); NaN ends with one problem."""
-        return interval(values[1:], np.asarray(values[0]), self.problems, level, layers=layers)
+        return interval(values[1:], np.asarray(values[0]), self.problems, level, layers=layers, bounds=bounds)
 
 
 def read_curves(run: Run, **options: Any) -> Curves:

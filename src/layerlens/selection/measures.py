@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
@@ -20,6 +22,8 @@ LAYERS = ("convergence_layer", "convergence_depth", "exploration_end", "integrat
 """Measures that are layers, or layers over L: their intervals end at layers that resamples gave."""
 SHARES = ("late_share", "disagreement_late_share", "abruptness", "effective_depth")
 """Measures that are shown in percent."""
+BOUNDS = {**dict.fromkeys((*SETTLING, "effective_depth"), (0.0, 1.0)), "abruptness": (-math.inf, 1.0)}
+"""The range of the measures that have one and are no layers: no end of an interval lies outside it."""
 LABELS = {
     "late_share": "KL left at 90% of depth",
     "settle_depth": "KL under 10% at l/L",

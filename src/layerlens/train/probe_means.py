@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from layerlens.metrics.intervals import bootstrap_means, interval
+from layerlens.metrics.intervals import bootstrap_means, difference_bounds, interval
 from layerlens.metrics.perplexity import perplexity
 from layerlens.results.training_log import CHANGE, HIGH, LOW
 from layerlens.storage.files import write_atomic
@@ -48,13 +48,16 @@ def with_intervals(means: ProbeMeans, start: ProbeMeans) -> Row:
     for place, name in enumerate(names):
         column, first = [place], [place + len(names)]
         n = int((counts[:, place] > 0).sum())
-        ends = interval(draws[:, column], points[column], n, bounds=means[name].bounds)
+        bounds = means[name].bounds
+        ends = interval(draws[:, column], points[column], n, bounds=bounds)
         row |= _triple(name, points[place], *ends)
         if name == "log_perplexity":
             row |= _triple("perplexity", *(perplexity(-end) for end in (points[column], *ends)))
         if name in start:
             change = points[column] - points[first]
-            row |= _triple(name + CHANGE, change, *interval(draws[:, column] - draws[:, first], change, n))
+            row |= _triple(
+                name + CHANGE, change, *interval(draws[:, column] - draws[:, first], change, n, bounds=difference_bounds(bounds))
+            )
     return row
 
 

@@ -21,6 +21,7 @@ from layerlens.plots.kit.run_data import MeanOptions, as_runs, legend_names
 from layerlens.plots.kit.style import LineStyle, line_style, styled
 from layerlens.results import Run
 from layerlens.selection.curves import Curves, read_curves
+from layerlens.types import METRIC_BOUNDS
 
 Array = np.ndarray
 
@@ -61,7 +62,7 @@ def convergence(runs: Run | Sequence[Run], **mean: Unpack[MeanOptions]) -> np.nd
     axes: np.ndarray = np.array(figure.subplots(1, 2), dtype=object)
     for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
         for number, (each, label) in enumerate(zip(curves, legend_names(runs), strict=True)):
-            _draw(ax, each, getattr(each, name), level, line_style(number), label if len(runs) > 1 else "")
+            _draw(ax, each, name, level, line_style(number), label if len(runs) > 1 else "")
         ax.axvline(LATE, color="0.6", linewidth=0.7, linestyle=":", zorder=0)
         ax.axhline(SETTLED, color="0.6", linewidth=0.7, linestyle=":", zorder=0)
         open_frame(ax)
@@ -78,18 +79,20 @@ def convergence(runs: Run | Sequence[Run], **mean: Unpack[MeanOptions]) -> np.nd
     return axes
 
 
-def _draw(ax: Axes, curves: Curves, distance: Float[Array, "curves depths"], level: float, style: LineStyle, label: str) -> None:
+def _draw(ax: Axes, curves: Curves, name: str, level: float, style: LineStyle, label: str) -> None:
+    distance: Float[Array, "curves depths"] = getattr(curves, name)
+    bounds = METRIC_BOUNDS["kl_to_final" if name == "kl" else "agrees"]
     x = np.arange(distance.shape[-1]) / curves.n_layers
     start = distance[0].max()
     if not start > 0:
         return
-    low, high = (end / start for end in curves.interval(distance, level))
+    low, high = (end / start for end in curves.interval(distance, level, bounds=bounds))
     draw_band(ax, x, low, high, style.color)
     ax.plot(x, distance[0] / start, color=style.color, linestyle=style.linestyle, label=label)
     ax.plot(x, upper_envelope(distance[0]) / start, color=style.color, linewidth=0.6, label="_envelope")
     late, settled = late_share(distance), settle_depth(distance)
     for place, values, marker in (((LATE, late[0]), late, "o"), ((settled[0], SETTLED), settled, "^")):
-        ends = [[float(end)] for end in curves.interval(values, level)]
+        ends = [[float(end)] for end in curves.interval(values, level, bounds=(0.0, 1.0))]
         if np.isfinite(ends).all():
             line = ([LATE, LATE], [ends[0][0], ends[1][0]]) if marker == "o" else ([ends[0][0], ends[1][0]], [SETTLED, SETTLED])
             ax.plot(*line, color=style.color, linewidth=2.5, alpha=0.5, label="_interval")
