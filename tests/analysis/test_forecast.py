@@ -52,6 +52,31 @@ def test_small_work_is_not_timed(qwen: ll.LensModel, monkeypatch: pytest.MonkeyP
     assert "about" not in measuring_forecast(qwen, 1, 64, 64, 28, 128).line()
 
 
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 6 + 6 + 44),
+        ({"rows": "response"}, 3 + 5 + 40),
+        ({"rows": "response", "tokens_per_sample": 4}, 3 + 4 + 4),
+        ({"tokens_per_sample": 4}, 6 + 6 + 8),
+    ],
+)
+def test_a_forecast_counts_the_rows_that_are_decoded(
+    qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], rows: int
+) -> None:
+    """Three texts: a response of 3 tokens, a text without a prompt, and a response of up to 40 tokens that is still to be sampled."""
+    counted: list[tuple[int, int]] = []
+
+    def told(model: object, texts: int, tokens: int, rows: int, *rest: int) -> Forecast:
+        counted.append((tokens, rows))
+        return measuring_forecast(qwen, texts, tokens, rows, *rest)
+
+    monkeypatch.setattr("layerlens.analysis.batches.measuring_forecast", told)
+    texts = [ll.Sample([3, 4, 5, 6, 7, 8], 3), ll.Sample([3, 4, 5, 6, 7, 8]), ll.Sample([3, 4, 5, 6], 4)]
+    ll.analyze(qwen, texts, generate=ll.Generation(40, seed=1), sites="resid_post", layers=1, **options)  # type: ignore[arg-type]
+    assert counted[0] == (6 + 6 + 44, rows)
+
+
 def test_an_analysis_says_what_sampling_and_measuring_take(
     qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from layerlens.analysis.forecast import Forecast, measuring_forecast
 from layerlens.analysis.measure import measure_batch
 from layerlens.analysis.plan import Plan
-from layerlens.analysis.row_positions import measured_rows, reference_start, similarity_rows
+from layerlens.analysis.row_positions import NOWHERE, measured_rows, reference_start, similarity_rows
 from layerlens.analysis.row_sample import draw_rows
 from layerlens.analysis.state_memory import held_bytes
 from layerlens.models import Convention, Generation, LensModel
@@ -74,10 +74,10 @@ class Analysis:
 
     def forecast(self, left: Sequence[int]) -> Forecast:
         """What measuring the samples of these numbers takes; responses that are not sampled yet count at their longest."""
-        new = 0 if self.generate is None else self.generate.max_new_tokens
-        lengths = [len(self.samples[number].token_ids) + (0 if self.samples[number].has_response else new) for number in left]
-        drawn = self.tokens_per_sample if isinstance(self.tokens_per_sample, int) else None
-        rows = sum(length if drawn is None else min(length, 2 * drawn) for length in lengths)
+        samples = [self.samples[number] for number in left]
+        new = [0 if self.generate is None or sample.has_response else self.generate.max_new_tokens for sample in samples]
+        lengths = [len(sample.token_ids) + more for sample, more in zip(samples, new, strict=True)]
+        rows = sum(map(self._rows_decoded, samples, new))
         sites = self.plan.sites
         twins = len(self.plan.layers) - 1 if {"resid_pre", "resid_post"} <= set(sites) else 0  # H^(l-1) is decoded once
         states = len(sites) * len(self.plan.layers) - twins if self.plan.unembeds else 0
@@ -85,7 +85,7 @@ class Analysis:
         state = self.model.parts.unembedding_weight.shape[1] * self.model.parts.dtype.itemsize * states
         held = held_bytes(self.model.parts.unembedding_weight.device, self.state_bytes, state * max(lengths), state * rows)
         forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, n_processes(), held)
-        return replace(forecast, is_bound=bool(new) and not all(self.samples[number].has_response for number in left))
+        return replace(forecast, is_bound=any(new))
 
     def run(
         self, batch: Sequence[int], wanted: Sequence[int], tokens: int | None, earlier: Sequence[xr.Dataset] | None, report: Progress
@@ -137,7 +137,14 @@ class Analysis:
 
     def rows_read(self, sample: Sample) -> Int[Array, " rows"]:
         """Positions of the rows that count as measured, as the argument `rows` says."""
-        return measured_rows(sample, self.plan.rows, reference_start(sample, self.model))
+        start = reference_start(sample, self.model) if self.plan.rows == "reference" else NOWHERE
+        return measured_rows(sample, self.plan.rows, start)
+
+    def _rows_decoded(self, sample: Sample, new: int) -> int:
+        """How many rows of a text are decoded, if `new` tokens of a response are still to be sampled."""
+        known = 0 if new and self.plan.rows != "all" else len(self.rows_read(sample))
+        drawn = self.tokens_per_sample if isinstance(self.tokens_per_sample, int) else known + new
+        return min(known + new, 2 * drawn if self.plan.rows == "all" else drawn)
 
     def _draw(
         self, index: int, sample: Sample, rows: Int[Array, " rows"], tokens: int | None
