@@ -113,7 +113,13 @@ def main(words: list[str]) -> None:
     out = str(Path(given.out).absolute())
     job = Job(given.model, given.prompts, out, given.shards or 4 * given.actors, {"dtype": given.dtype}, measured, given.limit)
     with connected(given.address, given.actors * given.cpus):
-        run(job, given.actors, given.max_actors, given.gpus, given.cpus)
+        try:
+            run(job, given.actors, given.max_actors, given.gpus, given.cpus)
+        except Exception as error:  # Ray puts what an actor raised into errors of its own
+            told = [line for line in str(error).splitlines() if line.startswith("layerlens.errors.")]
+            if not told:
+                raise
+            sys.exit(told[-1].partition(": ")[2])
 
 
 if __name__ == "__main__":

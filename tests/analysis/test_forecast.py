@@ -82,6 +82,7 @@ def test_an_analysis_says_what_sampling_and_measuring_take(
 ) -> None:
     monkeypatch.setattr(forecast, "WORTH_TIMING", 0)
     monkeypatch.setattr(forecast, "_timed", lambda run, device: 1e4)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # which share what is in a folder, and not what each of them keeps in memory
     prompts = [ll.Sample([3, 4, 5], 3), ll.Sample([3, 4], 2)]
     ll.analyze(qwen, prompts, generate=ll.Generation(40, seed=1), metrics="entropy", sites="resid_post", layers=1)
     lines = capsys.readouterr().err.splitlines()

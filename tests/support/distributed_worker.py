@@ -51,9 +51,9 @@ def main(out: str, tied: str, settings: str) -> None:
     shard_on_cpu()
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
-        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), internal_rollouts=-1, max_steps=1, optim="sgd",
+        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), max_steps=1, optim="sgd",
         learning_rate=1.0, weight_decay=0.1, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
-        **json.loads(settings),
+        **{"internal_rollouts": -1} | json.loads(settings),
     )  # fmt: skip
     trainer.train()
     sharded = any(isinstance(weight, DTensor) for weight in trainer.model.parameters())

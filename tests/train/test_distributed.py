@@ -60,6 +60,21 @@ def test_two_processes_take_the_optimizer_step_of_one(how: str, tied: str, loss_
         assert unmoved == {name for name in start if name.startswith(("model.layers.2.", "model.layers.3.", "model.norm"))}
 
 
+DISTILL = {"internal_loss": "distill", "distill_layers": "1,3", "distill_lambda": 0.5, "distill_weights": "absolute"}
+MASKS = {"token_signal": "kl_to_final", "token_layer": 2, "token_quantile": 0.4}
+
+
+@pytest.mark.parametrize("signal", [DISTILL, MASKS], ids=["distillation", "token masks"])
+def test_two_processes_take_the_step_of_one_with_what_the_layers_say(signal: dict[str, Any], tmp_path: Path) -> None:
+    grpo = {"internal_layer": None, "internal_rollouts": 0}
+    alone = step(tmp_path / "one.pt", "untied", 1, **grpo, **signal)
+    together = step(tmp_path / "two.pt", "untied", 2, **grpo, **signal)
+    start = tiny_model("qwen3").state_dict()
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+        assert not torch.equal(weight, start[name]), name
+
+
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_all_processes_train_the_layer_that_one_chooses(how: str, tmp_path: Path) -> None:
     auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4}

@@ -23,7 +23,6 @@ from layerlens.prompts.sample import Sample, digest_of
 from layerlens.prompts.segments import with_thinking
 from layerlens.prompts.tokens import token_texts
 from layerlens.results import SampleResult, sample_dataset
-from layerlens.storage.launch import n_processes
 from layerlens.storage.manifest import AnalysisConfig, RunManifest, SampleSet, SamplingSettings, TextSource
 
 Array = np.ndarray
@@ -72,8 +71,8 @@ class Analysis:
             batches[-1].append(index)
         return batches
 
-    def forecast(self, left: Sequence[int]) -> Forecast:
-        """What measuring the samples of these numbers takes; responses that are not sampled yet count at their longest."""
+    def forecast(self, left: Sequence[int], processes: int) -> Forecast:
+        """What measuring the samples of these numbers takes `processes`; responses that are not sampled yet count at their longest."""
         samples = [self.samples[number] for number in left]
         new = [0 if self.generate is None or sample.has_response else self.generate.max_new_tokens for sample in samples]
         lengths = [len(sample.token_ids) + more for sample, more in zip(samples, new, strict=True)]
@@ -84,7 +83,7 @@ class Analysis:
         width = max(self.batch_tokens, *lengths)
         state = self.model.parts.unembedding_weight.shape[1] * self.model.parts.dtype.itemsize * states
         held = held_bytes(self.model.parts.unembedding_weight.device, self.state_bytes, state * max(lengths), state * rows)
-        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, n_processes(), held)
+        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, processes, held)
         return replace(forecast, is_bound=any(new))
 
     def run(

@@ -24,7 +24,7 @@ from layerlens.progress import Progress, progress_bar
 from layerlens.prompts.sample import Sample
 from layerlens.prompts.segments import resolve_marks
 from layerlens.results import Run, RunFolder, RunMemory, Texts, join_samples, open_run
-from layerlens.storage.launch import rank
+from layerlens.storage.launch import n_processes, rank
 from layerlens.storage.reported_work import share_reported_work
 from layerlens.types import SITES, Keep, Norm, Rows, SimilarityRows, resolve_layers, resolve_metrics
 
@@ -148,15 +148,16 @@ def analyze(
     if (number := rank()) is not None:
         store.note_process(number, f"{model.device} ({device}) on {platform.node()}")
     left = [index for index in measured if not store.has(index)]
+    processes = 1 if out is None else n_processes()  # what is kept in memory is shared with nobody
     if left:
-        analysis.forecast(left).announce(progress)
+        analysis.forecast(left, processes).announce(progress)
     if generate is not None:
         texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress, measured)
         analysis = replace(analysis, samples=texts)
         if sampled is not None:
             store.amend(texts=sampled)
             if left:
-                analysis.forecast(left).announce(progress)
+                analysis.forecast(left, processes).announce(progress)
     if norm == "matched" and spread is None:
         with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as report:
             analysis = with_spread(analysis, store, report)

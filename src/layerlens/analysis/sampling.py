@@ -120,12 +120,12 @@ def answer_with(model: LensModel) -> Answer:
     return answer
 
 
-def batch_that_fits(model: LensModel, prompts: Sequence[Sample], generation: Generation) -> int:
-    """The number of responses that the free memory of the model's devices lets it sample at once."""
+def batch_that_fits(model: LensModel, prompts: Sequence[Sample], generation: Generation, processes: int) -> int:
+    """The number of responses that the free memory of the model's devices lets each of the `processes` sample at once."""
     cost = SequenceCost.of(model.parts.config, model.parts.dtype.itemsize)
     longest = cost.bytes(max(len(prompt.token_ids) for prompt in prompts), generation.max_new_tokens)
     free = free_bytes(model.parts.model, model.parts.blocks)
-    return fitting_batch(longest, free, len(prompts), LARGEST.get(model.device.type, LARGEST["cuda"]), n_processes())
+    return fitting_batch(longest, free, len(prompts), LARGEST.get(model.device.type, LARGEST["cuda"]), processes)
 
 
 def with_responses(
@@ -143,7 +143,8 @@ def with_responses(
         return list(samples), None
     if batch is not None and batch < 1:
         raise PromptError(f"sampling_batch must be 1 or more, got {batch}")
-    size = batch or batch_that_fits(model, list(prompts.values()), generation)
+    processes = 1 if store.path is None else n_processes()
+    size = batch or batch_that_fits(model, list(prompts.values()), generation, processes)
     sampling = Sampling(prompts, generation, model.info(), "transformers", size)
     texts: TextFolder | TextMemory = TextMemory()
     if store.path is not None:
@@ -152,7 +153,7 @@ def with_responses(
     left = [number for place, group in enumerate(sampling.groups) if not texts.has(place) for number in group if number not in known]
     if left:
         longest = max(len(prompts[number].token_ids) for number in left)
-        sampling_forecast(model, longest, generation.max_new_tokens, len(left), sampling.batch, n_processes()).announce(progress)
+        sampling_forecast(model, longest, generation.max_new_tokens, len(left), sampling.batch, processes).announce(progress)
     found = sampling.run(answer_with(model), texts, known, progress)
     answered = [replace(sample, token_ids=found.get(number, sample.token_ids)) for number, sample in enumerate(samples)]
     return answered, sampling.source()

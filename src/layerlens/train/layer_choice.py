@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import AutoConfig
 
@@ -19,9 +18,13 @@ from layerlens.selection import LayerChoice, select_layer
 from layerlens.selection.words import layer_ranges, nats
 from layerlens.train.config import BuPOConfig
 from layerlens.train.signal_options import require_below_final
+from layerlens.train.waiting import measuring_seconds, on_main, require_in_time, sampling_seconds, work_on
 from layerlens.types import FORWARD_NORMS, READOUT_METRICS, ForwardNorm, Rule
 
 log = logging.getLogger("layerlens.train")
+
+REMEDY = "lower internal_samples or max_completion_length, or choose beforehand (layerlens analyze, select) and name the file"
+"""What to change if choosing takes longer than other processes wait."""
 
 
 def require_layers(model: nn.Module | str, args: BuPOConfig) -> int:
@@ -115,23 +118,14 @@ def choose_together(accelerator: Any, choose: Callable[[], LayerChoice]) -> Laye
 
     Raises on every process what `choose` raises, and TrainingError if the choice names no layer.
     """
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [choose()]
-        except Exception as error:  # every process must hear of it, not only this one
-            found = [error]
-    broadcast_object_list(found)
-    choice = found[0]
-    if isinstance(choice, Exception):
-        raise choice
+    choice = on_main(accelerator, choose)
     if choice.layer is None:
         why = f"{choice.reason}{f'; {choice.diagnosis}' if choice.diagnosis else ''}"
         raise TrainingError(f"internal_layer='auto' found no layer to train: {why}. Name one, or choose another internal_rule")
     log.info(f"internal_layer='auto': {choice.reason}")
     if accelerator.is_main_process:
         warn_of_skill(choice)
-    return choice  # type: ignore[no-any-return]
+    return choice
 
 
 def choose_by_analysis(
@@ -143,11 +137,24 @@ def choose_by_analysis(
     rule: Rule | None,
     device: torch.device,
 ) -> LayerChoice:
-    """Analyses the model's own answers to the prompts, on `device`, and applies the rule. The model ends on the device it came from."""
+    """Analyses the model's own answers to the prompts, on `device`, and applies the rule. The model ends on the device it came from.
+
+    Raises TrainingError if other processes wait for this one, and would not wait that long.
+    """
     network = causal_lm(model)
     home = network.device  # FSDP leaves the model on the CPU until it is sharded
     try:
         lens = LensModel.wrap(network.to(device), tokenizer)
+        seconds = sampling_seconds(lens, prompts, generation) + measuring_seconds(
+            lens, prompts, generation, lens.n_layers * len(lens.sites)
+        )
+        require_in_time(
+            "internal_layer auto",
+            work_on(len(prompts), generation, samples=not all(prompt.has_response for prompt in prompts)),
+            seconds,
+            device,
+            REMEDY,
+        )
         run = analyze(lens, prompts, generate=generation, metrics=READOUT_METRICS, norm=norm)
     finally:
         network.to(home)

@@ -36,10 +36,13 @@ from layerlens.train.monitor_metrics import (
 )
 from layerlens.train.probe_means import ProbeMean, Row, load_means, save_means, with_intervals
 from layerlens.train.unshard import FullModel
+from layerlens.train.waiting import measuring_seconds, on_main, require_in_time, sampling_seconds, work_on
 from layerlens.types import ForwardNorm
 
 START_MEANS = "start-means.npz"
 """The first snapshot's means, problem by problem."""
+REMEDY = "lower monitor_problems, monitor_repeats or max_completion_length, or set use_vllm"
+"""What to change if a snapshot takes longer than other processes wait."""
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
@@ -60,6 +63,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         generation: how answers are sampled.
         answer: gives the answer that the text of a response holds, or None; `stability/answers` compares these.
         report: hands a row of numbers to the trainer's log.
+        sample: gives an answer to each of the prompts, if all processes call it; by default the main process samples through transformers.
+
+    Raises TrainingError when training begins if a snapshot takes longer than the other processes wait.
     """
 
     def __init__(
@@ -77,40 +83,66 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         generation: Generation,
         answer: Callable[[str], str | None],
         report: Callable[[dict[str, float]], None],
+        sample: Callable[[Sequence[Sample]], list[Sample]] | None = None,
     ):
         self.out, self.prompts, self.tokenizer, self.full_model = out / MONITOR, list(prompts), tokenizer, full_model
         self.every, self.phase_ends, self.layer, self.norm, self.repeats = every, phase_ends, layer, norm, repeats
-        self.generation, self.answer, self.report = generation, answer, report
+        self.generation, self.answer, self.report, self.sample = generation, answer, report, sample
         self.start_weights: dict[str, Tensor] = {}
         self.probe: list[Sample] = []
+
+    @property
+    def probe_file(self) -> Path:
+        return self.out / "probe.json"
 
     # ---- when
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        fresh = state.global_step == 0
+        lacking = on_main(self.full_model.accelerator, lambda: fresh or not self.probe_file.exists())
+        count = len(self.prompts)
+        answered = self._sampled(lacking + self.repeats * fresh)
         network = self.full_model.on_main(model)
+        on_main(self.full_model.accelerator, lambda: self._require_in_time(self._lens(network), lacking))
         if network is not None:
             lens = self._lens(network)
-            self._keep_start(lens, fresh=state.global_step == 0)
-            self.probe = self._probe_texts(lens)
-            if state.global_step == 0:
-                self.take_snapshot(lens, 0)
+            self._keep_start(lens, fresh)
+            self.probe = self._probe_texts(lens, answered[:count] if lacking else [])
+            if fresh:
+                self.take_snapshot(lens, 0, answered[count:])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step in self.phase_ends or state.global_step == state.max_steps:
+            answered = self._sampled(self.repeats)  # before weights that are sharded are put together, which takes memory
             network = self.full_model.on_main(model)
             if network is not None:
-                self.take_snapshot(self._lens(network), state.global_step)
+                self.take_snapshot(self._lens(network), state.global_step, answered)
+
+    def _sampled(self, times: int) -> list[Sample]:
+        """This many answers to each probe problem, one round after the other; none if the main process is to sample them itself."""
+        return [] if self.sample is None or not times else self.sample(self.prompts * times)
+
+    def _require_in_time(self, lens: LensModel, lacking: bool) -> None:
+        prompts, new, states = self.prompts, self.generation, lens.n_layers * len(lens.sites)
+        rounds = 0 if self.sample else self.repeats + lacking
+        seconds = sampling_seconds(lens, prompts * rounds, new, batch=len(prompts))
+        seconds += measuring_seconds(lens, prompts, new, states + lens.n_layers) + measuring_seconds(lens, prompts * self.repeats, new, 1)
+        work = work_on(len(prompts) * (self.repeats + 1), new, samples=not self.sample)
+        require_in_time("a snapshot of the monitor", work, seconds, lens.device, REMEDY)
 
     # ---- what
 
-    def take_snapshot(self, lens: LensModel, step: int) -> Row:
-        """Measures the model as it is after `step` optimizer steps, keeps the Run and the row, and reports the row's means."""
+    def take_snapshot(self, lens: LensModel, step: int, answered: Sequence[Sample] = ()) -> Row:
+        """Measures the model as it is after `step` optimizer steps, keeps the Run and the row, and reports the row's means.
+
+        `answered`: `repeats` fresh answers to each probe problem, one round after the other; by default they are sampled here.
+        """
         folder = self.out / f"step-{step:06d}"
         if folder.exists():
             shutil.rmtree(folder)  # left by a run that was resumed from an earlier checkpoint
         run = analyze(lens, self.probe, norm=self.norm, kl_from_layer=self.layer, out=folder, progress=False)
         final = analyze(lens, self.probe, norm="final", sites="resid_post", metrics=("entropy", "logp_next", "js_to_final"), progress=False)
-        means = layer_means(run, self.layer) | final_policy_means(final) | self._answer_means(lens)
+        means = layer_means(run, self.layer) | final_policy_means(final) | self._answer_means(lens, answered)
         if step == 0:
             save_means(self.out / START_MEANS, means)
         row: Row = {"step": step, **with_intervals(means, load_means(self.out / START_MEANS)), **drift(lens, self.start_weights)}
@@ -119,10 +151,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.report({f"monitor/{name}": value for name, value in told.items() if value is not None})
         return row
 
-    def _answer_means(self, lens: LensModel) -> dict[str, ProbeMean]:
+    def _answer_means(self, lens: LensModel, answered: Sequence[Sample]) -> dict[str, ProbeMean]:
         """Length of fresh answers, and how far repeated answers to one problem agree: in their answer, and in their entropy path."""
         count = len(self.prompts)
-        samples = [
+        samples = list(answered) or [
             sample
             for repeat in range(self.repeats)
             for sample in generate_responses(lens, self.prompts, self.generation, range(repeat * count, (repeat + 1) * count))
@@ -156,18 +188,18 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         else:
             self.start_weights = torch.load(file, weights_only=True)
         if fresh:
-            (self.out / "probe.json").unlink(missing_ok=True)
+            self.probe_file.unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
             (self.out / START_MEANS).unlink(missing_ok=True)
 
-    def _probe_texts(self, lens: LensModel) -> list[Sample]:
+    def _probe_texts(self, lens: LensModel, answered: Sequence[Sample]) -> list[Sample]:
         """The probe problems with the answers that the model gave before training, from `probe.json` once they are there.
 
         Raises TrainingError if the answers in the file belong to other problems.
         """
-        file = self.out / "probe.json"
+        file = self.probe_file
         if not file.exists():
-            answered = generate_responses(lens, self.prompts, self.generation, range(len(self.prompts)))
+            answered = answered or generate_responses(lens, self.prompts, self.generation, range(len(self.prompts)))
             write_text(file, json.dumps([sample.token_ids for sample in answered]))
         texts = [tuple(tokens) for tokens in json.loads(file.read_text())]
         if len(texts) != len(self.prompts) or any(

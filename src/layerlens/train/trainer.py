@@ -41,6 +41,7 @@ from layerlens.train.schedule import Schedule, Span
 from layerlens.train.trained_weights import freeze_up_to, require_trainable, train_alone
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
+from layerlens.train.vllm_answers import vllm_answers
 
 LAYER = "internal_layer"
 """Under this key a batch carries the layer that it trains, as a 0-d tensor (0-d tensors survive TRL's shuffle and split)."""
@@ -110,7 +111,7 @@ class BuPOTrainer(BaseTrainer):
             warn_of_differences(args.layer_choice, self.model, args.internal_norm, args.internal_lens.partition(":")[0])
         if self._lens is not None and args.trains_internally:
             require_lens(self._lens, self.model, n_layers, [layer for layer, _ in args.schedule().phases])
-        self.choice = choose_together(self.accelerator, self._analyse_and_choose) if args.chooses_layer else args.layer_choice
+        self.choice = self._analyse_and_choose() if args.chooses_layer else args.layer_choice
         self.schedule: Schedule = args.schedule(self.choice.layer if self.choice else None)
         args.require_unfrozen(self.schedule)  # now with the layer that "auto" has chosen
         first = next((layer for layer, _ in self.schedule.phases), args.named_layer)
@@ -241,9 +242,15 @@ class BuPOTrainer(BaseTrainer):
 
     def _analyse_and_choose(self) -> LayerChoice:
         prompts, args = self._prompts(self.args.internal_samples), self.args
-        return choose_by_analysis(
-            self.model, self.processing_class, prompts, self._generation(), args.internal_norm, args.internal_rule, self.accelerator.device
-        )
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.use_vllm and not getattr(plugin, "cpu_ram_efficient_loading", False):  # which leaves the weights to one process
+            prompts = vllm_answers(self.vllm_generation, prompts)
+
+        def choose() -> LayerChoice:
+            norm, rule, device = args.internal_norm, args.internal_rule, self.accelerator.device
+            return choose_by_analysis(self.model, self.processing_class, prompts, self._generation(), norm, rule, device)
+
+        return choose_together(self.accelerator, choose)
 
     def _monitor(self, layer: int) -> Monitor:
         return Monitor(
@@ -258,6 +265,7 @@ class BuPOTrainer(BaseTrainer):
             repeats=self.args.monitor_repeats,
             generation=self._generation(),
             answer=last_boxed,
+            sample=partial(vllm_answers, self.vllm_generation) if self.use_vllm else None,
             report=self._report,
         )
 

@@ -21,6 +21,8 @@ METHODS = {
     "_get_grad_norm": {"model", "grad_norm"},
 }
 """Methods of GRPOTrainer, its own or transformers', that BuPO overrides or calls, with the parameters that BuPO passes or reads."""
+VLLM = {"sync_weights": set(), "generate": {"prompts", "images", "num_generations"}}
+"""Methods of TRL's VLLMGeneration that "auto" and the monitor call."""
 KERNEL = (
     "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
 )  # fmt: skip
@@ -39,13 +41,16 @@ def require_trl_contract() -> None:
             f"BuPO needs TRL {TRL}, since it overrides inner methods that change between versions; installed is {version}: {remedy}"
         )
     from trl import GRPOTrainer
+    from trl.generation.vllm_generation import VLLMGeneration
 
-    for name, needed in METHODS.items():
-        missing = needed - inspect.signature(getattr(GRPOTrainer, name, lambda: None)).parameters.keys()
-        if missing:
-            raise TrainingError(
-                f"the installed TRL {version} is not as released: GRPOTrainer.{name} lacks {', '.join(sorted(missing))}: {remedy}"
-            )
+    for owner, methods in ((GRPOTrainer, METHODS), (VLLMGeneration, VLLM)):
+        for name, needed in methods.items():
+            missing = needed - inspect.signature(getattr(owner, name, lambda: None)).parameters.keys()
+            if missing or not hasattr(owner, name):
+                raise TrainingError(
+                    f"the installed TRL {version} is not as released: {owner.__name__}.{name} lacks "
+                    f"{', '.join(sorted(missing)) or 'everything'}: {remedy}"
+                )
     from trl.trainer import utils
 
     kernel = getattr(utils, "_ChunkedLogProbFunction", None)
