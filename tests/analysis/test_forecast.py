@@ -45,6 +45,13 @@ def test_time_grows_with_the_work_and_memory_with_the_batch(qwen: ll.LensModel, 
     assert (few.fits, once.fits) == (True, True)
 
 
+def test_a_step_of_sampling_counts_the_cache_it_carries(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "WORTH_TIMING", 0)
+    monkeypatch.setattr(forecast, "TRIAL_BYTES", 1 << 20)
+    short, long = (sampling_forecast(qwen, 10, new, 32, 32).seconds / new for new in (20, 200_000))
+    assert long > 5 * short
+
+
 def test_small_work_is_not_timed(qwen: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "_timed", None)
     assert sampling_forecast(qwen, 10, 20, 8, 2).seconds == 0

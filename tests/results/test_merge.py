@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_what_does_not_belong_together_is_not_merged(qwen: ll.LensModel, tmp_pat
     ll.analyze(qwen, SAMPLES, out=b, shard=(2, 2), **OPTIONS | {"metrics": "entropy"})
     with pytest.raises(RunError, match=r"b was begun with another configuration \(config.metrics"):
         ll.merge(tmp_path / "out", [a, b])
+    ll.analyze(qwen, SAMPLES, out=c, shard=(2, 2), backend="torch-onednn", **OPTIONS)
+    with pytest.raises(RunError, match=r"c was computed by backend torch-onednn, and .*a by .*again, with the other's --backend"):
+        ll.merge(tmp_path / "out", [a, c])
+    shutil.rmtree(c)
     ll.analyze(qwen, SAMPLES, out=c, shard=(2, 2), **OPTIONS)
     file = next((c / "samples").glob("*.nc"))
     file.write_bytes(file.read_bytes()[:500])

@@ -50,7 +50,7 @@ def test_the_time_of_auto_and_of_the_monitor_is_said_before_they_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(forecast, "WORTH_TIMING", 0)
-    monkeypatch.setattr(forecast, "_step_seconds", lambda model, batch: 100.0)
+    monkeypatch.setattr(forecast, "_step_seconds", lambda model, batch, cached: 100.0)
     analyze = layer_choice.analyze
 
     def when_told(*args: Any, **options: Any) -> Any:

@@ -1,7 +1,8 @@
 """What a piece of work will take, said before its first batch: memory from the model's configuration, time from two short trials.
 
-Time to sample is that of one step for each token of the longest response, time to measure that of one forward pass and of the bare
-products with the unembedding (docs/speed.md), each timed on a few rows. Both are rough, and the first is a bound.
+Time to sample is that of one step, with a cache of the mean length, for each token of the longest response; time to measure that of one
+forward pass and of the bare products with the unembedding (docs/speed.md), each timed on a few rows. Both are rough, and the first is a
+bound.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import torch
 from layerlens.models import LensModel
 from layerlens.models.free_memory import free_on
 from layerlens.models.memory import SequenceCost, free_bytes, measuring_bytes
+from layerlens.models.sampling import RowwiseGumbelSampler
 from layerlens.progress import EVERY_SECONDS, duration, say
 
 WORTH_TIMING = 1e11
 """Operations below which nothing is timed: every machine does them in less than half a minute."""
 
 TRIAL_ROWS = {"cpu": 128, "cuda": 2048}
+TRIAL_BYTES = 64 << 20
+"""Bytes of a cache that a trial copies at once."""
 TRIAL_TOKENS = 8192
 """Rows of the unembedding that a trial multiplies with."""
 
@@ -68,7 +72,8 @@ def sampling_forecast(
 ) -> Forecast:
     """What sampling takes: every response counted as the longest, in groups of `batch`."""
     groups = -(-responses // batch)
-    cost = SequenceCost.of(model.parts.config, model.parts.dtype.itemsize).bytes(prompt_tokens, max_new_tokens)
+    sequence = SequenceCost.of(model.parts.config, model.parts.dtype.itemsize)
+    cost, cached = sequence.bytes(prompt_tokens, max_new_tokens), (prompt_tokens + max_new_tokens // 2) * sequence.per_token
     steps = -(-groups // processes) * max_new_tokens
     worth = 2 * _weights(model) * steps * batch > WORTH_TIMING
     what = f"{responses:,} responses of up to {max_new_tokens:,} tokens in {groups:,} group{'s' if groups > 1 else ''} of up to {batch:,}"
@@ -76,7 +81,7 @@ def sampling_forecast(
         f"sampling from {model.name}, {what}",
         batch * cost,
         free_bytes(model.parts.model, model.parts.blocks),
-        steps * _step_seconds(model, batch) if worth else 0.0,
+        steps * _step_seconds(model, batch, batch * cached) if worth else 0.0,
         True,
         "lower --max-new-tokens or the batch",
     )
@@ -112,12 +117,22 @@ def _weights(model: LensModel) -> int:
     return sum(weight.numel() for weight in model.parts.model.parameters())
 
 
-def _step_seconds(model: LensModel, batch: int) -> float:
-    """Seconds of one step of sampling without a cache, which is what reading the weights takes."""
+def _step_seconds(model: LensModel, batch: int, cached: int) -> float:
+    """Seconds of one step of sampling: a token of each row through the model and drawn, and this many bytes of the cache copied twice,
+    which is what their concatenation with the new ones and attention take.
+    """
     ids = torch.zeros((batch, 1), dtype=torch.long, device=model.device)
+    part = torch.ones(min(cached, TRIAL_BYTES), dtype=torch.uint8, device=model.device)
     network: Any = model.parts.model
+    draw = RowwiseGumbelSampler(range(batch))
+
+    def step() -> None:
+        draw(ids, network(input_ids=ids).logits[:, -1]).argmax(-1)
+        for _ in range(2 * -(-cached // len(part))):
+            part.clone()
+
     with model.evaluation_mode(), torch.inference_mode():
-        return _timed(lambda: network(input_ids=ids), model.device)
+        return _timed(step, model.device)
 
 
 def _token_seconds(model: LensModel) -> float:

@@ -93,7 +93,8 @@ def analyze_command(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="Measure the i-th of n parts alone, for jobs of an array; `layerlens merge` puts them together. [default: the whole; "
+            help="Measure the i-th of n parts alone, for jobs of an array; `layerlens merge` puts them together. On machines of "
+            "different kinds name one --backend for all. [default: the whole; "
             "with auto: $SLURM_ARRAY_TASK_ID of $SLURM_ARRAY_TASK_COUNT]",
             metavar="i/n|auto",
             rich_help_panel="Run folder",

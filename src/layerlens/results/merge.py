@@ -34,6 +34,11 @@ def merge(out: str | Path, shards: Sequence[str | Path]) -> Run:
     first = folders[0].manifest()
     for folder in folders:
         manifest = folder.manifest()
+        if manifest.config.backend != first.config.backend:
+            raise RunError(
+                f"{folder.path} was computed by backend {manifest.config.backend}, and {folders[0].path} by {first.config.backend}, which "
+                "round otherwise: measure one of them again, with the other's --backend"
+            )
         require_same(first, manifest, folder.path)
         if (manifest.identity, manifest.keep) != (first.identity, first.keep) or not first.identity:
             raise RunError(f"{folder.path} was begun by another version of layerlens, or keeps other files, than {folders[0].path}")
