@@ -10,11 +10,12 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.findings import plain
 from benchmarks.study.page import FIGURES, QUESTIONS, RESULTS
-from benchmarks.study.settings import SIZES
+from benchmarks.study.settings import SIZES, held_out
 from benchmarks.study.steps import run_chains
 
 from layerlens.errors import LayerLensError
@@ -26,15 +27,21 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of models, evaluations, runs and results")
     parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, about 4 hours; full: a GPU")
     parser.add_argument("--questions", default=",".join(QUESTIONS), help=f"some of {','.join(QUESTIONS)}")
+    parser.add_argument("--seeds", type=int, help="of every training, in place of the size's; twice as many in (d)")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, one thread each")
     parser.add_argument("--commit", action="store_true", help="copy results and figures into the repository; not of a smoke run")
     given = parser.parse_args(words)
     size, asked, out = SIZES[given.size], given.questions.split(","), given.out.resolve()
+    if given.seeds is not None:
+        if given.seeds < 2:
+            parser.error(f"--seeds {given.seeds}: an interval over seeds needs 2 or more")
+        size = replace(size, seeds=given.seeds, many_seeds=2 * given.seeds)
     if unknown := set(asked) - set(QUESTIONS):
         parser.error(f"unknown question {', '.join(sorted(unknown))}: choose from {', '.join(QUESTIONS)}")
     if given.commit and given.size == "smoke":
         parser.error("a smoke run says that the study runs, and nothing of the models: its results are not committed")
     try:
+        held_out(size).run(out)
         for letter in asked:
             question = QUESTIONS[letter]
             if letter in "gh" and not size.pretraining:

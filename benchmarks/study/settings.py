@@ -24,7 +24,7 @@ class Size:
         seeds, many_seeds: of most questions, and of (d).
         max_steps: of a training, each on one rollout.
         rollout: words of the rollout's size.
-        problems, answers: held-out problems, and answers to each.
+        problems, answers: held-out problems at most (`held_out`), and answers to each.
         internal: internal rollouts of BuPO; `internal_grid`: those of (e).
         samples: problems of the analysis before training.
         pretraining: optimizer steps at which (g) looks; `pretraining_seeds`: its seeds.
@@ -50,18 +50,24 @@ BOTH, TWELVE = ("tiny-qwen3", "tiny-llama"), tuple(range(1, 13))
 SIZES = {
     "smoke": Size(
         ("tiny-qwen3",), (3, 7, 11), 2, 2, 2, "--per_device_train_batch_size 8 --gradient_accumulation_steps 1 --num_generations 4 "
-        "--max_completion_length 16", 6, 2, 1, (0, 1, -1), 4, (), 0,
+        "--max_completion_length 16", 32, 2, 1, (0, 1, -1), 4, (), 0,
     ),
     "small": Size(
-        BOTH, TWELVE, 4, 8, 12, "--per_device_train_batch_size 64 --gradient_accumulation_steps 1", 1024, 2, 3, (0, 3, 8, -1), 48,
+        BOTH, TWELVE, 4, 8, 24, "--per_device_train_batch_size 64 --gradient_accumulation_steps 1", 512, 4, 5, (0, 5, 20, -1), 48,
         (100, 400, 1000), 3,
     ),
     "full": Size(
-        BOTH, TWELVE, 8, 16, 40, "--per_device_train_batch_size 128 --gradient_accumulation_steps 1 --use_cpu false", 4096, 4, 5,
+        BOTH, TWELVE, 8, 16, 40, "--per_device_train_batch_size 128 --gradient_accumulation_steps 1 --use_cpu false", 1024, 16, 5,
         (0, 5, 20, -1), 256, (100, 400, 1000, 2000, 4200, 5400), 3, "--device cuda",
     ),
 }  # fmt: skip
 """smoke: does it run; small: two cores, about four hours; full: a GPU."""
+
+
+def held_out(size: Size) -> Step:
+    """The problems that every model is evaluated on."""
+    words = f"python -m benchmarks.study.held_out --problems {size.problems} --seed {HELD_OUT} --out {{out}}/held-out.jsonl"
+    return Step("held-out", tuple(words.split()))
 
 
 def base_chain(size: Size, model: str) -> Chain:
@@ -107,7 +113,7 @@ def bupo(size: Size, model: str, layer: int, rollouts: int, seeds: int) -> list[
 
 def _evaluation(size: Size, model: str, folder: str, name: str) -> Step:
     words = (
-        f"layerlens eval {folder} --tasks arithmetic:{size.problems}:{HELD_OUT} --answers {size.answers} --dtype float32 "
+        f"layerlens eval {folder} --tasks {{out}}/held-out.jsonl --reward arithmetic --answers {size.answers} --dtype float32 "
         f"--max-new-tokens 256 --batch-size 128 --no-figure --out {{out}}/{model}/evals/{name} {size.device}"
     )
     return Step(f"{model}/evals/{name}", tuple(words.split()))
