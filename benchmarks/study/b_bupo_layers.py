@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.study.figures import INTERVALS, by_layer
 from benchmarks.study.findings import Result, claim, difference, evaluations
 from benchmarks.study.settings import Size, base_chain, bupo, grpo
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
+from layerlens.evaluate import Evaluation
 from layerlens.types import RULES
 
 TITLE = "What does BuPO gain at each layer, and what does each rule of choice lose against hindsight?"
@@ -31,24 +33,36 @@ def chains(size: Size) -> list[Chain]:
 def gains(out: Path, size: Size, model: str) -> dict[int, Result]:
     """By layer, the accuracy of BuPO less that of GRPO with the same seed."""
     control = evaluations(out, model, "grpo", size.seeds)
-    return {layer: difference(evaluations(out, model, f"bupo-{layer}-{size.internal}", size.seeds), control) for layer in layers(size)}
+    return {layer: difference(_trained(out, size, model, layer), control) for layer in layers(size)}
 
 
 def result(out: Path, size: Size) -> Result:
-    claims, table = [], []
+    claims, table, panels, marks = [], [], {}, {}
     for model in size.models:
-        found = gains(out, size, model)
+        found = panels[model] = gains(out, size, model)
         best = max(found, key=lambda layer: found[layer]["estimate"])
         table += [{"model": model, "layer": layer, "rule": "", **each} for layer, each in found.items()]
         claims.append(claim(f"{model}: BuPO at its best layer ({best}, chosen in hindsight) gains more than GRPO", found[best]))
+        chosen: dict[int, list[str]] = {}
         for norm in ("none", "final"):
             run = ll.open_run(out / model / f"run-{norm}")
             for rule in RULES:
-                chosen = _chosen(run, rule)
-                near = min(found, key=lambda layer: abs(layer - chosen)) if chosen else None
-                regret = None if near is None else found[best]["estimate"] - found[near]["estimate"]
-                table.append({"model": model, "rule": f"{rule}, norm {norm}", "layer": chosen, "nearest trained": near, "regret": regret})
-    return {"claims": claims, "table": table, "figures": []}
+                layer = _chosen(run, rule)
+                row: Result = {"model": model, "rule": f"{rule}, norm {norm}", "layer": layer}
+                if layer is not None:
+                    chosen.setdefault(layer, []).append(row["rule"])
+                    near = min(found, key=lambda trained: abs(trained - layer))
+                    regret = difference(_trained(out, size, model, best), _trained(out, size, model, near))
+                    row |= {"nearest trained": near, **{f"regret {end}": regret[end] for end in ("estimate", "low", "high")}}
+                table.append(row)
+        marks[model] = {layer: "\n".join(rules) for layer, rules in chosen.items()}
+    caption = f"BuPO less GRPO at equal rollouts, {size.internal} of {size.max_steps} internal, norm none. {INTERVALS} Words: rules that choose the layer."
+    figure = by_layer(panels, marks, "gain over GRPO [points]", caption, out / "figures" / "b.png", scale=100)
+    return {"claims": claims, "table": table, "figures": [figure]}
+
+
+def _trained(out: Path, size: Size, model: str, layer: int) -> list[Evaluation]:
+    return evaluations(out, model, f"bupo-{layer}-{size.internal}", size.seeds)
 
 
 def _chosen(run: ll.Run, rule: str) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from benchmarks.study import a_contribution
+from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
-from benchmarks.study.settings import Size
+from benchmarks.study.settings import Size, gradients_chain
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
@@ -16,7 +18,7 @@ TITLE = "Does anything one can measure about a layer rank layers as C(k) does?"
 
 
 def chains(size: Size) -> list[Chain]:
-    return a_contribution.chains(size)
+    return [*a_contribution.chains(size), *(gradients_chain(size, model) for model in size.models)]
 
 
 def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
@@ -36,21 +38,29 @@ def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
     found["tokens that settle at the layer"] = {layer: float((settled == layer).mean()) for layer in run.layers}
     monitor = open_training(out / model / "grpo-0").monitor
     found["drift under GRPO"] = {layer: float(monitor[f"drift/layer_{layer}"].iloc[-1]) for layer in run.layers}
+    gradients = json.loads((out / model / "gradients.json").read_text())
+    for name in ("cosine, norm none", "cosine, norm final", "share of the gradient"):
+        label = f"gradient's {name}" if "cosine" in name else "share of GRPO's squared gradient"
+        found[label] = dict(zip(run.layers, gradients[name], strict=True))
     found["depth"] = {layer: float(layer) for layer in run.layers}
     return found
 
 
 def result(out: Path, size: Size) -> Result:
     claims, table = [], []
+    panels: dict[str, dict[str, Result]] = {model: {} for model in size.models}
     for model in size.models:
         contribution = a_contribution.contributions(out, size, model)
         for name, values in quantities(out, model).items():
             rho, low, high = contribution.rank_correlation(values)
             _, seeds_low, seeds_high = contribution.rank_correlation(values, over="seeds")
             ends = {"estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds}
+            panels[model][name] = ends
             table.append({"model": model, "quantity": name, **ends})
             claims.append(claim(f"{model}: {name} rises with C(k)", ends, "ρ"))
-    return {"claims": claims, "table": table, "figures": [], "note": "The gradient's cosine to the full policy's is not measured here."}
+    caption = f"Layers trained alone, {size.max_steps} steps of GRPO. {INTERVALS}"
+    figure = forest(panels, "Spearman's ρ with C(k)", caption, out / "figures" / "c.png")
+    return {"claims": claims, "table": table, "figures": [figure]}
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

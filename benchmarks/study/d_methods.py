@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim, difference, evaluations
 from benchmarks.study.settings import DISTILLED, LAYER, Size, base_chain, bupo, grpo, trainings
 from benchmarks.study.steps import Chain
@@ -28,8 +29,11 @@ def chains(size: Size) -> list[Chain]:
 def result(out: Path, size: Size) -> Result:
     control = evaluations(out, MODEL, "grpo", size.many_seeds)
     claims, table = [], []
+    panel: dict[str, Result] = {}
     for name in (f"bupo-{LAYER}-{size.internal}", *OTHERS):
-        found = difference(evaluations(out, MODEL, name, size.many_seeds), control)
+        found = panel[name] = difference(evaluations(out, MODEL, name, size.many_seeds), control)
         table.append({"method": name, **found})
         claims.append(claim(f"{name} gains more than GRPO", found))
-    return {"claims": claims, "table": table, "figures": []}
+    caption = f"At equal rollouts ({size.max_steps} steps). {INTERVALS}"
+    figure = forest({MODEL: panel}, "gain over GRPO [points]", caption, out / "figures" / "d.png", scale=100)
+    return {"claims": claims, "table": table, "figures": [figure]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim, difference, evaluations
 from benchmarks.study.settings import LAYER, Size, base_chain, bupo, grpo
 from benchmarks.study.steps import Chain
@@ -23,10 +24,14 @@ def chains(size: Size) -> list[Chain]:
 def result(out: Path, size: Size) -> Result:
     control = evaluations(out, MODEL, "grpo", size.seeds)
     claims, table = [], []
+    panel: dict[str, Result] = {}
     for rollouts in size.internal_grid:
         if rollouts:
             found = difference(control, evaluations(out, MODEL, f"bupo-{LAYER}-{rollouts}", size.seeds))
             name = "all rollouts" if rollouts == -1 else f"{rollouts} of {size.max_steps} rollouts"
+            panel[name] = found
             table.append({"internal": name, **found})
             claims.append(claim(f"with {name} internal the final policy is worse than GRPO's", found))
-    return {"claims": claims, "table": table, "figures": []}
+    caption = f"GRPO less BuPO at layer {LAYER}, norm none, {size.max_steps} rollouts in all. {INTERVALS}"
+    figure = forest({f"{MODEL}: internal rollouts": panel}, "loss against GRPO [points]", caption, out / "figures" / "e.png", scale=100)
+    return {"claims": claims, "table": table, "figures": [figure]}

@@ -1,10 +1,11 @@
-"""(g) How do the entropy curves and phases form during pretraining, and (h) do the families differ by architecture or by data?"""
+"""(g) How do the entropy curves and phases form during pretraining?"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from benchmarks.study.figures import lines
 from benchmarks.study.findings import Result
 from benchmarks.study.settings import BOTH, Size
 from benchmarks.study.steps import Chain, Step
@@ -15,24 +16,28 @@ TITLE = "How do the entropy curves and phases form during pretraining?"
 
 
 def chains(size: Size) -> list[Chain]:
-    return [
-        _chain(size, model, seed, steps) for model in BOTH for seed in range(size.pretraining_seeds) for steps in size.pretraining
-    ]  # fmt: skip
+    return [_chain(size, model, seed) for model in BOTH for seed in range(size.pretraining_seeds)]
 
 
-def _chain(size: Size, model: str, seed: int, steps: int) -> Chain:
-    where = f"pretraining/{seed}-{steps}"
-    recipe = f"python -m recipes.tiny_models.train --model {model} --steps {steps} --seed {seed} --out {{out}}/{where} {size.device}"
-    analysis = (
-        f"layerlens analyze {{out}}/{where}/{model} arithmetic --limit {size.samples} --dtype float32 --max-new-tokens 256 --norm none "
-        f"--out {{out}}/{where}/{model}-run {size.device}"
+def _chain(size: Size, model: str, seed: int) -> Chain:
+    """A pretraining, and the analyses of the model after each number of steps."""
+    where = f"pretraining/{seed}"
+    snapshots = " ".join(f"--snapshot {steps}" for steps in size.pretraining)
+    recipe = (
+        f"python -m recipes.tiny_models.train --model {model} --steps {size.pretraining[-1]} {snapshots} --seed {seed} "
+        f"--out {{out}}/{where} {size.device}"
     )
-    return [Step(f"{where}/{model}", tuple(recipe.split())), Step(f"{where}/{model}-run", tuple(analysis.split()))]
+    analyses = {
+        f"{where}/{model}-{steps}": f"layerlens analyze {{out}}/{where}/{model}/step-{steps} arithmetic --limit {size.samples} "
+        f"--dtype float32 --max-new-tokens 256 --norm none --out {{out}}/{where}/{model}-{steps} {size.device}"
+        for steps in size.pretraining
+    }
+    return [Step(f"{where}/{model}", tuple(recipe.split())), *(Step(name, tuple(words.split())) for name, words in analyses.items())]
 
 
 def curve(out: Path, model: str, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean entropy of the stream, and mean FFN ΔS, by layer."""
-    run = ll.open_run(out / f"pretraining/{seed}-{steps}" / f"{model}-run")
+    run = ll.open_run(out / f"pretraining/{seed}" / f"{model}-{steps}")
     changes = run.mean("entropy_change")["mean"].sel(module="ffn").values
     return run.mean("entropy")["mean"].sel(site="resid_post").values, changes
 
@@ -49,6 +54,10 @@ def result(out: Path, size: Size) -> Result:
                 "entropy by layer": entropies.mean(0).round(3).tolist(), "spread over seeds": float(entropies.std(0, ddof=1).mean()),
                 "layers with FFN ΔS above 0 in all seeds": [int(layer) for layer in np.flatnonzero((changes > 0).all(0)) + 1],
             })  # fmt: skip
-    runs = [ll.open_run(out / f"pretraining/0-{steps}" / f"{model}-run") for model in BOTH for steps in size.pretraining[-1:]]
-    figure = ll.plots.save(ll.plots.entropy_curves(runs), out / "figures" / "g.png")
-    return {"claims": [], "table": table, "figures": [figure.name]}
+    seeds = range(size.pretraining_seeds)
+    panels = {
+        model: {f"{steps} steps": [curve(out, model, seed, steps)[0] for seed in seeds] for steps in size.pretraining} for model in BOTH
+    }
+    caption = f"Residual stream, norm none, {size.samples} problems; a line for each of {size.pretraining_seeds} seeds of pretraining."
+    figure = lines(panels, "mean entropy [nats]", caption, out / "figures" / "g.png")
+    return {"claims": [], "table": table, "figures": [figure]}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.study import g_pretraining
+from benchmarks.study.figures import lines
 from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import BOTH, Size
 from benchmarks.study.steps import Chain
@@ -33,21 +34,18 @@ def result(out: Path, size: Size) -> Result:
         for seed in seeds
     ]
     found = estimate_mean(np.array(between) - np.array(within), bounds=(-100.0, 100.0))
-    ends = {
-        "estimate": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "seeds_low": found.low,
-        "seeds_high": found.high,
-        "seeds": len(seeds),
-    }
+    ends = {"estimate": found.mean, "low": found.low, "high": found.high, "seeds_low": found.low, "seeds_high": found.high}
+    ends["seeds"] = len(seeds)
     table = [
         {"pair": f"{a[0]} seed {a[1]}, {b[0]} seed {b[1]}", "distance": _distance(curves[a], curves[b])} for a, b in combinations(curves, 2)
     ]
+    caption = f"Residual stream, norm none, after {last} steps; a line for each seed, which fixes the order of the data."
+    panels = {"both families": {model: [curves[model, seed] for seed in seeds] for model in BOTH}}
+    figure = lines(panels, "mean entropy [nats]", caption, out / "figures" / "h.png")
     return {
         "claims": [claim("families differ more at one data order than a family does at two", ends, "nats")],
         "table": table,
-        "figures": [],
+        "figures": [figure],
     }
 
 

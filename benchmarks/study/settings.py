@@ -24,10 +24,11 @@ class Size:
         seeds, many_seeds: of most questions, and of (d).
         max_steps: of a training, each on one rollout.
         rollout: words of the rollout's size.
-        problems, answers: held-out problems at most (`held_out`), and answers to each.
+        problems, answers: held-out problems at most (`problems`), and answers to each.
         internal: internal rollouts of BuPO; `internal_grid`: those of (e).
         samples: problems of the analysis before training.
         pretraining: optimizer steps at which (g) looks; `pretraining_seeds`: its seeds.
+        gradient_problems: training problems, with 8 answers each, of the gradients in (c).
     """
 
     models: tuple[str, ...]
@@ -43,6 +44,7 @@ class Size:
     samples: int
     pretraining: tuple[int, ...]
     pretraining_seeds: int
+    gradient_problems: int = 128
     device: str = ""
 
 
@@ -50,7 +52,7 @@ BOTH, TWELVE = ("tiny-qwen3", "tiny-llama"), tuple(range(1, 13))
 SIZES = {
     "smoke": Size(
         ("tiny-qwen3",), (3, 7, 11), 2, 2, 2, "--per_device_train_batch_size 8 --gradient_accumulation_steps 1 --num_generations 4 "
-        "--max_completion_length 16", 32, 2, 1, (0, 1, -1), 4, (), 0,
+        "--max_completion_length 16", 32, 2, 1, (0, 1, -1), 4, (2, 4), 2, gradient_problems=16,
     ),
     "small": Size(
         BOTH, TWELVE, 4, 8, 24, "--per_device_train_batch_size 64 --gradient_accumulation_steps 1", 512, 4, 5, (0, 5, 20, -1), 48,
@@ -66,7 +68,7 @@ SIZES = {
 
 def held_out(size: Size) -> Step:
     """The problems that every model is evaluated on."""
-    words = f"python -m benchmarks.study.held_out --problems {size.problems} --seed {HELD_OUT} --out {{out}}/held-out.jsonl"
+    words = f"python -m benchmarks.study.problems --split test --problems {size.problems} --seed {HELD_OUT} --out {{out}}/held-out.jsonl"
     return Step("held-out", tuple(words.split()))
 
 
@@ -83,6 +85,25 @@ def base_chain(size: Size, model: str) -> Chain:
         for norm in ("none", "final")
     ]
     return [*analyses, _evaluation(size, model, model, "base")]
+
+
+def gradients_chain(size: Size, model: str) -> Chain:
+    """The gradients of the layers' policies on training problems that the model before training has answered."""
+    problems, answers, where = "{out}/training-problems.jsonl", f"{model}/training-answers", f"{model}/gradients.json"
+    sample = (
+        f"layerlens eval {model} --tasks {problems} --reward arithmetic --answers 8 --dtype float32 --max-new-tokens 112 --batch-size 128 "
+        f"--no-figure --out {{out}}/{answers} {size.device}"
+    )
+    measure = (
+        f"python -m benchmarks.study.gradients {model} {{out}}/{answers}/training-problems --problems {problems} --out {{out}}/{where}"
+    )
+    drawn = f"--split train --difficulties 1 2 --problems {size.gradient_problems} --seed 0"  # as the trainings draw theirs
+    draw = f"python -m benchmarks.study.problems {drawn} --out {problems}"
+    return [
+        Step("training-problems", tuple(draw.split())),
+        Step(answers, tuple(sample.split())),
+        Step(where, tuple(measure.split())),
+    ]
 
 
 def training(size: Size, model: str, name: str, options: str, seed: int) -> Chain:

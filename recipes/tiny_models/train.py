@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ import transformers
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerlens.errors import LayerLensError, TrainingError
 from recipes.tiny_models import training
@@ -29,10 +32,12 @@ def train_folder(
     resume: bool = True,
     device: str = "cpu",
     console: Console | None = None,
+    snapshots: Sequence[int] = (),
 ) -> None:
     """Trains one model and writes it to `folder`: bfloat16 weights, configuration, tokenizer and `training.json`.
 
-    Until the folder is written, `<folder>.checkpoint.pt` beside it holds what is needed to resume.
+    The model after each step in `snapshots` is written to `step-N` in the folder. Until the folder is written,
+    `<folder>.checkpoint.pt` beside it holds what is needed to resume.
     """
     tokenizer = build_tokenizer()
     model = new_model(settings.model, tokenizer, settings.seed, **settings.shape).to(device)
@@ -43,11 +48,12 @@ def train_folder(
         task = bar.add_task(settings.model, total=settings.steps, loss=float("nan"), rate=0.0)
 
         def on_step(point: CurvePoint) -> None:
+            if point.step in snapshots:
+                _write_model(model, tokenizer, folder / f"step-{point.step}")
             bar.update(task, completed=point.step, loss=point.loss, rate=point.tokens / point.seconds)
 
         curve = training.train(model, tokenizer, settings, checkpoint, resume, on_step=on_step)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _write_model(model, tokenizer, folder)
     contents = {
         "settings": asdict(settings),
         "device": device,
@@ -65,6 +71,11 @@ def train_folder(
     checkpoint.unlink()
 
 
+def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main(
     model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)} or both.")] = "both",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = TrainingSettings.steps,
@@ -73,6 +84,9 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     resume: Annotated[bool, typer.Option(help="Continue from a checkpoint of an earlier call, if there is one.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    snapshot: Annotated[
+        list[int] | None, typer.Option(help="Also write the model after this step, to step-N in its folder; repeat.")
+    ] = None,
 ) -> None:
     """Train on generated problems, write the model folders, and measure their held-out accuracy."""
     torch.set_num_threads(threads)
@@ -84,7 +98,7 @@ def main(
             raise TrainingError(f"expected --model {', '.join(MODELS)} or both, got {model}")
         for name in MODELS if model == "both" else (model,):
             folder = out / name
-            train_folder(TrainingSettings(name, steps, seed), folder, resume, device, console)
+            train_folder(TrainingSettings(name, steps, seed), folder, resume, device, console, snapshot or ())
             result = evaluate_folder(folder, EvaluationSettings())
             write_evaluation(folder, result)
             print_accuracy(result, console)

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.study import page
+import torch
+from benchmarks.study import figures, page
 from benchmarks.study.__main__ import main
 from benchmarks.study.findings import claim, difference, plain
+from benchmarks.study.gradients import advantages, gradients, summary
 from benchmarks.study.page import QUESTIONS
+from benchmarks.study.problems import draw
 from benchmarks.study.settings import SIZES
 from benchmarks.study.steps import Step, run_chains
 
+import layerlens as ll
 from layerlens.errors import LayerLensError
 from layerlens.train.config_file import read_config
 from tests.support.evaluations import evaluated
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+from tests.support.training import plain_logps
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,3 +102,57 @@ def test_smoke_results_are_never_committed(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), *words])
         assert message in capsys.readouterr().err
+
+
+def test_held_out_problems_are_spread_over_kinds_and_in_order_of_difficulty() -> None:
+    drawn = draw("test", 64, 101)
+    assert len({(problem.kind, problem.difficulty, problem.normal_form) for problem in drawn}) == len(drawn) == 64
+    assert [problem.difficulty for problem in drawn] == sorted(problem.difficulty for problem in drawn)
+    assert len({(problem.kind, problem.difficulty) for problem in drawn}) == 32
+
+
+def test_a_kind_that_runs_out_gives_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerlens.prompts.arithmetic.dataset._MAX_DRAWS", 200)
+    drawn = draw("test", 8 * 400, 101, [1])
+    assert 100 < len(drawn) < 8 * 400
+    assert len({(problem.kind, problem.normal_form) for problem in drawn}) == len(drawn)
+
+
+def test_a_layers_gradient_is_that_of_its_policy_alone() -> None:
+    module = tiny_model("llama", layers=3)
+    model = ll.LensModel.wrap(module, tiny_tokenizer())
+    weights = [weight for block in model.parts.blocks for weight in block.parameters()]
+    texts = [([3, 5, 7, 9, 11], 2, 1.0), ([4, 6, 8], 1, -0.5)]
+    for norm in ("none", "final"):
+        found = gradients(model, texts, 5, norm)
+        for layer, mine in enumerate(found, 1):
+            loss = torch.zeros(())
+            for ids, prompt, advantage in texts:
+                parts = {"prompt": torch.tensor([ids[:prompt]]), "completion": torch.tensor([ids[prompt:]])}
+                batch = {f"{name}_ids": part for name, part in parts.items()}
+                batch |= {f"{name}_mask": torch.ones_like(part) for name, part in parts.items()}
+                read_by = "final" if layer == model.n_layers else norm
+                loss = loss - advantage * plain_logps(module, batch, layer, read_by).sum() / 5
+            for gradient, wanted in zip(mine, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                torch.testing.assert_close(gradient, torch.zeros_like(gradient) if wanted is None else wanted, rtol=1e-4, atol=1e-6)
+        cosines, shares = summary(model, found)
+        assert cosines[-1] == pytest.approx(1)
+        assert len({round(cosine, 3) for cosine in cosines}) == 3
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_advantages_are_those_of_grpo() -> None:
+    found = advantages(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
+    assert found[0] == pytest.approx(np.array([1, -1, -1, 1]) * 0.5 / (np.sqrt(1 / 3) + 1e-4))
+    assert not found[1].any()
+
+
+def test_figures_draw_both_intervals(tmp_path: Path) -> None:
+    each = {"estimate": 0.02, "low": -0.01, "high": 0.05, "seeds_low": 0.0, "seeds_high": 0.04}
+    one_seed = {**each, "seeds_low": None, "seeds_high": None}
+    drawn = [
+        figures.forest({"a model": {"grpo": each, "bupo": one_seed}}, "gain", "a caption", tmp_path / "forest.png", scale=100),
+        figures.by_layer({"a": {2: each, 4: each}, "b": {2: each}}, {"a": {3: "skill"}}, "gain", "a caption", tmp_path / "layers.png"),
+        figures.lines({"a": {"100 steps": [[1.0, 2.0], [1.5, 2.5]]}}, "entropy", "a caption", tmp_path / "lines.png"),
+    ]
+    assert [(tmp_path / name).stat().st_size > 5000 for name in drawn] == [True] * 3

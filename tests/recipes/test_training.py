@@ -114,11 +114,12 @@ def test_train_folder_writes_a_model_with_the_trained_weights(
 ) -> None:
     monkeypatch.setattr("recipes.tiny_models.train.build_tokenizer", lambda: tokenizer)
     settings = TrainingSettings(name, steps=2, batch_size=2, warmup=1, shape=MICRO)
-    train_folder(settings, tmp_path / name)
+    train_folder(settings, tmp_path / name, snapshots=[1])
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
     assert AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() == tokenizer.get_vocab()
-    trained = new_model(name, tokenizer, settings.seed, **MICRO)
-    train(trained, tokenizer, settings, tmp_path / "again.pt")
-    assert loaded.dtype == torch.bfloat16
-    assert all(torch.equal(tensor, trained.state_dict()[key].bfloat16()) for key, tensor in loaded.state_dict().items())
+    for folder, steps in ((tmp_path / name, 2), (tmp_path / name / "step-1", 1)):
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        trained = new_model(name, tokenizer, settings.seed, **MICRO)
+        train(trained, tokenizer, replace(settings, steps=steps), tmp_path / f"{steps}.pt")
+        assert loaded.dtype == torch.bfloat16
+        assert all(torch.equal(tensor, trained.state_dict()[key].bfloat16()) for key, tensor in loaded.state_dict().items())
