@@ -56,7 +56,8 @@ def result(out: Path, size: Size) -> Result:
                     row |= {"nearest trained": near, **{f"regret {end}": regret[end] for end in ("estimate", "low", "high")}}
                 table.append(row)
         marks[model] = {layer: "\n".join(rules) for layer, rules in chosen.items()}
-    caption = f"BuPO less GRPO at equal rollouts, {size.internal} of {size.max_steps} internal, norm none. {INTERVALS} Words: rules that choose the layer."
+    shows = f"BuPO less GRPO at equal rollouts, {size.internal} of {size.max_steps} internal, norm none."
+    caption = f"{shows} {INTERVALS} Words: rules that choose the layer."
     figure = by_layer(panels, marks, "gain over GRPO [points]", caption, out / "figures" / "b.png", scale=100)
     return {"claims": claims, "table": table, "figures": [figure]}
 
