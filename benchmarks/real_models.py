@@ -165,7 +165,7 @@ def _scale(none: ll.Run, matched: ll.Run) -> dict[str, Any]:
     parts = ll.scale_shape(none, matched).sel(module="ffn")
     change, shape, scale = (parts["mean"].sel(part=part).values for part in ("change", "shape", "scale"))
     return {
-        "rank_correlation": None if np.isnan(parts["rank_correlation"]) else float(parts["rank_correlation"]),
+        "rank_correlation": float(parts["rank_correlation"]),
         "share": float(abs(scale).sum() / (abs(scale).sum() + abs(shape).sum())),
         "same_sign": int((np.sign(change) == np.sign(scale)).sum()),
     }

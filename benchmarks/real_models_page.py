@@ -15,10 +15,6 @@ KINDS = {"none": "none", "matched": "matched", "final": "final", "tuned": "final
 PAIRS = (("tiny-llama", "tiny-qwen3"), ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"))
 """Models of the paper's two families, Llama first."""
 
-REUSED = (
-    " The runs of {} under norm none and final are of all seven sites, made before settling depth and the spread of logits were asked for."
-)
-
 PAGE = """# What rules, norms and lenses say on real models
 
 Written by `python -m benchmarks.real_models MATH500`, which keeps its figures in [real_models.json](../benchmarks/real_models.json)
@@ -31,7 +27,7 @@ are few: read every interval, and no figure to its last digit. Means weigh sampl
 
 The layer that each [rule](definitions.md#phases-and-the-choice-of-layer) names, with the share of resamples that give it. In brackets: an
 answer that is undetermined (under 50%). *open*: only an end of the model, by construction. *recommended*: by `layerlens select`.
-*-*: not measured, or not defined for this norm.{reused}
+*-*: not defined for this norm or lens.
 
 | model (layers) | norm, lens | usable layers | boundary | settled | skill | settling depth | agreement | entropy drop | recommended |
 |---|---|---|---|---|---|---|---|---|---|
@@ -71,10 +67,13 @@ the two sites. *share of scale*: Σ |scale| in Σ |scale| + Σ |shape|. *sign*: 
 |---|---|---|---|---|
 {rescaled}
 
+What is left under norm final is the ε that a norm adds to the mean square of its input before it divides: a state {factor:g} times
+shorter feels it {factor:g}² times as much.
+
 ## Through a tuned lens
 
-`layerlens fit-lens` on {lens_texts} other prompts, {lens_steps} steps: mean skill by depth, nats a token, through the logit lens and
-through the tuned lens, both with norm final.
+`layerlens fit-lens` on {lens_texts} prompts that are not analysed, {lens_steps} steps: mean skill by depth, nats a token, through the
+logit lens and through the tuned lens, both with norm final. Below 0 is worse than guessing.
 
 | model | lens | {depths} |
 |---|---|{depth_columns}|
@@ -132,7 +131,6 @@ def page(found: dict[str, Any]) -> str:
     return PAGE.format(
         **{name: value for name, value in found.items() if name not in (*tables, "depths")},
         **{name: "\n".join(rows) for name, rows in tables.items()},
-        reused="".join(REUSED.format(name) for name, model in models.items() if model["scale"]["rank_correlation"] is None),
         direction=" ".join(_direction(models, *pair) for pair in PAIRS),
         depths=" | ".join(f"{depth:.0%}" for depth in found["depths"]),
         depth_columns="|".join("---" for _ in found["depths"]),
@@ -150,8 +148,7 @@ def _direction(models: dict[str, dict[str, Any]], llama: str, qwen: str) -> str:
 
 def _scale(name: str, model: dict[str, Any]) -> str:
     part = model["scale"]
-    correlation = "not measured" if part["rank_correlation"] is None else f"{part['rank_correlation']:.2f}"
-    return _row(name, correlation, f"{part['share']:.0%}", f"{part['same_sign']} of {model['layers']}")
+    return _row(name, f"{part['rank_correlation']:.2f}", f"{part['share']:.0%}", f"{part['same_sign']} of {model['layers']}")
 
 
 def _row(*cells: object) -> str:
@@ -177,7 +174,8 @@ def _answer(answer: dict[str, Any] | None) -> str:
 def _said(name: str, model: dict[str, Any]) -> str:
     norms = {kind: run["layer"] for kind, run in model["runs"].items()}
     return f"- {name}: " + ", ".join(
-        f"{'no layer' if layer is None else f'layer {layer}'} under {KINDS[kind]}" for kind, layer in norms.items()
+        f"{'no layer' if layer is None else f'layer {layer}'} under {KINDS[kind].replace(', ', ' with the ')}"
+        for kind, layer in norms.items()
     )
 
 

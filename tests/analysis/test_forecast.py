@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import layerlens as ll
@@ -74,7 +76,7 @@ def test_a_forecast_counts_the_rows_that_are_decoded(
     """Three texts: a response of 3 tokens, a text without a prompt, and a response of up to 40 tokens that is still to be sampled."""
     counted: list[tuple[int, int]] = []
 
-    def told(model: object, texts: int, tokens: int, rows: int, *rest: int) -> Forecast:
+    def told(model: object, texts: int, tokens: int, rows: int, *rest: Any) -> Forecast:
         counted.append((tokens, rows))
         return measuring_forecast(qwen, texts, tokens, rows, *rest)
 

@@ -83,7 +83,7 @@ class Analysis:
         width = max(self.batch_tokens, *lengths)
         state = self.model.parts.unembedding_weight.shape[1] * self.model.parts.dtype.itemsize * states
         held = held_bytes(self.model.parts.unembedding_weight.device, self.state_bytes, state * max(lengths), state * rows)
-        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, processes, held)
+        forecast = measuring_forecast(self.model, len(left), sum(lengths), rows, states, width, processes, held, self.plan.backend)
         return replace(forecast, is_bound=any(new))
 
     def run(

@@ -1,8 +1,7 @@
 """What a piece of work will take, said before its first batch: memory from the model's configuration, time from two short trials.
 
 Time to sample is that of one step, with a cache of the mean length, for each token of the longest response; time to measure that of one
-forward pass and of the bare products with the unembedding (docs/speed.md), each timed on a few rows. Both are rough, and the first is a
-bound.
+forward pass and of the readout by the backend that the run uses, each timed on a few rows. Both are rough, and the first is a bound.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from layerlens.decode import readout
 from layerlens.models import LensModel
 from layerlens.models.free_memory import free_on
 from layerlens.models.memory import SequenceCost, free_bytes, measuring_bytes
@@ -88,14 +88,22 @@ def sampling_forecast(
 
 
 def measuring_forecast(
-    model: LensModel, texts: int, tokens: int, rows: int, states: int, batch_tokens: int, processes: int = 1, held: int = 0
+    model: LensModel,
+    texts: int,
+    tokens: int,
+    rows: int,
+    states: int,
+    batch_tokens: int,
+    processes: int = 1,
+    held: int = 0,
+    backend: str = "auto",
 ) -> Forecast:
-    """What measuring takes: `tokens` through the blocks, `rows` at each of `states` places through the vocabulary, `held` bytes of
-    states that wait.
+    """What measuring takes: `tokens` through the blocks, `rows` at each of `states` places through the vocabulary by a `backend` of
+    the readout, `held` bytes of states that wait.
     """
     vocabulary, d = model.parts.unembedding_weight.shape
     operations = 2 * (_weights(model) * tokens + vocabulary * d * rows * states)
-    seconds = _token_seconds(model) * tokens + _row_seconds(model) * rows * states if operations > WORTH_TIMING else 0.0
+    seconds = _token_seconds(model) * tokens + _row_seconds(model, backend) * rows * states if operations > WORTH_TIMING else 0.0
     return Forecast(
         f"measuring {model.name}, {texts:,} texts of {tokens:,} tokens",
         measuring_bytes(model.parts.config, model.parts.dtype.itemsize, batch_tokens, held),
@@ -145,14 +153,13 @@ def _token_seconds(model: LensModel) -> float:
     return seconds / ids.numel()
 
 
-def _row_seconds(model: LensModel) -> float:
-    """Seconds that the product of one state with the whole unembedding takes; in float32 on a CPU, as its backends multiply."""
+def _row_seconds(model: LensModel, backend: str) -> float:
+    """Seconds that one state takes through the whole vocabulary: a backend can be twice as fast as torch's own product, or slower."""
     weight = model.parts.unembedding_weight
     part = weight[:TRIAL_TOKENS].detach()
-    part = part.float() if part.device.type == "cpu" else part
     states = torch.zeros((TRIAL_ROWS.get(part.device.type, TRIAL_ROWS["cpu"]), part.shape[1]), dtype=part.dtype, device=part.device)
     with torch.inference_mode():
-        seconds = _timed(lambda: states @ part.T, part.device)
+        seconds = _timed(lambda: readout(states, part, backend=backend), part.device)
     return seconds / len(states) * weight.shape[0] / len(part)
 
 

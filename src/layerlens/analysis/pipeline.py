@@ -90,7 +90,8 @@ def analyze(
             `precision`), until every row is decoded, or until decoding all other rows would narrow the interval by less than a
             tenth because the samples differ too much.
         precision: the goal of "auto": 95% intervals of mean entropy, at every layer and site, and of the modules' mean ΔS with
-            at most this half-width, nats. By default the goal is that `select_layer` gives one answer in 95% of resamples.
+            at most this half-width, nats. By default the goal is that `select_layer` gives one answer in 95% of
+            resamples of 8 or more problems.
         generate: how to sample responses for prompts without one; None analyses prompts as they stand. All responses are sampled before
             anything is measured, and their token ids are kept in `out`.
         sampling_batch: the largest number of responses to sample at once, which changes memory and speed, and texts by no more than

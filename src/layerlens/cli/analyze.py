@@ -165,8 +165,8 @@ def analyze_command(
     tokens_per_sample: Annotated[
         str | None,
         typer.Option(
-            help="Decode at most this many response tokens of each sample, drawn at random; auto: as many as keep the chosen layer stable, "
-            "or reach --precision.",
+            help="Decode at most this many response tokens of each sample, drawn at random; auto: doubled until the chosen layer is stable "
+            "(or --precision is reached), or more of them cannot help.",
             metavar="N|auto",
             rich_help_panel="Measurement",
             show_default=False,

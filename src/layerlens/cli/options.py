@@ -73,8 +73,8 @@ RuleOption = Annotated[
     typer.Option(
         help="boundary: end of the FFN's exploration phase (the paper's); settled: KL to the final policy stays under a tenth; skill: "
         "first with half of the final policy's skill; settling_depth: mean depth at which tokens settle; agreement: first to agree with "
-        "the final policy; entropy_drop: after the largest fall of entropy. [default: the first of these that names a usable layer which "
-        "is not only an end of the model]",
+        "the final policy on half of the tokens; entropy_drop: after the largest fall of entropy. [default: the first of these that names "
+        "a usable layer below the last; an answer that is only an end of the model comes last]",
         show_default=False,
         metavar="<rule>",
     ),
@@ -89,7 +89,11 @@ SegmentOption = Annotated[
 WeightingOption = Annotated[Weighting, typer.Option(help="Weigh samples alike, or tokens alike.")]
 Tolerance = Annotated[
     float,
-    typer.Option(help="A mean ΔS counts as zero below this share of the largest one in the lower half of the layers.", min=0.0, max=1.0),
+    typer.Option(
+        help="A mean ΔS of either sign counts as zero within this share of the largest one in the lower half of the layers.",
+        min=0.0,
+        max=1.0,
+    ),
 ]
 
 

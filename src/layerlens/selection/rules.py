@@ -121,7 +121,7 @@ LOOKS_FOR: dict[Rule, str] = {
     "settled": "KL to the final policy stays under 10%",
     "skill": "first with half of the final policy's skill",
     "settling_depth": "mean depth at which tokens settle",
-    "agreement": "first to agree with the final policy",
+    "agreement": "first to agree with the final policy on half of the tokens",
     "entropy_drop": "largest fall of entropy, if usable",
 }
 """What each rule looks for, for someone who reads its name for the first time."""
@@ -197,7 +197,8 @@ def _entropy_drop(entropy: Float[Array, "curves depths"], usable: Bool[Array, " 
     if layers[0] == 0:
         which = "layer" if usable is None else "usable layer"
         return Answer(layers, f"mean residual entropy falls across no {which} from 2 on")
-    return Answer(layers, f"mean residual entropy falls most across it, by {drop[0].max():.2g} nats (layers from 2 on that are usable)")
+    among = "layers from 2 on" if usable is None else "usable layers from 2 on"
+    return Answer(layers, f"of the {among}, mean residual entropy falls most across it, by {drop[0].max():.2g} nats")
 
 
 def _open_below(layers: Int[Array, " curves"]) -> str:
