@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
-from transformers import TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from layerlens.cli import main
-from layerlens.cli.train import _fitting, _problems, make_trainer
+from layerlens.cli.train import _fitting, _make_savable, _problems, make_trainer
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts.arithmetic import problems
 from layerlens.prompts.readers import find_template
@@ -134,6 +134,19 @@ def test_a_choice_on_a_model_of_another_depth_is_refused_before_the_model_is_loa
     words = ["--internal_layer", str(tmp_path / "choice.json"), "--output_dir", str(tmp_path / "out")]
     assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", *words) == 2
     assert "was chosen on synthetic, which has 4 layers, and the model to train has 12" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_generation_settings_that_could_not_be_saved_are_corrected_before_training() -> None:
+    """As many models ship them: a temperature, and nothing that says to sample."""
+    config = GenerationConfig(temperature=0.6, top_k=20)
+    with pytest.raises(ValueError, match="do_sample"):
+        config.validate(strict=True)
+    _make_savable(config)
+    config.validate(strict=True)
+    assert (config.temperature, config.do_sample) == (0.6, True)
+    config.max_new_tokens = -1
+    with pytest.raises(TrainingError, match=r"generation_config.json: .*max_new_tokens"):
+        _make_savable(config)
 
 
 def test_adapters_as_reference_of_beta_are_refused(tmp_path: Path) -> None:

@@ -182,6 +182,12 @@ def test_damage_and_gaps_are_told(qwen: ll.LensModel, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=rf"{name} (is damaged: expected a list|cannot be read \(a line is no JSON object).*remove it"):
             open_evaluation(tmp_path / "run")
         (tmp_path / "run" / name).write_text(kept)
+    for key, odd in (("answer", "0"), ("answer", None), ("tokens", "5"), ("score", [1]), ("text", None)):
+        row = json.loads(kept.splitlines()[0])
+        (tmp_path / "run" / name).write_text(json.dumps({**row, key: odd}) + "\n")
+        with pytest.raises(RunError, match=rf"{name} is damaged \(.*expected .*remove it"):
+            run(qwen, tmp_path / "run", 2)
+    (tmp_path / "run" / name).write_text(kept)
     (tmp_path / "run" / "problems.jsonl").unlink()
     with pytest.raises(RunError, match=r"problems\.jsonl cannot be read"):
         open_evaluation(tmp_path / "run")

@@ -186,6 +186,12 @@ def test_corrupted_weights_are_refused(folder: Path) -> None:
     refused(folder, "could not be loaded")
 
 
+def test_a_tokenizer_that_fails_at_its_first_text_is_refused(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": "x"}))
+    refused(folder, "could not be loaded")
+
+
 def test_missing_shard_is_refused(tmp_path: Path) -> None:
     folder = save(tiny_model(), tmp_path / "m", max_shard_size="20KB")
     sorted(folder.glob("model-*.safetensors"))[1].unlink()

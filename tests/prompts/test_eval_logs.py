@@ -143,6 +143,13 @@ def test_what_is_no_log_is_one_line(name: str, content: bytes, said: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("odd", [{"metrics": [{}]}, {"resps": 3}, {"arguments": []}, {"arguments": {"gen_args_0": 1}}])
+def test_a_row_of_other_types_is_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "samples_sums.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps({**ROW, **odd})}\n")
+    with pytest.raises(PromptError, match=r"samples_sums\.jsonl, line 2: not as lm-evaluation-harness or lighteval write it"):
+        ll.read_prompts(tmp_path / "samples_sums.jsonl", tiny_tokenizer())
+
+
 def test_a_log_packed_with_zstd_names_the_extra_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> bytes:
         raise NotImplementedError("That compression method is not supported")

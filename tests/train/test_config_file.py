@@ -97,6 +97,7 @@ def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
         "model: tiny-qwen3\nlearning_speed: 3\n": "odd.yaml: no such field: learning_speed",
         "model: tiny-qwen3\nmax_steps: many\n": "argument --max_steps/--max-steps: invalid int value: 'many'",
         "model: [tiny\n": "odd.yaml: not YAML",
+        "? [1]\n: 2\nmodel: a\n": "odd.yaml: not YAML",
         "- model\n": "odd.yaml: expected a field: value on each line, got list",
         "": "odd.yaml: expected a field: value on each line, got NoneType",
         "output_dir: x\n": "odd.yaml: which model?",

@@ -12,7 +12,7 @@ from torch import nn
 
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import open_training
-from layerlens.train.resume import fill_adam_states, position_file, require_resumable_fsdp
+from layerlens.train.resume import fill_adam_states, finish_from, last_whole_checkpoint, position_file, require_resumable_fsdp, steps_taken
 from tests.support.training import make_trainer, trained_layers
 from tests.train.test_distributed import FSDP2, launch
 
@@ -72,6 +72,25 @@ def test_a_checkpoint_without_its_rollout_goes_on_with_another_of_the_same_numbe
     assert trained_layers(make_trainer(tmp_path / "other", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
     kept.unlink()  # a checkpoint of before 0.2
     assert trained_layers(make_trainer(tmp_path / "old", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
+
+
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    assert last_whole_checkpoint(tmp_path) is None
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"global_st'), (8, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(step))
+        (folder / "optimizer.pt").touch()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    last = last_whole_checkpoint(tmp_path)
+    assert last == tmp_path / "checkpoint-4"
+    assert finish_from(last, tmp_path), "killed before the trained model was saved"
+    assert (tmp_path / "model.safetensors").read_bytes() == bytes(4)
+    assert steps_taken(tmp_path) == 4
+    assert not (tmp_path / "optimizer.pt").exists()
+    assert not finish_from(last, tmp_path), "nothing is left to do"
+    assert not finish_from(tmp_path / "checkpoint-2", tmp_path), "an earlier one"
 
 
 def test_a_second_run_of_one_trainer_has_the_phases_of_its_plan(tmp_path: Path) -> None:

@@ -81,12 +81,20 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
 
     Raises TrainingError if `output_dir` holds another run, or with `resume` none that could go on.
     """
+    from layerlens.storage.launch import rank
+    from layerlens.train.resume import finish_from, last_whole_checkpoint, steps_taken
     from layerlens.train.training_progress import training_progress
 
-    done = _steps_done(Path(args.output_dir))
+    checkpoint = last_whole_checkpoint(Path(args.output_dir))
+    done = steps_taken(checkpoint) if checkpoint else 0
     if script.resume and not done:
         raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
     if script.resume and 0 < args.max_steps <= done:  # transformers would take a step beyond
+        if rank():  # the first process says, or does, what there is
+            return
+        if checkpoint and finish_from(checkpoint, Path(args.output_dir)):
+            print(f"trained model  {args.output_dir}")
+            return
         raise TrainingError(
             f"{args.output_dir} has taken all of its {args.max_steps} steps (the model is in checkpoint-{done}): give more --max_steps"
         )
@@ -100,19 +108,11 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
             f"{'reward boxed':34}  the text in the box is that of the ground truth, letter by letter; math compares values", file=sys.stderr
         )
     with settings_in_one_line(while_true=lambda: trainer.state.global_step == done), training_progress(trainer):
-        trainer.train(resume_from_checkpoint=script.resume or None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if script.resume else None)
     trainer.save_model()
     trainer.save_state()
     if trainer.accelerator.is_main_process:
         print(f"trained model  {args.output_dir}")
-
-
-def _steps_done(folder: Path) -> int:
-    """Optimizer steps of the last checkpoint in a folder; 0 if there is none."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    return int(last.rpartition("-")[-1]) if last else 0
 
 
 def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
@@ -139,6 +139,7 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
     if script.threads:
         torch.set_num_threads(script.threads)
     model, tokenizer = load_pretrained(name, dtype=script.dtype)[:2]
+    _make_savable(model.generation_config)
     if script.chat_template:
         tokenizer.chat_template = find_template(script.chat_template)
     if tokenizer.chat_template is None:
@@ -152,6 +153,19 @@ def make_trainer(script: ScriptArguments, args: BuPOConfig) -> BuPOTrainer:
     reward = load_reward(script.reward)
     with settings_in_one_line():
         return BuPOTrainer(model, reward, args, train_dataset=problems, processing_class=tokenizer, peft_config=_lora(script))
+
+
+def _make_savable(config: Any) -> None:
+    """Corrects generation settings that transformers reads, but refuses to write with the trained model: a temperature without sampling.
+
+    Raises TrainingError if they cannot be written even so.
+    """
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        with settings_in_one_line("generation_config.json: "):
+            config.validate(strict=True)
 
 
 def _fitting(problems: list[dict[str, Any]], longest: int | None, tokenizer: Any, template: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from layerlens.evaluate.result import Answer
 from layerlens.storage.files import write_text
 from layerlens.storage.folder import SharedFolder
 from layerlens.storage.manifest import EvaluationManifest
+from layerlens.storage.plain import from_plain
 
 PROBLEMS, ROUNDS, ANSWERS = "problems.jsonl", "rounds.json", "answers"
 NUMBER, OLD_NUMBER = "answer", "sample"
@@ -92,8 +93,8 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
         if not file.exists():
             return {}
         try:
-            return {_pop_number(row): Answer(**row) for row in _json_lines(file)}
-        except (AttributeError, TypeError, KeyError) as error:
+            return {_pop_number(row): from_plain(Answer, row) for row in _json_lines(file)}
+        except (TypeError, ValueError, KeyError) as error:
             raise RunError(f"{file} is damaged ({error}); remove it and run the same evaluation again to restore it") from error
 
     def write(self, problem: int, answers: Mapping[int, Answer]) -> None:
@@ -118,8 +119,7 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
 
 
 def _pop_number(row: dict[str, Any]) -> int:
-    number: int = row.pop(OLD_NUMBER if OLD_NUMBER in row else NUMBER)
-    return number
+    return from_plain(int, row.pop(OLD_NUMBER if OLD_NUMBER in row else NUMBER))  # type: ignore[no-any-return]
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from layerlens.errors import ModelLoadError, one_line
+from layerlens.models.tokenizer import read_tokenizer
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that every folder of PEFT adapters holds."""
@@ -22,12 +23,10 @@ def holds_adapters(name: str | Path) -> bool:
 
 def adapter_tokenizer(adapters: Path, trust_remote_code: bool) -> Any:
     """The tokenizer in a folder of adapters, with the chat template of their training; None if the folder has none."""
-    from transformers import AutoTokenizer
-
     if not (adapters / "tokenizer_config.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(adapters, trust_remote_code=trust_remote_code)
+        return read_tokenizer(adapters, trust_remote_code=trust_remote_code)
     except Exception as error:  # see load_pretrained
         raise ModelLoadError(f"{adapters}: its tokenizer could not be loaded ({one_line(error)})") from error
 

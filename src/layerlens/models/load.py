@@ -21,6 +21,7 @@ from layerlens.models.adapters import adapter_tokenizer, base_model, holds_adapt
 from layerlens.models.gguf import find_gguf, gguf_quantisation
 from layerlens.models.layout import require_readable, text_config
 from layerlens.models.quantised import describe, describe_quantisation, finish_loading, prepare_loading, quantisation_config
+from layerlens.models.tokenizer import read_tokenizer
 
 DTYPES = {"auto": "auto", **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}}
 
@@ -55,7 +56,7 @@ def load_pretrained(
             number), they hold another model than their configuration says, or a library that reads them is missing.
         ModelLayoutError: the architecture cannot be read; raised before any weight is read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
@@ -104,7 +105,7 @@ def load_pretrained(
                 **common,
             )
             finish_loading(model, stored, None if wanted == "auto" else wanted, folder, revision)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+            tokenizer = read_tokenizer(folder, **common)
     except (ModelLayoutError, ModelLoadError):
         raise
     except Exception as error:  # a checkpoint can be broken in many ways; each becomes one line
@@ -119,12 +120,11 @@ def load_pretrained(
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a hub name or a folder, without the model. Raises ModelLoadError if it cannot be read."""
-    from transformers import AutoTokenizer
 
     source = _local_or_hub(str(name))
     try:
         with _quiet_transformers():
-            return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+            return read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelLoadError(f"{source}: its tokenizer could not be loaded ({one_line(error)})") from error
 

@@ -48,7 +48,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=256):
             for row in batch.to_pylist():
-                yield from plain_records(row)
+                yield from _in_our_fields(row, str(path))
     except pyarrow.ArrowException as error:
         raise PromptError(f"{path}: not a readable parquet file ({error})") from error
 
@@ -59,7 +59,14 @@ def _jsonl_records(path: Path) -> Iterator[Record]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise PromptError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        yield from plain_records(record) if isinstance(record, dict) else ({"prompt": record},)
+        yield from _in_our_fields(record, f"{path}, line {number}") if isinstance(record, dict) else ({"prompt": record},)
+
+
+def _in_our_fields(row: Record, where: str) -> list[Record]:
+    try:
+        return list(plain_records(row))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise PromptError(f"{where}: not as lm-evaluation-harness or lighteval write it ({message_of(error)})") from error
 
 
 def _text_records(path: Path) -> Iterator[Record]:

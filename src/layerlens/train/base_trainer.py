@@ -57,6 +57,7 @@ class BaseTrainer(SignalTrainer):
         inside = self._step % self._micro_batches_per_rollout != 0
         rollout = self._buffered_inputs if inside else None
         save_position(output_dir, self.args.process_index, self.args.world_size, self._step, rollout)
+        self.accelerator.wait_for_everyone()  # what is written after this says that the checkpoint is whole
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -116,6 +116,8 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             lines: dict[Any, int] = {}
             for key, _ in node.value:
                 line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):  # which SafeLoader refuses
+                    continue
                 if key.value in lines:
                     raise TrainingError(f"{file}: {key.value} is given twice, in lines {lines[key.value]} and {line}: keep one of them")
                 lines[key.value] = line

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
 from layerlens.errors import TrainingError
+from layerlens.storage.files import write_atomic
 
+STATE = "trainer_state.json"
+TO_RESUME = ("optimizer", "scheduler", "scaler", "rng_state", "rollout_")
+"""How names begin of files that a checkpoint has beside the model's and STATE."""
 ADAM = ("adamw_torch", "adamw_torch_fused")
 """Values of `optim` whose optimizer state is known to begin with zeros."""
 
@@ -35,6 +42,36 @@ def load_position(folder: str, process: int, processes: int) -> tuple[int, list[
 def position_file(checkpoint: str, process: int) -> Path:
     """The file of a checkpoint that says where in its rollout a process was."""
     return Path(checkpoint) / f"rollout_{process}.pt"
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most optimizer steps that was saved to its end; None without one.
+
+    transformers writes its state last, and takes a checkpoint without it, which a killed process leaves, for the last one.
+    """
+    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if steps_taken(checkpoint)]
+    return max(whole, key=steps_taken, default=None)
+
+
+def steps_taken(folder: Path) -> int:
+    """Optimizer steps of what was saved to its end in a folder, a checkpoint or a whole training; 0 if nothing was."""
+    try:
+        return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return 0
+
+
+def finish_from(checkpoint: Path, folder: Path) -> bool:
+    """Puts a training's last checkpoint in its place as the trained model, if a run was killed between the two; whether it did.
+
+    It does nothing if the folder holds a trained model already, or the checkpoint none (sharded ones of FSDP2).
+    """
+    if steps_taken(folder) >= steps_taken(checkpoint) or not any(checkpoint.glob("*.safetensors")):
+        return False
+    model = [file for file in checkpoint.iterdir() if file.is_file() and not file.name.startswith(TO_RESUME)]
+    for file in sorted(model, key=lambda file: file.name == STATE):  # last what says that it is whole
+        write_atomic(folder / file.name, partial(shutil.copy, file))
+    return True
 
 
 class EpochOrder(Sampler[int]):
