@@ -1,4 +1,4 @@
-"""Files changed at random: whatever is done to them, a verb ends well or in one line."""
+"""Files changed and words mistaken at random: a verb ends well or in one line (at length: `benchmarks/fuzz.py`)."""
 
 from __future__ import annotations
 
@@ -9,49 +9,54 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import Layerlens
+from tests.support.fuzz.cases import judged
+from tests.support.fuzz.damage import break_bytes, break_folder, break_json
+from tests.support.fuzz.material import PROMPTS, make_prompts
+from tests.support.fuzz.words import odd_words
 
 CASES = 12
 
-
-def changed(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with a few flipped, cut out, doubled or put in."""
-    found = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(found) + 1)
-        match rng.randrange(4):
-            case 0 if place < len(found):
-                found[place] ^= 1 << rng.randrange(8)
-            case 1:
-                del found[place : place + rng.randint(1, 40)]
-            case 2:
-                found[place:place] = rng.randbytes(rng.randint(1, 8))
-            case _:
-                found[place:place] = found[place : place + rng.randint(1, 40)]
-    return bytes(found)
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(CASES))
 def test_changed_run_folders(layerlens: Layerlens, folder: Path, tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
-    file = rng.choice(sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size))
-    file.write_bytes(changed(file.read_bytes(), rng))
+    about = break_folder(run, random.Random(seed))
     for verb in ("select", "check"):
-        ended = layerlens(verb, run)
-        assert ended.code in (0, 2), ended
-        assert "Traceback" not in ended.err
+        assert judged(layerlens(verb, run), verb) == "", about
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", range(CASES))
 def test_changed_prompt_files(layerlens: Layerlens, folder: Path, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes(
-        changed(b'{"prompt": "w1 w2", "response": "w3", "answer": 7}\n{"messages": [{"role": "user", "content": "w4"}]}\n', rng)
-    )
+    make_prompts(tmp_path / "prompts")
+    file = tmp_path / "prompts" / rng.choice(PROMPTS)
+    about = (break_json if file.suffix in (".json", ".jsonl") else break_bytes)(file, rng)
     ended = layerlens("analyze", folder / "model", file, "--no-generate", "--metrics", "entropy", "--out", tmp_path / "run")
-    assert ended.code in (0, 2), ended
-    assert "Traceback" not in ended.err
+    assert judged(ended, "analyze") == "", about
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_changed_model_folders(layerlens: Layerlens, folder: Path, tmp_path: Path, seed: int) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    about = break_folder(tmp_path / "model", random.Random(seed))
+    assert judged(layerlens("check", tmp_path / "model"), "check") == "", about
+
+
+@pytest.mark.parametrize("seed", range(2 * CASES))
+def test_odd_words(layerlens: Layerlens, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    rng = random.Random(seed)
+    monkeypatch.chdir(tmp_path)
+    run = str(folder / "run")
+    known = {
+        "select": [run, "--json"],
+        "compare": [run, run],
+        "plot": [run, "--kind", "kl"],
+        "merge": ["out", run],
+        "contribution": ["base=x"],
+    }
+    verb = rng.choice(list(known))
+    words, about = odd_words(verb, known[verb], rng)
+    assert judged(layerlens(verb, *words), verb) == "", about
