@@ -23,6 +23,13 @@ from layerlens.progress import EVERY_SECONDS, duration, say
 WORTH_TIMING = 1e11
 """Operations below which nothing is timed: every machine does them in less than half a minute."""
 
+TRIAL_SHARE = 0.003
+"""Share of the operations of the work that the trials of measuring take at most, unless LEAST_ROWS take more."""
+
+TRIALS = 3
+"""How often each trial runs: other programs may slow down some of them, and the fastest one counts."""
+
+LEAST_ROWS = 8
 TRIAL_ROWS = {"cpu": 128, "cuda": 2048}
 TRIAL_BYTES = 64 << 20
 """Bytes of a cache that a trial copies at once."""
@@ -103,7 +110,11 @@ def measuring_forecast(
     """
     vocabulary, d = model.parts.unembedding_weight.shape
     operations = 2 * (_weights(model) * tokens + vocabulary * d * rows * states)
-    seconds = _token_seconds(model) * tokens + _row_seconds(model, backend) * rows * states if operations > WORTH_TIMING else 0.0
+    seconds = 0.0
+    if operations > WORTH_TIMING:
+        trial = int(TRIAL_SHARE * operations / (TRIALS * 2 * _weights(model)))
+        trial = max(LEAST_ROWS, min(trial, TRIAL_ROWS.get(model.device.type, TRIAL_ROWS["cpu"])))
+        seconds = _token_seconds(model, trial) * tokens + _row_seconds(model, backend) * rows * states
     return Forecast(
         f"measuring {model.name}, {texts:,} texts of {tokens:,} tokens",
         measuring_bytes(model.parts.config, model.parts.dtype.itemsize, batch_tokens, held),
@@ -143,9 +154,8 @@ def _step_seconds(model: LensModel, batch: int, cached: int) -> float:
         return _timed(step, model.device)
 
 
-def _token_seconds(model: LensModel) -> float:
-    """Seconds that the blocks take for one token of a long text."""
-    rows = TRIAL_ROWS.get(model.device.type, TRIAL_ROWS["cpu"])
+def _token_seconds(model: LensModel, rows: int) -> float:
+    """Seconds that the blocks take for one token of a text of `rows` tokens."""
     length = min(rows, model.parts.context or rows)
     ids = torch.zeros((-(-rows // length), length), dtype=torch.long)
     with torch.inference_mode():
@@ -164,9 +174,9 @@ def _row_seconds(model: LensModel, backend: str) -> float:
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of three calls: other programs may slow down some of them."""
+    """Seconds of the fastest of TRIALS calls."""
     seconds = []
-    for _ in range(3):
+    for _ in range(TRIALS):
         start = time.perf_counter()
         run()
         if device.type == "cuda":

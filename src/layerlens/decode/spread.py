@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerlens.decode.cpu import products
 from layerlens.decode.gpu.product import float32_product
 from layerlens.decode.unembedding import Unembedding
 
@@ -36,9 +37,10 @@ class LogitSpread:
     def of(cls, unembedding: Unembedding) -> LogitSpread:
         """The spread under an unembedding, on its device. C is accumulated in float64; V·d² multiplications, once per model."""
         weight = unembedding.weight
-        mean = weight.double().mean(0)
+        chunks = torch.split(weight, CHUNK_ROWS)
+        mean = torch.stack([rows.sum(0, dtype=torch.float64) for rows in chunks]).sum(0) / len(weight)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=weight.device)
-        for rows in torch.split(weight, CHUNK_ROWS):
+        for rows in chunks:
             centred = (rows.double() - mean).float().T.contiguous()
             covariance += float32_product(centred, centred)
         values, vectors = torch.linalg.eigh(covariance * (unembedding.scale**2 / len(weight)))
@@ -47,7 +49,11 @@ class LogitSpread:
     def sd(self, states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
         """sd(h) of each vector as it is to be unembedded, in logits, float32."""
         flat = states.reshape(-1, states.shape[-1]).to(self.factor.device)
-        length: Tensor = torch.linalg.vector_norm(float32_product(flat, self.factor), dim=-1)
+        if flat.device.type == "cpu" and products.has_onednn():
+            products.onednn(flat.float(), self.factor, product := torch.empty(flat.shape))
+        else:
+            product = float32_product(flat, self.factor)
+        length: Tensor = torch.linalg.vector_norm(product, dim=-1)
         return length.reshape(states.shape[:-1])
 
     def matched(self, states: Float[Tensor, "*rows d"], spread: float) -> Float[Tensor, "*rows d"]:

@@ -18,7 +18,7 @@
 // one set of policies ("own" or an anchor), the accumulators of each row, and its largest logits so far
 struct PolicySet {
   long rows, first_vector;  // number of rows, and the SIMD vector whose first lane holds the first row
-  float* m;
+  float* m;  // m, S and A have room for whole SIMD vectors of rows
   double* S;
   double* A;
   long k;  // number of largest logits to keep, 0 for none
@@ -38,7 +38,7 @@ struct RangePass {
   PolicySet own, final, reference;  // an anchor that is not asked for has no rows
   const int64_t* targets;  // [own.rows] or null
   float* target_logit;
-  double* kl;  // D of KL(own || final), [own.rows] or null
+  double* kl;  // D of KL(own || final), with room for whole SIMD vectors of rows, or null
   double* kl_from;  // D of KL(reference || own)
   float* kept;  // the logits of the range, [tokens][SIMD vectors of all sets], for a second look at them; or null
 };
@@ -130,9 +130,9 @@ static void update_top_k(const PolicySet& set, long row, const float* column, lo
 
 // what comparing with an anchor's policies takes, of one chunk
 struct AnchorChunk {
-  std::vector<float> y, e;  // logits minus each row's maximum, and e^ of them: [token][stride]
-  std::vector<double> m, S;  // of the chunk alone: an offset between two policies' logits must not enter a float32 sum
-  std::vector<double> old_scale, new_scale;  // the factors that reduce has applied to each row's earlier sums and to the chunk's
+  std::vector<float> y, e;  // logits minus each row's maximum so far, and e^ of them: [token][stride]
+  std::vector<float> m, S;  // that maximum, and the chunk's S: an offset between two policies' logits must not enter a float32 sum
+  std::vector<float> scale;  // the factor that reduce has applied to each row's earlier sums
   long stride = 0;
 };
 
@@ -141,49 +141,57 @@ static void repeat_first_rows(AnchorChunk& anchor, long rows, long tokens) {
   for (std::vector<float>* values : {&anchor.y, &anchor.e})
     for (long t = 0; rows && t < tokens; t++)
       for (long i = 0; i < LANES; i++) (*values)[t * anchor.stride + rows + i] = (*values)[t * anchor.stride + i];
+  for (std::vector<float>* values : {&anchor.m, &anchor.S, &anchor.scale})
+    for (long i = 0; rows && i < LANES; i++) (*values)[rows + i] = (*values)[i];
 }
 
 // combines the chunk's logits x [tokens][PANEL] of one SIMD vector, rows first...first+LANES-1 of a set, with the accumulators of
-// these rows; `store` takes what is needed of an anchor
+// these rows. The chunk's sums are relative to each row's maximum so far, to which the earlier sums are rescaled; `keep` takes what is
+// needed of an anchor
 static void reduce(const RangePass& p, const PolicySet& set, long first, const float* x, long tokens, long start,
-                   const AnchorChunk* final, const AnchorChunk* reference, AnchorChunk* store) {
+                   const AnchorChunk* final, const AnchorChunk* reference, AnchorChunk* keep) {
   const bool own = &set == &p.own;
   const long rows = set.rows - first < LANES ? set.rows - first : LANES;
   auto at = [&](long t) { return load(x + t * PANEL); };
-  const float* y_final = final ? final->y.data() + first % p.final.rows : nullptr;
-  const float* y_from = reference ? reference->y.data() + first % p.reference.rows : nullptr;
-  const float* e_from = reference ? reference->e.data() + first % p.reference.rows : nullptr;
-  vec m = broadcast(-INF), S = {}, A = {}, D = {}, D_from = {};
-  for (long t = 0; t < tokens; t++) m = maximum(at(t), m);
+  const long of_final = final ? first % p.final.rows : 0, of_reference = reference ? first % p.reference.rows : 0;
+  const float* y_final = final ? &final->y[of_final] : nullptr;
+  const float* y_from = reference ? &reference->y[of_reference] : nullptr;
+  const float* e_from = reference ? &reference->e[of_reference] : nullptr;
+  vec largest = broadcast(-INF), S = {}, A = {}, D = {}, D_from = {};
+  for (long t = 0; t < tokens; t++) largest = maximum(at(t), largest);
+  const vec earlier_m = load(set.m + first), m = maximum(largest, earlier_m);
   for (long t = 0; t < tokens; t++) {
     vec y = at(t) - m, e = exp_of(y);
     S += e;
     A += e * y;
     if (final) D += e * (y - load(y_final + t * final->stride));
     if (reference) D_from += load(e_from + t * reference->stride) * (load(y_from + t * reference->stride) - y);
-    if (store) {
-      std::memcpy(store->y.data() + t * store->stride + first, &y, sizeof y);
-      std::memcpy(store->e.data() + t * store->stride + first, &e, sizeof e);
+    if (keep) {
+      store(&keep->y[t * keep->stride + first], y);
+      store(&keep->e[t * keep->stride + first], e);
     }
   }
+  const vec before = earlier_m > broadcast(-INF) ? earlier_m : m;  // there is none in the first chunk
+  const vec scale = exp_of(before - m);
+  const vecd earlier_S = load_doubles(set.S + first), earlier_A = load_doubles(set.A + first);
+  if (final) {
+    const vecd offset = doubles(m) - doubles(load(&final->m[of_final]));
+    store(p.kl + first, doubles(scale) * load_doubles(p.kl + first) + (doubles(D) + doubles(S) * offset));
+  }
+  if (reference) {
+    const vecd offset = doubles(load(&reference->m[of_reference])) - doubles(m);
+    store(p.kl_from + first, doubles(load(&reference->scale[of_reference])) * load_doubles(p.kl_from + first) +
+                                    (doubles(D_from) + doubles(load(&reference->S[of_reference])) * offset));
+  }
+  store(set.A + first, doubles(scale) * (earlier_A + earlier_S * (doubles(before) - doubles(m))) + doubles(A));
+  store(set.S + first, doubles(scale) * earlier_S + doubles(S));
+  store(set.m + first, m);
+  if (keep) store(&keep->m[first], m), store(&keep->S[first], S), store(&keep->scale[first], scale);
   for (int i = 0; i < rows; i++) {
     long row = first + i;
-    float top = set.m[row] > m[i] ? set.m[row] : m[i];
-    double old_shift = set.S[row] > 0 ? double(set.m[row]) - top : 0, new_shift = double(m[i]) - top;
-    double old_scale = std::exp(old_shift), new_scale = std::exp(new_shift);
     if (own && p.targets && p.targets[row] >= start && p.targets[row] < start + tokens)
       p.target_logit[row] = x[(p.targets[row] - start) * PANEL + i];
-    if (set.k && m[i] > set.top_logits[row * set.k + set.k - 1]) update_top_k(set, row, x + i, tokens, start);
-    if (final) p.kl[row] = old_scale * p.kl[row] + new_scale * (D[i] + S[i] * (m[i] - final->m[(first + i) % p.final.rows]));
-    if (reference) {
-      long j = (first + i) % p.reference.rows;
-      p.kl_from[row] = reference->old_scale[j] * p.kl_from[row] +
-                       reference->new_scale[j] * (D_from[i] + reference->S[j] * (reference->m[j] - m[i]));
-    }
-    set.A[row] = old_scale * (set.A[row] + set.S[row] * old_shift) + new_scale * (A[i] + S[i] * new_shift);
-    set.S[row] = old_scale * set.S[row] + new_scale * S[i];
-    set.m[row] = top;
-    if (store) store->old_scale[row] = old_scale, store->new_scale[row] = new_scale, store->m[row] = m[i], store->S[row] = S[i];
+    if (set.k && largest[i] > set.top_logits[row * set.k + set.k - 1]) update_top_k(set, row, x + i, tokens, start);
   }
 }
 
@@ -197,7 +205,7 @@ extern "C" void layerlens_pass(const RangePass* pass) {
     AnchorChunk& anchor = anchors[g];
     anchor.stride = vectors_of(*sets[g]) * LANES + LANES;
     anchor.y.resize(CHUNK * anchor.stride), anchor.e.resize(CHUNK * anchor.stride);
-    for (auto* values : {&anchor.m, &anchor.S, &anchor.old_scale, &anchor.new_scale}) values->resize(anchor.stride);
+    for (std::vector<float>* values : {&anchor.m, &anchor.S, &anchor.scale}) values->resize(anchor.stride);
   }
   const long stride = upcast ? depth + 16 : depth;  // rows one page apart would all fall into one set of the cache
   std::vector<uint32_t> floats(upcast ? CHUNK * stride : 0);

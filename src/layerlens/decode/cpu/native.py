@@ -100,14 +100,15 @@ class _RangeMoments:
     """The accumulators of one set of policies in one range, and the struct by which C++ writes to them while this object lives."""
 
     def __init__(self, rows: int, first_vector: int, top: _TopLogits):
-        self.m = torch.full((rows,), -torch.inf)
-        self.S, self.A = torch.zeros(2, rows, dtype=torch.float64)
+        self.rows = rows
+        self.m = torch.full((_whole_vectors(rows),), -torch.inf)
+        self.S, self.A = torch.zeros(2, _whole_vectors(rows), dtype=torch.float64)
         moments, largest = ([tensor.data_ptr() for tensor in group] for group in ((self.m, self.S, self.A), (top.logits, top.ids)))
         self.struct = PolicySet(rows, first_vector, *moments, top.logits.shape[1], *largest)
 
     @property
     def moments(self) -> Moments:
-        return Moments(self.m, self.S, self.A)
+        return Moments(*(values[: self.rows] for values in (self.m, self.S, self.A)))
 
 
 def _reduce_range(
@@ -122,7 +123,7 @@ def _reduce_range(
     unembedding, rows = request.unembedding, len(request.hidden)
     sets = {name: _RangeMoments(*position, top[name]) for name, position in operands.positions.items()}
     target_logit = None if operands.targets is None else torch.full((rows,), -torch.inf)
-    kl, kl_from = (torch.zeros(rows, dtype=torch.float64) if asked else None for asked in (request.kl, request.kl_from))
+    kl, kl_from = (torch.zeros(_whole_vectors(rows), dtype=torch.float64) if asked else None for asked in (request.kl, request.kl_from))
     kept = None if logits is None else logits[start * operands.lanes :]
     absent = PolicySet()
     call = RangePass(
@@ -139,6 +140,7 @@ def _reduce_range(
         *map(_address, (operands.targets, target_logit, kl, kl_from, kept)),
     )
     required_library().layerlens_pass(ctypes.byref(call))
+    kl, kl_from = (None if values is None else values[:rows] for values in (kl, kl_from))
     return PartialSums(sets["own"].moments, {name: sets[name].moments for name in request.anchors}, target_logit, kl, kl_from)
 
 
@@ -201,6 +203,12 @@ def _pack(sets: dict[str, Tensor], dot: bool) -> tuple[Tensor, dict[str, tuple[i
         is_bf16 = rows.dtype == torch.bfloat16
         loaded.layerlens_pack(rows.data_ptr(), len(rows), d_model, is_bf16, dot, positions[name][1], packed.data_ptr())
     return packed, positions
+
+
+def _whole_vectors(rows: int) -> int:
+    """Numbers in the SIMD vectors that hold a number for each row."""
+    lanes: int = required_library().layerlens_lanes()
+    return -(-rows // lanes) * lanes
 
 
 def _address(tensor: Tensor | None) -> int | None:

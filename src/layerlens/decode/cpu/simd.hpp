@@ -17,19 +17,29 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t veci __attribute__((vector_size(LANES * 4)));
+typedef double vecd __attribute__((vector_size(LANES * 8)));
 
 static inline vec load(const void* p) {
   vec v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
+static inline vecd load_doubles(const double* p) {
+  vecd v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline vecd doubles(vec v) { return __builtin_convertvector(v, vecd); }
+template <class V>
+static inline void store(void* p, const V& v) {
+  std::memcpy(p, &v, sizeof v);
+}
 static inline vec broadcast(float x) { return x - vec{}; }
-static inline vec maximum(vec a, vec b) { return a > b ? a : b; }
+static inline vec maximum(vec a, vec b) { return a > b ? a : b; }  // b if one of them is NaN
 
-// e^y for y <= 0, as 0 below -87; NaN stays NaN
+// e^y for y <= 0, and e^-87 = 1.6e-38 below -87; NaN stays NaN
 static inline vec exp_of(vec y) {
-  const veci tiny = y < broadcast(-87.0f);
-  y = tiny ? broadcast(-87.0f) : y;
+  y = maximum(broadcast(-87.0f), y);
   vec shifted = y * 1.44269504f + 12582912.0f;  // rounds to an integer, in the low bits
   vec n = shifted - 12582912.0f;
   vec r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -39,5 +49,5 @@ static inline vec exp_of(vec y) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  return (vec)(((veci)p + ((veci)shifted << 23)) & ~tiny);
+  return (vec)((veci)p + ((veci)shifted << 23));
 }
