@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,3 +87,44 @@ def test_a_numbered_process_begins_at_its_share(rank: str, begins: int, monkeypa
 
     share_work(range(10), claim=claim, is_done=lambda piece: False, work=worked.append)
     assert worked == [*range(begins, 10), *range(begins)]
+
+
+def test_one_piece_goes_on_in_the_background_and_is_claimed_until_it_ends() -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def claim(piece: str) -> Iterator[bool]:
+        told.append(f"claim {piece}")
+        yield True
+        told.append(f"free {piece}")
+
+    def work(piece: str) -> Callable[[], None] | None:
+        told.append(f"work {piece}")
+        return None if piece == "c" else lambda: told.append(f"end {piece}")
+
+    share_work("abc", claim=claim, is_done=lambda piece: False, work=work)
+    first = ["claim a", "work a", "claim b", "work b", "end a", "free a"]
+    assert told == [*first, "claim c", "work c", "end b", "free b", "free c"]
+
+
+def test_an_end_that_fails_is_raised_after_the_piece_that_was_begun_meanwhile_has_ended() -> None:
+    ended, freed = [], []
+
+    @contextmanager
+    def claim(piece: int) -> Iterator[bool]:
+        try:
+            yield True
+        finally:
+            freed.append(piece)
+
+    def work(piece: int) -> Callable[[], None]:
+        def end() -> None:
+            ended.append(piece)
+            if piece == 0:
+                raise OSError("the disk is full")
+
+        return end
+
+    with pytest.raises(OSError, match="the disk is full"):
+        share_work(range(3), claim=claim, is_done=lambda piece: False, work=work)
+    assert (ended, freed) == ([0, 1], [0, 1])

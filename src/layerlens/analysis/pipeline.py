@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import xarray as xr
 
 from layerlens.analysis.batches import Analysis
 from layerlens.analysis.given import checked_samples, require_assistant, require_response_rows, texts_of_run
@@ -150,14 +153,14 @@ def analyze(
         store.note_process(number, f"{model.device} ({device}) on {platform.node()}")
     left = [index for index in measured if not store.has(index)]
     processes = 1 if out is None else n_processes()  # what is kept in memory is shared with nobody
-    if left:
+    if left and progress is not False:
         analysis.forecast(left, processes).announce(progress)
     if generate is not None:
         texts, sampled = with_responses(model, chosen, generate, store, sampling_batch, progress, measured)
         analysis = replace(analysis, samples=texts)
         if sampled is not None:
             store.amend(texts=sampled)
-            if left:
+            if left and progress is not False:
                 analysis.forecast(left, processes).announce(progress)
     if norm == "matched" and spread is None:
         with progress_bar(f"measuring the spread of {model.name}'s logits", len(chosen), "tokens", progress) as report:
@@ -258,22 +261,29 @@ def _fill(store: RunFolder | RunMemory, analysis: Analysis, tokens: int | None, 
     """Works through the batches, shared with all processes that fill the folder, until their samples are there.
 
     With `tokens`, until (up to) that many response tokens of each are decoded; half of them are already, or none.
+
+    A thread writes the samples of a batch while the next one is measured. The batch's claim ends when they are written, and what goes
+    wrong with that is raised here, once the batch after it is measured and written too.
     """
 
     def lacking(batch: Sequence[int]) -> list[int]:
         return [index for index in batch if not store.has(index, tokens)]
 
-    def run(piece: tuple[int, list[int]]) -> None:
-        _, batch = piece
-        earlier = [store.read(index) for index in batch] if tokens and all(map(store.has, batch)) else None
-        for index, result in analysis.run(batch, lacking(batch), tokens, earlier, report):
+    def write(results: Sequence[tuple[int, xr.Dataset]]) -> None:
+        for index, result in results:
             store.write(index, result)
 
-    share_reported_work(
-        list(enumerate(analysis.batches)),
-        report,
-        claim=lambda piece: store.claim(f"{piece[0]:06d}"),
-        size=lambda piece: len(piece[1]),
-        lacking=lambda piece: len(lacking(piece[1])),
-        work=run,
-    )
+    def run(piece: tuple[int, list[int]]) -> Callable[[], None]:
+        _, batch = piece
+        earlier = [store.read(index) for index in batch] if tokens and all(map(store.has, batch)) else None
+        return writer.submit(write, list(analysis.run(batch, lacking(batch), tokens, earlier, report))).result
+
+    with ThreadPoolExecutor(1, thread_name_prefix="layerlens-writer") as writer:
+        share_reported_work(
+            list(enumerate(analysis.batches)),
+            report,
+            claim=lambda piece: store.claim(f"{piece[0]:06d}"),
+            size=lambda piece: len(piece[1]),
+            lacking=lambda piece: len(lacking(piece[1])),
+            work=run,
+        )

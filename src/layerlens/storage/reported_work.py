@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from layerlens.progress import Progress
-from layerlens.storage.shared_work import share_work
+from layerlens.storage.shared_work import Work, share_work
 
 WAITING = "waiting for another process"
 
@@ -21,7 +21,7 @@ def share_reported_work(
     claim: Callable[[Piece], AbstractContextManager[bool]],
     size: Callable[[Piece], int],
     lacking: Callable[[Piece], int],
-    work: Callable[[Piece], None],
+    work: Work[Piece],
 ) -> None:
     """As `share_work`, with a progress.
 
@@ -49,9 +49,10 @@ def share_reported_work(
                 report.doing(WAITING)
             yield mine
 
-    def run(number: int) -> None:
+    def run(number: int) -> Callable[[], object] | None:
         report.doing("")
-        work(pieces[number])
+        finish = work(pieces[number])
         left[number] = 0
+        return finish
 
     share_work(range(len(pieces)), claim=claimed, is_done=is_done, work=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
 from layerlens.storage.launch import n_processes, rank
@@ -15,13 +15,16 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0
 
 Piece = TypeVar("Piece")
 
+Work = Callable[[Piece], Callable[[], object] | None]
+"""Finishes a piece, or finishes all but what goes on in the background, and returns what waits for that."""
+
 
 def share_work(
     pieces: Iterable[Piece],
     *,
     claim: Callable[[Piece], AbstractContextManager[bool]],
     is_done: Callable[[Piece], bool],
-    work: Callable[[Piece], None],
+    work: Work[Piece],
 ) -> None:
     """Works through all pieces, each done by exactly one process, and returns when every piece is done by somebody.
 
@@ -30,28 +33,34 @@ def share_work(
     Args:
         claim: enters a context that tells whether this process alone may work on a piece; a dead process holds nothing.
         is_done: whether a piece is finished. Asked again after a claim, since another process may have finished it meanwhile.
-        work: finishes a piece.
+        work: finishes a piece. What it returns, if anything, is called before the claim ends: when the next piece has been worked on, or
+            nothing is left to do meanwhile. So one piece at a time is under way in the background.
     """
     waiting = list(pieces)
     first = int(len(waiting) * share_before())
     waiting = waiting[first:] + waiting[:first]
     wait = FIRST_WAIT
-    while waiting:
-        held_elsewhere = []
-        for piece in waiting:
-            if is_done(piece):
-                continue
-            with claim(piece) as claimed:
-                if not claimed:
-                    held_elsewhere.append(piece)
-                elif not is_done(piece):
-                    work(piece)
-        if held_elsewhere and len(held_elsewhere) == len(waiting):
-            time.sleep(wait * random.uniform(0.5, 1.5))
-            wait = min(2 * wait, LONGEST_WAIT)
-        else:
-            wait = FIRST_WAIT
-        waiting = held_elsewhere
+    with ExitStack() as under_way:
+        while waiting:
+            held_elsewhere = []
+            for piece in waiting:
+                if is_done(piece):
+                    continue
+                with ExitStack() as held:
+                    if not held.enter_context(claim(piece)):
+                        held_elsewhere.append(piece)
+                    elif not is_done(piece):
+                        if (finish := work(piece)) is not None:
+                            held.callback(finish)
+                        under_way.close()
+                        under_way.push(held.pop_all())
+            if held_elsewhere and len(held_elsewhere) == len(waiting):
+                under_way.close()
+                time.sleep(wait * random.uniform(0.5, 1.5))
+                wait = min(2 * wait, LONGEST_WAIT)
+            else:
+                wait = FIRST_WAIT
+            waiting = held_elsewhere
 
 
 def share_before() -> float:
