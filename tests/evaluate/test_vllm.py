@@ -26,13 +26,16 @@ class FakeVLLM(ModuleType):
         self.settings: list[dict[str, Any]] = []
         self.opened = self.closed = 0
         self.context = 64
+        self.ends: Any = [2]
         fake = self
 
         class LLM:
             def __init__(self, model: str, **options: Any):
                 if model == "missing":
                     raise ValueError("no such\nmodel")
-                config = SimpleNamespace(max_model_len=fake.context, try_get_generation_config=lambda: {"eos_token_id": [2]})
+                config = SimpleNamespace(
+                    max_model_len=fake.context, try_get_generation_config=lambda: {"eos_token_id": fake.ends}, get_vocab_size=lambda: 211
+                )
                 self.llm_engine = SimpleNamespace(model_config=config, engine_core=SimpleNamespace(shutdown=self._shut_down))
                 fake.opened += 1
                 fake.options = {"model": model} | options
@@ -54,6 +57,23 @@ class FakeVLLM(ModuleType):
 def test_open_engine_tells_that_vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(LayerLensError, match="vllm is not installed"):
+        open_engine("tiny-qwen3", "vllm")
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(0, (0,)), ([2, 5], (2, 5)), (None, (tiny_tokenizer().eos_token_id,))])
+def test_vllm_engine_ends_at_the_tokens_that_the_settings_name(ends: Any, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeVLLM()
+    fake.ends = ends
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    assert open_engine("tiny-qwen3", "vllm").end_tokens == expected
+
+
+@pytest.mark.parametrize("ends", [211, [2, -1], "2"])
+def test_vllm_engine_refuses_end_tokens_outside_the_vocabulary(ends: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeVLLM()
+    fake.ends = ends
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    with pytest.raises(ModelLoadError, match="eos_token_id must be ids from 0 to 210"):
         open_engine("tiny-qwen3", "vllm")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from layerlens.errors import LayerLensError, ModelLoadError, PromptError, one_line
-from layerlens.models import Generation, response_seed
+from layerlens.models import Generation, checked_end_tokens, response_seed
 from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
@@ -32,7 +32,7 @@ class VLLMEngine:
 
     Raises:
         LayerLensError: vLLM is not installed.
-        ModelLoadError: vLLM cannot load the model.
+        ModelLoadError: vLLM cannot load the model, or an end token that it names is not in the vocabulary.
     """
 
     batch_size = 1024
@@ -68,16 +68,14 @@ class VLLMEngine:
         except Exception as error:  # vLLM reports a missing model, an unknown architecture and a full GPU in many ways
             raise ModelLoadError(f"{name}: vLLM cannot load it ({one_line(error)})") from error
         self.tokenizer: Any = self._llm.get_tokenizer()
+        config = self._llm.llm_engine.model_config
+        settings: Mapping[str, Any] = config.try_get_generation_config() or {}
+        ends = settings.get("eos_token_id")
+        self.end_tokens = checked_end_tokens(self.tokenizer.eos_token_id if ends is None else ends, int(config.get_vocab_size()), self.name)
 
     @property
     def context(self) -> int:
         return int(self._llm.llm_engine.model_config.max_model_len)
-
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        settings: Mapping[str, Any] = self._llm.llm_engine.model_config.try_get_generation_config() or {}
-        ends = settings.get("eos_token_id") or self.tokenizer.eos_token_id
-        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     def model_info(self) -> ModelInfo:
         return self._info

@@ -13,7 +13,7 @@ from layerlens.models.load import load_pretrained, read_unembedding_shape
 from layerlens.models.mixed_policy import LayerMix, MixedPolicy, parse_mix
 from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policy import InternalPolicy
-from layerlens.models.sampling import Generation, response_seed
+from layerlens.models.sampling import Generation, checked_end_tokens, response_seed
 from layerlens.models.transformer_lens import block_hook, hook_name, layer_site, mixers
 from layerlens.models.truncate import causal_lm, count_blocks, decoder_of, truncated_at
 
@@ -32,6 +32,7 @@ __all__ = [
     "block_hook",
     "causal_lm",
     "check_identities",
+    "checked_end_tokens",
     "count_blocks",
     "decoder_of",
     "discover_layout",

@@ -28,6 +28,7 @@ from layerlens.models.parts import DecoderParts, find_decoder_parts
 from layerlens.models.policies import make_policy
 from layerlens.models.policy import InternalPolicy
 from layerlens.models.quantised import describe_quantisation
+from layerlens.models.sampling import checked_end_tokens
 from layerlens.models.transformer_lens import build_bridge, is_bridge, library_version, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
@@ -140,14 +141,7 @@ class LensModel:
         ends = getattr(getattr(self.parts.model, "generation_config", None), "eos_token_id", None)
         if ends is None and self.tokenizer is not None:
             ends = self.tokenizer.eos_token_id
-        named = () if ends is None else tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
-        vocabulary = self.parts.unembedding_weight.shape[0]
-        for end in named:
-            if type(end) is not int or not 0 <= end < vocabulary:
-                raise ModelLoadError(
-                    f"{self.name}: eos_token_id must be ids from 0 to {vocabulary - 1}, got {end!r}; correct its generation_config.json"
-                )
-        return named
+        return checked_end_tokens(ends, self.parts.unembedding_weight.shape[0], self.name)
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector, normalised as the policy's `norm` says, into logits divided by `temperature`."""

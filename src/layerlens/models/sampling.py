@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from layerlens.errors import PromptError
+from layerlens.errors import ModelLoadError, PromptError
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,17 @@ def until_end(tokens: Sequence[int], end_tokens: Collection[int]) -> list[int]:
     """The tokens up to and including the first end token; all of them if there is none."""
     stop = next((place + 1 for place, token in enumerate(tokens) if token in end_tokens), len(tokens))
     return list(tokens[:stop])
+
+
+def checked_end_tokens(named: object, vocabulary: int, model: str) -> tuple[int, ...]:
+    """The end tokens that a model's settings name: an id, several, or None.
+
+    Raises ModelLoadError if one of them is not an id of the vocabulary: responses would never end.
+    """
+    ends = () if named is None else tuple(named) if isinstance(named, (list, tuple)) else (named,)
+    for end in ends:
+        if type(end) is not int or not 0 <= end < vocabulary:
+            raise ModelLoadError(
+                f"{model}: eos_token_id must be ids from 0 to {vocabulary - 1}, got {end!r}; correct its generation_config.json"
+            )
+    return ends
