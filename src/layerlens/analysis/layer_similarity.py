@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,8 +16,8 @@ BLOCK_BYTES = 64 << 20
 
 def layer_similarity(
     states: Sequence[Float[Tensor, "held d"]], rows: Int[Tensor, " rows"], device: torch.device
-) -> dict[str, Float[np.ndarray, "1 layers layers"]]:
-    """Cosine similarity and CKA of a text between layers.
+) -> dict[str, Float[Tensor, "1 layers layers"]]:
+    """Cosine similarity and CKA of a text between layers, float32, on `device`, so that the host need not wait for each text.
 
     Args:
         states: the states of each layer, in any dtype.
@@ -34,4 +33,4 @@ def layer_similarity(
     block = max(1, BLOCK_BYTES // (4 * len(states) * states[0].shape[1]))
     cosines = torch.stack([cosine_sums(of(some)) for some in torch.split(rows, block)]).sum(0) / n
     picked = rows[torch.linspace(0, n - 1, min(CKA_TOKENS, n)).round().long()]
-    return {name: matrix.float().cpu().numpy()[None] for name, matrix in (("similarity", cosines), ("cka", debiased_cka(of(picked))))}
+    return {name: matrix.float()[None] for name, matrix in (("similarity", cosines), ("cka", debiased_cka(of(picked))))}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerlens.analysis.layer_similarity import layer_similarity
 from layerlens.analysis.plan import Plan
-from layerlens.analysis.row_decoder import RowDecoder
+from layerlens.analysis.row_decoder import RowDecoder, to_host
 from layerlens.analysis.state_memory import PORTION_BYTES, waiting_device
 from layerlens.analysis.text_batch import TextBatch, portions
 from layerlens.analysis.wanted_states import WantedStates, in_flow_order
@@ -181,7 +181,9 @@ class _Measurement:
             return
         numbers = torch.arange(len(self.wide)) if inside is None else inside
         layers = [states[place] for place in self.wanted.residual]
-        self.similarity = [layer_similarity(layers, numbers[a:b], self.device) for a, b in pairwise(self.wide.cuts)]
+        of_texts = [layer_similarity(layers, numbers[a:b], self.device) for a, b in pairwise(self.wide.cuts)]
+        copied = to_host({f"{number} {name}": matrix for number, text in enumerate(of_texts) for name, matrix in text.items()})
+        self.similarity = [{name: copied[f"{number} {name}"] for name in text} for number, text in enumerate(of_texts)]
 
     def _anchors(self, held: States) -> dict[str, Float[Tensor, "n d"]]:
         return {name: held[place] for name, place in self.wanted.anchors.items()}

@@ -1,4 +1,10 @@
-"""States that wait, through the vocabulary in blocks of rows, to the numbers of one batch of texts."""
+"""States that wait, through the vocabulary in blocks of rows, to the numbers of one batch of texts.
+
+The host waits for a GPU once after each block, to know whether every row has a policy, so that an error names the row and no more
+work is queued than `BLOCK_BYTES`; and once in `collect`, for all numbers in one copy. Similarity takes one more copy for all texts of the
+batch (`measure.py`), since the states it compares are given up before they are decoded if memory is short. Nothing else waits:
+tests/analysis/test_waits.py counts it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +25,7 @@ from layerlens.models import Convention, LayerSite, LensModel
 from layerlens.types import Module, Site
 
 BLOCK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""Bytes of vectors that go to the readout in one call, by device type. After a call the host waits for a GPU, to know whether every row
-has a policy."""
+"""Bytes of vectors that go to the readout in one call, by device type."""
 
 Array = np.ndarray
 

@@ -56,12 +56,14 @@ def _totals(analysis: Analysis, samples: Sequence[Sample]) -> list[tuple[float, 
     """For each text the sum of the spreads of the final policy's logits over the rows that the run reads, and their number."""
     model = analysis.model
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(sample.token_ids) for sample in samples], batch_first=True)
-    sums: list[tuple[float, int]] = []
+    read = [analysis.rows_read(sample) for sample in samples]
+    sums: list[Tensor] = []
 
     def on_state(layer: int, site: Site, states: Tensor) -> None:
-        for number, rows in enumerate(map(analysis.rows_read, samples)):
+        for number, rows in enumerate(read):
             final = model.convention("final").vectors(layer, site, states[number, torch.from_numpy(rows).to(states.device)])
-            sums.append((float(model.logit_spread.sd(final).double().sum()), len(rows)))
+            sums.append(model.logit_spread.sd(final).double().sum())
 
     model.forward(ids, [(model.n_layers, "resid_post")], on_state)
-    return sums
+    totals: list[float] = torch.stack(sums).tolist()  # a GPU is waited for once
+    return list(zip(totals, map(len, read), strict=True))
