@@ -25,7 +25,7 @@ def _chain(size: Size, model: str, seed: int) -> Chain:
     snapshots = " ".join(f"--snapshot {steps}" for steps in size.pretraining)
     recipe = (
         f"python -m recipes.tiny_models.train --model {model} --steps {size.pretraining[-1]} {snapshots} --seed {seed} "
-        f"--out {{out}}/{where} {size.device}"
+        f"--no-evaluate --out {{out}}/{where} {size.device}"
     )
     analyses = {
         f"{where}/{model}-{steps}": f"layerlens analyze {{out}}/{where}/{model}/step-{steps} arithmetic --limit {size.samples} "

@@ -87,6 +87,7 @@ def main(
     snapshot: Annotated[
         list[int] | None, typer.Option(help="Also write the model after this step, to step-N in its folder; repeat.")
     ] = None,
+    evaluate: Annotated[bool, typer.Option(help="Measure the held-out accuracy at the end.")] = True,
 ) -> None:
     """Train on generated problems, write the model folders, and measure their held-out accuracy."""
     torch.set_num_threads(threads)
@@ -99,9 +100,10 @@ def main(
         for name in MODELS if model == "both" else (model,):
             folder = out / name
             train_folder(TrainingSettings(name, steps, seed), folder, resume, device, console, snapshot or ())
-            result = evaluate_folder(folder, EvaluationSettings())
-            write_evaluation(folder, result)
-            print_accuracy(result, console)
+            if evaluate:
+                result = evaluate_folder(folder, EvaluationSettings())
+                write_evaluation(folder, result)
+                print_accuracy(result, console)
     except LayerLensError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
