@@ -18,6 +18,7 @@ import torch
 import layerlens as ll
 from layerlens.evaluate import open_evaluation
 from layerlens.storage.files import write_text
+from layerlens.types import Norm
 
 BATCH = 64
 """Answers in a forward pass."""
@@ -46,33 +47,25 @@ def tokens_of(model: ll.LensModel, problems: Path, evaluation: Path) -> tuple[li
     return texts, total
 
 
-def gradients(model: ll.LensModel, texts: list[tuple[list[int], int, float]], total: int, norm: str) -> list[list[torch.Tensor]]:
+def gradients(model: ll.LensModel, texts: list[tuple[list[int], int, float]], total: int, norm: Norm) -> list[list[torch.Tensor]]:
     """By layer, the gradient of its policy's loss on each weight of the blocks; zeros above the layer."""
     weights = [weight for block in model.parts.blocks for weight in block.parameters()]
-    sums = [[torch.zeros_like(weight) for weight in weights] for _ in range(model.n_layers)]
-    head, final_norm = model.parts.unembedding_weight, model.parts.final_norm
-    states: list[torch.Tensor] = []
+    layers = range(1, model.n_layers + 1)
+    sums = [[torch.zeros_like(weight) for weight in weights] for _ in layers]
+    states: dict[int, torch.Tensor] = {}
     ordered = sorted(texts, key=lambda text: len(text[0]))
     for start in range(0, len(ordered), BATCH):
         batch = ordered[start : start + BATCH]
         length = max(len(ids) for ids, _, _ in batch)
         ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _, _ in batch])
-        mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _, _ in batch])
         weight = torch.tensor([[0.0] * (prompt - 1) + [a] * (len(ids) - prompt) + [0.0] * (length - len(ids)) for ids, prompt, a in batch])
-        states.clear()
-        hooks = [
-            block.register_forward_hook(lambda _module, _inputs, out: states.append(out[0] if isinstance(out, tuple) else out))
-            for block in model.parts.blocks
-        ]
-        model.parts.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-        for hook in hooks:
-            hook.remove()
-        for layer, state in enumerate(states):
-            read = final_norm(state) if norm == "final" or layer == len(states) - 1 else state
-            logits = read[:, :-1] @ head.T
+        model.forward(ids, [(layer, "resid_post") for layer in layers], lambda layer, _, state: states.update({layer: state}))
+        for layer in layers:
+            read = model.convention("final" if layer == model.n_layers else norm).vectors(layer, "resid_post", states[layer])
+            logits = read[:, :-1] @ model.parts.unembedding_weight.T
             chosen = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
             loss = -(weight * chosen).sum() / total
-            for each, part in zip(sums[layer], torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True), strict=True):
+            for each, part in zip(sums[layer - 1], torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True), strict=True):
                 if part is not None:
                     each += part
     return sums
@@ -101,7 +94,8 @@ def main() -> None:
     model = ll.load(given.model, dtype="float32")
     texts, total = tokens_of(model, given.problems, given.evaluation)
     found: dict[str, object] = {"answers": len(texts)}
-    for norm in ("none", "final"):
+    norms: tuple[Norm, ...] = ("none", "final")
+    for norm in norms:
         found[f"cosine, norm {norm}"], found["share of the gradient"] = summary(model, gradients(model, texts, total, norm))
     write_text(given.out, json.dumps(found, indent=1) + "\n")
     print(f"{len(texts)} answers -> {given.out}")
