@@ -79,7 +79,7 @@ def kills_of(kind: str, turns: list[Work], kills: int, seed: int, folder: Path, 
 
 def one_round(work: Work, processes: int, rng: random.Random, out: Path, expected: Any) -> dict[str, Any]:
     """Attempts that are killed, one that ends, and what is wrong with its result."""
-    began, killed, wrong, ended_well = time.perf_counter(), 0, "", False
+    began, killed, wrong = time.perf_counter(), 0, ""
     for attempt in range(ATTEMPTS):
         pieces = range(max(work.done(out), work.between[0]), work.between[1])
         if not pieces:
@@ -94,20 +94,19 @@ def one_round(work: Work, processes: int, rng: random.Random, out: Path, expecte
             for child in children if work.launched else rng.sample(children, rng.randint(1, processes)):
                 time.sleep(moment)
                 moment = 0 if work.launched else rng.uniform(0, MOMENT)
-                killed += child.kill()
+                child.kill()
         elif work.launched:  # the others would wait for the one that is gone
             while all(child.poll() is None for child in children):
                 time.sleep(PAUSE)
             if any(child.code for child in children):
-                killed += sum(child.kill() for child in children)
-        codes = [child.wait(SECONDS).code for child in children]
-        ended_well = not any(codes)
-        for child in children:
-            ended = child.wait(SECONDS)
-            killed += work.at_saves and not work.launched and ended.code == -signal.SIGKILL
+                for child in children:
+                    child.kill()
+        every = [child.wait(SECONDS) for child in children]
+        killed += sum(ended.code == -signal.SIGKILL for ended in every)
+        for ended in every:
             if ended.code not in (0, -signal.SIGKILL) and not work.launched:
                 wrong = wrong or f"a process beside the killed ones: code {ended.code}: {ended.err[-400:]}"
-    if not (work.launched and ended_well):  # a training that has taken all of its steps is not taken up again
+    if not (work.launched and (out / "trainer_state.json").exists()):  # a training that is saved to its end is not taken up again
         wrong = wrong or finish(work, out, processes if work.launched else 1)
     found = work.result(out)
     wrong = wrong or ("" if found == expected else f"another result: {_differing(expected, found)}")
