@@ -188,6 +188,11 @@ def test_damage_and_gaps_are_told(qwen: ll.LensModel, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=rf"{name} is damaged \(.*expected .*remove it"):
             run(qwen, tmp_path / "run", 2)
     (tmp_path / "run" / name).write_text(kept)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "problems.jsonl").read_text().splitlines()]
+    for odd in ({**rows[1], "id": 3}, {name: value for name, value in rows[1].items() if name != "ground_truth"}):
+        (tmp_path / "run" / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows[0], odd, *rows[2:])))
+        with pytest.raises(RunError, match=r"problems\.jsonl is damaged: expected id and ground_truth in every line; remove it"):
+            open_evaluation(tmp_path / "run")
     (tmp_path / "run" / "problems.jsonl").unlink()
     with pytest.raises(RunError, match=r"problems\.jsonl cannot be read"):
         open_evaluation(tmp_path / "run")

@@ -130,6 +130,14 @@ def test_reports_need_something_to_show_and_room_to_show_it_in() -> None:
         report_data(make_run([0.1]), megabytes=0.0)
 
 
+def test_a_page_is_not_written_over_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: tiny-qwen3\n")
+    with pytest.raises(SelectionError, match=r"cannot write a page into 'train\.yaml': choose a name that ends in \.html"):
+        write_report(make_run([0.3, -0.2]), out=file)
+    assert file.read_text() == "model: tiny-qwen3\n"
+
+
 def test_old_runs_are_shown() -> None:
     for folder in sorted(FORMATS.glob("format-*/run*")):
         run = open_run(folder)

@@ -12,7 +12,16 @@ from torch import nn
 
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import open_training
-from layerlens.train.resume import fill_adam_states, finish_from, last_whole_checkpoint, position_file, require_resumable_fsdp, steps_taken
+from layerlens.train.resume import (
+    fill_adam_states,
+    finish_from,
+    last_whole_checkpoint,
+    load_position,
+    position_file,
+    require_resumable_fsdp,
+    save_position,
+    steps_taken,
+)
 from tests.support.training import make_trainer, trained_layers
 from tests.train.test_distributed import FSDP2, launch
 
@@ -72,6 +81,20 @@ def test_a_checkpoint_without_its_rollout_goes_on_with_another_of_the_same_numbe
     assert trained_layers(make_trainer(tmp_path / "other", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
     kept.unlink()  # a checkpoint of before 0.2
     assert trained_layers(make_trainer(tmp_path / "old", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
+
+
+def test_a_damaged_rollout_is_told_in_one_line(tmp_path: Path) -> None:
+    save_position(str(tmp_path), 0, 1, 5, None)
+    assert load_position(str(tmp_path), 0, 1) == (5, None)
+    file = position_file(str(tmp_path), 0)
+    for odd in (file.read_bytes()[:-40], b"", b"text"):
+        file.write_bytes(odd)
+        with pytest.raises(TrainingError, match=r"rollout_0\.pt is damaged \(.*remove .* to go on from the checkpoint before it") as told:
+            load_position(str(tmp_path), 0, 1)
+        assert "\n" not in str(told.value)
+    torch.save({"processes": 1}, file)
+    with pytest.raises(TrainingError, match=r"rollout_0\.pt is damaged \('micro_batches'\)"):
+        load_position(str(tmp_path), 0, 1)
 
 
 def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:

@@ -76,8 +76,12 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
         return cls.create(path, manifest, prepare)
 
     def problems(self) -> list[dict[str, Any]]:
-        """Id, ground truth and prompt of each problem."""
-        return _json_lines(self.path / PROBLEMS)
+        """Id, ground truth and prompt of each problem. Raises RunError if the file is damaged."""
+        file = self.path / PROBLEMS
+        rows = _json_lines(file)
+        if not all(isinstance(row.get(name), str) for row in rows for name in ("id", "ground_truth")):
+            raise RunError(f"{file} is damaged: expected id and ground_truth in every line; remove it and evaluate again to restore it")
+        return rows
 
     def rounds(self) -> list[int]:
         """The numbers of answers per problem that were asked for so far, growing."""

@@ -57,17 +57,19 @@ def write_report(
 
     Args:
         runs, training: what to show; at least one of either.
-        out: the file to write. It needs no network and no other file.
+        out: the file to write, which ends in .html. It needs no network and no other file.
         options: fields of `ReportOptions`.
 
     Returns:
         The file.
 
     Raises:
-        SelectionError: nothing to show.
+        SelectionError: nothing to show, or another ending.
         LayerLensError: plotly is not installed.
     """
     file = Path(out).expanduser()
+    if file.suffix.lower() not in (".html", ".htm"):  # by a slip of the keyboard it may be a file of another kind
+        raise SelectionError(f"cannot write a page into {file.name!r}: choose a name that ends in .html")
     write_text(file, report_html(runs, training, **options))
     return file
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from layerlens.errors import TrainingError, message_of
-from layerlens.train.fields import ScriptArguments
+from layerlens.storage.plain import from_plain
+from layerlens.train.fields import BuPOFields, ScriptArguments
 from layerlens.train.old_names import OLD_NAMES, with_new_names
 from layerlens.train.trl_contract import require_trl_contract
 from layerlens.types import LARGEST_SEED, MOST
@@ -55,6 +56,7 @@ def read_config(name: str, words: Sequence[str]) -> tuple[ScriptArguments, BuPOC
     known = [each.name for half in (ScriptArguments, BuPOConfig) for each in fields(half) if each.init]
     # unknown fields first: building a configuration prints other libraries' warnings
     _refuse_unknown(parser.set_defaults_with_config(**settings), known, f"{file}: ")
+    _require_kinds(settings, file)
     words = _rename_options(words)
     _refuse_unknown(parser.parse_known_args(words)[1], known)
     os.environ.update(environment)
@@ -137,6 +139,17 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except TrainingError as error:
         raise TrainingError(f"{file}: {error}") from error
     return settings, {str(name): str(value) for name, value in environment.items()}
+
+
+def _require_kinds(settings: Mapping[str, Any], file: Path) -> None:
+    """Raises TrainingError for a value of another type than its field has; a text is read as the command line reads it."""
+    kinds = get_type_hints(ScriptArguments) | get_type_hints(BuPOFields)
+    for name, value in settings.items():
+        if name in kinds and not isinstance(value, str):
+            try:
+                from_plain(kinds[name], value)
+            except (TypeError, ValueError) as error:
+                raise TrainingError(f"{file}: {name}: {error}; {HELP}") from error
 
 
 def _rename_options(words: Sequence[str]) -> list[str]:

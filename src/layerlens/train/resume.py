@@ -15,7 +15,7 @@ from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
-from layerlens.errors import TrainingError
+from layerlens.errors import TrainingError, message_of
 from layerlens.storage.files import write_atomic
 
 STATE = "trainer_state.json"
@@ -31,12 +31,19 @@ def save_position(folder: str, process: int, processes: int, micro_batches: int,
 
 
 def load_position(folder: str, process: int, processes: int) -> tuple[int, list[dict[str, Any]] | None] | None:
-    """What `save_position` kept, on the CPU; None in a checkpoint without it. Another number of processes cannot share the batches."""
+    """What `save_position` kept, on the CPU; None in a checkpoint without it. Another number of processes cannot share the batches.
+
+    Raises TrainingError if the file is damaged.
+    """
     mine, main = position_file(folder, process), position_file(folder, 0)
     if not main.is_file():
         return None
-    kept = torch.load(mine if mine.is_file() else main, map_location="cpu", weights_only=True)
-    return kept["micro_batches"], kept["rollout"] if kept["processes"] == processes else None
+    file = mine if mine.is_file() else main
+    try:
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        return kept["micro_batches"], kept["rollout"] if kept["processes"] == processes else None
+    except Exception as error:  # a damaged file fails in many ways
+        raise TrainingError(f"{file} is damaged ({message_of(error)}); remove {folder} to go on from the checkpoint before it") from error
 
 
 def position_file(checkpoint: str, process: int) -> Path:
