@@ -92,6 +92,15 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     (out / "trainer_state.json").write_text("{}")
     with pytest.raises(RunError, match="is no trainer state"):
         open_training(out)
+    for odd, told in (
+        ('{"global_step": "3", "log_history": []}', "expected a whole number for global_step, got '3'"),
+        ('{"global_step": 3, "log_history": 5}', "each entry of log_history is an object with its step"),
+        ('{"global_step": 3, "log_history": [{"loss": 1}]}', r"\('step'\); each entry"),
+        ('{"global_step": 3, "log_history": [{"loss": 1, "step": "x"}]}', "each entry of log_history"),
+    ):
+        (out / "trainer_state.json").write_text(odd)
+        with pytest.raises(RunError, match=rf"trainer_state\.json is damaged.*{told}"):
+            open_training(out)
     (out / "trainer_state.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         open_training(out)

@@ -97,6 +97,7 @@ def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
         "model: tiny-qwen3\nlearning_speed: 3\n": "odd.yaml: no such field: learning_speed",
         "model: tiny-qwen3\nmax_steps: many\n": "argument --max_steps/--max-steps: invalid int value: 'many'",
         "model: [tiny\n": "odd.yaml: not YAML",
+        "[" * 3000: "odd.yaml: not YAML (maximum recursion depth",
         "? [1]\n: 2\nmodel: a\n": "odd.yaml: not YAML",
         "model: tiny-qwen3\nthreads: [1, 2]\n": "odd.yaml: threads: expected int, got [1, 2]; see layerlens train --help",
         "model: tiny-qwen3\ninternal_samples: {a: 1}\n": "odd.yaml: internal_samples: expected int, got {'a': 1}",

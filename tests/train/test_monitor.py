@@ -112,6 +112,12 @@ def test_a_resumed_run_keeps_its_probe_texts(tmp_path: Path) -> None:
     monitor.prompts.reverse()
     with pytest.raises(TrainingError, match="answers to 2 problems, which are not the 2 probe problems of this run"):
         other.train(resume_from_checkpoint=True)
+    start = tmp_path / "monitor" / "start.pt"
+    whole = start.read_bytes()
+    start.write_bytes(whole[:-100])
+    with pytest.raises(TrainingError, match=r"start\.pt is damaged \(.*: set monitor_every to 0, or begin the training anew"):
+        make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
+    start.write_bytes(whole)
     make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
     assert probe.read_text() == kept
 

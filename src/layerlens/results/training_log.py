@@ -186,19 +186,26 @@ def _read_monitor(file: Path) -> pd.DataFrame:
 
 def _read_log(folder: Path) -> pd.DataFrame:
     """The training entries of the newest trainer state."""
-    states = [_read_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()]
+    states = {file: _read_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()}
     if not states:
         return pd.DataFrame()
-    newest = max(states, key=lambda state: int(state["global_step"]))
+    newest = max(states, key=lambda file: states[file]["global_step"])
     # only training steps have a loss: evaluations, snapshots and the closing summary have none. A reward would be no sign: a step
     # on completions of an earlier step has none
-    return _by_step([entry for entry in newest["log_history"] if "loss" in entry])
+    try:
+        return _by_step([entry for entry in states[newest]["log_history"] if "loss" in entry])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{newest} is damaged ({error or type(error).__name__}); each entry of log_history is an object with its step"
+        ) from error
 
 
 def _read_state(file: Path) -> dict[str, Any]:
     state = _read_json(file)
     if not {"global_step", "log_history"} <= state.keys():
         raise RunError(f"{file} is no trainer state: global_step or log_history is missing")
+    if not isinstance(state["global_step"], int):
+        raise RunError(f"{file} is damaged: expected a whole number for global_step, got {state['global_step']!r}")
     return state
 
 

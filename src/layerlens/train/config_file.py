@@ -127,8 +127,8 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{file}: not YAML ({error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise TrainingError(f"{file}: not YAML ({message_of(error)})") from error
     if not isinstance(found, dict):
         raise TrainingError(f"{file}: expected a field: value on each line, got {type(found).__name__}")
     environment = found.pop("env", {})

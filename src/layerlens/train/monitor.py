@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from layerlens.analysis.pipeline import analyze
-from layerlens.errors import TrainingError
+from layerlens.errors import TrainingError, message_of
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
 from layerlens.results.training_log import CHANGE, HIGH, LOW, MONITOR, SUMMARY
@@ -186,7 +186,13 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             self.out.mkdir(parents=True, exist_ok=True)
             torch.save(self.start_weights, file)
         else:
-            self.start_weights = torch.load(file, weights_only=True)
+            try:
+                self.start_weights = torch.load(file, weights_only=True)
+            except Exception as error:  # a damaged file fails in many ways
+                raise TrainingError(
+                    f"{file} is damaged ({message_of(error)}); it holds the weights of before training, which drift is measured from: "
+                    "set monitor_every to 0, or begin the training anew"
+                ) from error
         if fresh:
             self.probe_file.unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
