@@ -79,8 +79,9 @@ def _named_config(words: list[str]) -> str | None:
 def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     """Trains, and saves the model into `output_dir`, beside the monitor's snapshots and the log.
 
-    Raises TrainingError if `output_dir` holds another run, or with `resume` none that could go on.
+    Raises TrainingError if `output_dir` holds another run, or a model or lens that is no training's, or with `resume` none that could go on.
     """
+    from layerlens.results.training_log import is_training
     from layerlens.storage.launch import rank
     from layerlens.train.resume import finish_from, last_whole_checkpoint, steps_taken
     from layerlens.train.training_progress import training_progress
@@ -100,6 +101,8 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         )
     if done and not script.resume:  # two runs would be mixed, and --resume true go on with either
         raise TrainingError(f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume true, or take a new output_dir")
+    if (Path(args.output_dir) / "config.json").exists() and not is_training(args.output_dir):
+        raise TrainingError(f"{args.output_dir} holds a model or a lens, which the trained model would replace: take a new output_dir")
     if args.eval_strategy != "no":
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     trainer = make_trainer(script, args)
