@@ -277,6 +277,15 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     refusal = capsys.readouterr().err.strip().splitlines()[-1]
     assert refusal.startswith("layerlens: ")
     assert "had another schedule" in refusal
+    for name in ("rng_state.pth", "optimizer.pt"):
+        file = out / "checkpoint-4" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-100])
+        assert command(monkeypatch, *train, "--max_steps", "6", "--resume", "true") == 2
+        refusal = capsys.readouterr().err.strip().splitlines()[-1]
+        assert refusal.startswith(f"layerlens: {file.parent} cannot be read (")
+        assert refusal.endswith("remove it to go on from the checkpoint before it")
+        file.write_bytes(whole)
 
     assert command(monkeypatch, "plot", str(out), "--out", str(tmp_path / "figures"), "--json") == 0
     told = json.loads(capsys.readouterr().out)

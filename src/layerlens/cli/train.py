@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,11 +80,11 @@ def _named_config(words: list[str]) -> str | None:
 def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     """Trains, and saves the model into `output_dir`, beside the monitor's snapshots and the log.
 
-    Raises TrainingError if `output_dir` holds another run, or a model or lens that is no training's, or with `resume` none that could go on.
+    Raises TrainingError if `output_dir` holds another run or another model, or with `resume` none that could go on.
     """
     from layerlens.results.training_log import is_training
     from layerlens.storage.launch import rank
-    from layerlens.train.resume import finish_from, last_whole_checkpoint, steps_taken
+    from layerlens.train.resume import damage_in_one_line, finish_from, last_whole_checkpoint, steps_taken
     from layerlens.train.training_progress import training_progress
 
     checkpoint = last_whole_checkpoint(Path(args.output_dir))
@@ -110,7 +111,8 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         print(
             f"{'reward boxed':34}  the text in the box is that of the ground truth, letter by letter; math compares values", file=sys.stderr
         )
-    with settings_in_one_line(while_true=lambda: trainer.state.global_step == done), training_progress(trainer):
+    loading = damage_in_one_line(trainer, checkpoint) if checkpoint and script.resume else nullcontext()
+    with settings_in_one_line(while_true=lambda: trainer.state.global_step <= done), training_progress(trainer), loading:
         trainer.train(resume_from_checkpoint=str(checkpoint) if script.resume else None)
     trainer.save_model()
     trainer.save_state()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 from trl.trainer.utils import RepeatSampler
 
-from layerlens.errors import TrainingError, message_of
+from layerlens.errors import LayerLensError, TrainingError, message_of
 from layerlens.storage.files import write_atomic
 
 STATE = "trainer_state.json"
@@ -79,6 +81,31 @@ def finish_from(checkpoint: Path, folder: Path) -> bool:
     for file in sorted(model, key=lambda file: file.name == STATE):  # last what says that it is whole
         write_atomic(folder / file.name, partial(shutil.copy, file))
     return True
+
+
+class _Begun(TrainerCallback):  # type: ignore[misc]
+    """Knows whether the first step of a training has begun."""
+
+    begun = False
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.begun = True
+
+
+@contextmanager
+def damage_in_one_line(trainer: Any, checkpoint: Path) -> Iterator[None]:
+    """Inside, whatever goes wrong before the first step, while transformers reads the checkpoint, becomes a TrainingError of one line."""
+    watch = _Begun()
+    trainer.add_callback(watch)
+    try:
+        yield
+    except LayerLensError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        if watch.begun:
+            raise
+        why = f"{type(error).__name__}: {message_of(error)}"
+        raise TrainingError(f"{checkpoint} cannot be read ({why}); remove it to go on from the checkpoint before it") from error
 
 
 class EpochOrder(Sampler[int]):
