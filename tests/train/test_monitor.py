@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import layerlens as ll
-from layerlens.errors import TrainingError
+from layerlens.errors import RunError, TrainingError
 from layerlens.models import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training_log import CHANGE, HIGH, LOW, open_training
@@ -118,6 +118,14 @@ def test_a_resumed_run_keeps_its_probe_texts(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"start\.pt is damaged \(.*: set monitor_every to 0, or begin the training anew"):
         make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
     start.write_bytes(whole)
+    summary = tmp_path / "monitor" / "summary.jsonl"
+    rows = summary.read_bytes()
+    summary.write_bytes(b"\x80" + rows)
+    unmoved = make_trainer(tmp_path, max_steps=2, **settings)
+    with pytest.raises(RunError, match=r"summary\.jsonl is damaged"):
+        unmoved.train(resume_from_checkpoint=True)
+    assert unmoved.state.global_step == 1, "it is told before a step is taken"
+    summary.write_bytes(rows)
     make_trainer(tmp_path, max_steps=2, **settings).train(resume_from_checkpoint=True)
     assert probe.read_text() == kept
 

@@ -122,7 +122,7 @@ def open_training(path: str | Path) -> TrainingLog:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder}: no such training folder; it is the output_dir of `layerlens train`")
-    monitor, log = _read_monitor(folder / MONITOR / SUMMARY), _read_log(folder)
+    monitor, log = read_monitor(folder / MONITOR / SUMMARY), _read_log(folder)
     if monitor.empty and log.empty:
         raise RunError(
             f"{folder} holds neither monitor/{SUMMARY} nor a {STATE} (its own or a checkpoint's): is it the output_dir of "
@@ -171,8 +171,8 @@ def _phases_of_log(log: pd.DataFrame) -> list[Phase]:
     return [(run[0], run[-1], int(layer)) for layer, run in runs if layer]
 
 
-def _read_monitor(file: Path) -> pd.DataFrame:
-    """A row for each snapshot, by step; None becomes NaN."""
+def read_monitor(file: Path) -> pd.DataFrame:
+    """A row for each snapshot in `summary.jsonl`, by step; None becomes NaN. Raises RunError if the file is damaged."""
     if not file.exists():
         return pd.DataFrame()
     try:

@@ -22,7 +22,7 @@ from layerlens.analysis.pipeline import analyze
 from layerlens.errors import TrainingError, message_of
 from layerlens.models import Generation, LensModel, generate_responses
 from layerlens.prompts.sample import Sample
-from layerlens.results.training_log import CHANGE, HIGH, LOW, MONITOR, SUMMARY
+from layerlens.results.training_log import CHANGE, HIGH, LOW, MONITOR, SUMMARY, read_monitor
 from layerlens.storage.files import write_text
 from layerlens.train.monitor_metrics import (
     correlation,
@@ -197,6 +197,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             self.probe_file.unlink(missing_ok=True)
             (self.out / SUMMARY).unlink(missing_ok=True)
             (self.out / START_MEANS).unlink(missing_ok=True)
+        else:
+            read_monitor(self.out / SUMMARY)  # a damaged one is told before a step is taken
 
     def _probe_texts(self, lens: LensModel, answered: Sequence[Sample]) -> list[Sample]:
         """The probe problems with the answers that the model gave before training, from `probe.json` once they are there.
