@@ -82,6 +82,8 @@ def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.C
     assert lines["against it"].startswith("boundary, the rule of the paper, names layer 15 by construction"), "the first of them"
     assert "boundary layer 15 (open: an end of the model by construction)" in lines["other rules"]
     assert lines["next"] == "layerlens train ... --internal_layer 15 --internal_norm final --internal_rollouts N"
+    assert "first with 50% of the final policy's skill" in table
+    assert "first with 90% of the final policy's skill" in printed(show_choice, ll.select_layer(run, share=0.9, resamples=300), capsys)
 
 
 def test_select_says_what_to_do_if_no_layer_is_usable(capsys: pytest.CaptureFixture[str]) -> None:

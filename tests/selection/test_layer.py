@@ -10,6 +10,9 @@ import pytest
 
 import layerlens as ll
 from layerlens.errors import SelectionError
+from layerlens.selection.curves import read_curves
+from layerlens.selection.layer import _against
+from layerlens.selection.rules import Answer
 from layerlens.types import RULES
 from tests.support.choices import FEW, QWEN, plain
 from tests.support.synthetic_runs import make_run
@@ -281,3 +284,12 @@ def test_what_is_missing_is_named(qwen: ll.LensModel) -> None:
     assert ll.select_layer(ll.analyze(qwen, [ll.Sample(random_ids(6), 6)]), rows="all", **FEW).samples == 1
     with pytest.raises(SelectionError, match="drop_first must be 0 or more"):
         ll.select_layer(make_run(QWEN), drop_first=-1)
+
+
+@pytest.mark.parametrize(("same", "stable"), [(796, True), (794, False)])
+def test_a_stability_is_judged_as_it_is_shown(same: int, stable: bool) -> None:
+    answer = Answer(np.array([5] * (1 + same) + [3] * (1000 - same)), "")
+    curves = read_curves(make_run([1.0] * 5 + [-1.0] * 5, samples=12, norm="final"))
+    against = list(_against(answer, "layer", "boundary", curves, None, None))
+    assert any("it is not stable: layer 5 in 79% of resamples" in text for text in against) is not stable
+    assert stable or answer.frequency == 0.794

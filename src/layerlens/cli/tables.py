@@ -78,10 +78,11 @@ def show_choice(choice: LayerChoice) -> None:
     if choice.usable is not None:
         console.print(f"usable layers (better than guessing): {layer_ranges(choice.usable)}")
     table = Table("rule", "layer", "of resamples", "looks for", box=None, pad_edge=False)
+    share = percent(choice.settings["share"])
     for _, rows in choice.candidates.groupby("rule", sort=False):
         for row in rows[rows["chosen"] | (rows["frequency"] >= SHOWN)].itertuples():
             layer = "none" if pd.isna(row.layer) else str(row.layer)
-            looks_for = f"{LOOKS_FOR[row.rule]}{f' (open: {END})' if row.open else ''}" if row.chosen else ""
+            looks_for = f"{LOOKS_FOR[row.rule].format(share=share)}{f' (open: {END})' if row.open else ''}" if row.chosen else ""
             table.add_row(str(row.rule), layer, percent(float(row.frequency)), looks_for)
     console.print(table)
     console.print()

@@ -219,7 +219,7 @@ def _against(
             yield f"the phases fit poorly: the cut misses {percent(phases.misfit)} of the sum of |ΔS|"
     if answer.layer and rule in ("boundary", "skill", "entropy_drop") and curves.norm == "none":
         yield "norm none compares scales: rescaling weights can move this answer while no output of the model changes"
-    if named and curves.problems >= FEW_PROBLEMS and answer.frequency < STABLE:
+    if named and curves.problems >= FEW_PROBLEMS and round(answer.frequency, 2) < STABLE:  # as it is shown
         yield f"it is not stable: {_shares(answer)}"
     if curves.problems < FEW_PROBLEMS:
         few = f"{curves.problems} samples are" if curves.problems > 1 else "one sample is"

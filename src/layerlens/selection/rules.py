@@ -119,12 +119,12 @@ READS: dict[Rule, str] = {
 LOOKS_FOR: dict[Rule, str] = {
     "boundary": "end of the FFN's exploration (the paper's)",
     "settled": "KL to the final policy stays under 10%",
-    "skill": "first with half of the final policy's skill",
+    "skill": "first with {share} of the final policy's skill",
     "settling_depth": "mean depth at which tokens settle",
-    "agreement": "first to agree with the final policy on half of the tokens",
+    "agreement": "first to agree with the final policy on {share} of the tokens",
     "entropy_drop": "largest fall of entropy, if usable",
 }
-"""What each rule looks for, for someone who reads its name for the first time."""
+"""What each rule looks for, for someone who reads its name for the first time; `{share}` stands for the share that was asked for."""
 
 
 def _boundary(change: Float[Array, "curves layers"], phases: Phases) -> Answer:
