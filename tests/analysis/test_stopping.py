@@ -17,7 +17,7 @@ from layerlens.analysis.stopping import run_until_stopped, share_of_draws, stopp
 from layerlens.errors import SelectionError
 from layerlens.results import Run
 from tests.analysis.test_row_sample import thinned
-from tests.support.kills import ROOT, assert_same_run, finish, run_through_kills, run_whole, start_worker
+from tests.support.kills import ROOT, assert_same_run, finish, run_through_kills, run_whole, start_workers
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
@@ -33,6 +33,7 @@ stopping.FIRST, stopping.SMALL_GAIN = 2, 0.0
 lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
 samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
 print("ready", flush=True)
+sys.stdin.readline()
 ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], batch_tokens=64, tokens_per_sample="auto", precision=1e-3)
 """
 
@@ -54,9 +55,8 @@ def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path)
 def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, _ = uninterrupted
     out = tmp_path / "run"
-    first, second = start_worker(out, WORKER), start_worker(out, WORKER)
-    finish(first)
-    finish(second)
+    for worker in start_workers(out, 2, WORKER):
+        finish(worker)
     assert_same_run(whole, out)
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 import layerlens as ll
 from layerlens.errors import RunError, SelectionError
 from layerlens.storage.manifest import SamplingSettings
-from tests.support.kills import assert_same_run, finish, run_through_kills, run_whole, start_worker
+from tests.support.kills import assert_same_run, finish, run_through_kills, run_together, run_whole, start_workers
 from tests.support.tiny_models import random_ids, tiny_model
 
 
@@ -35,9 +35,16 @@ def test_a_killed_run_ends_as_if_never_killed(portion: int, uninterrupted: tuple
 def test_two_processes_fill_one_folder(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, _ = uninterrupted
     out = tmp_path / "run"
-    first, second = start_worker(out), start_worker(out)
-    finish(first)
-    finish(second)
+    for worker in start_workers(out, 2):
+        finish(worker)
+    assert_same_run(whole, out)
+
+
+def test_what_killed_processes_leave_the_others_finish(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
+    """Five processes, three of them killed: the two that live leave a whole run, with nothing doubled, and are not run again."""
+    whole, seconds = uninterrupted
+    out = tmp_path / "run"
+    run_together(out, workers=5, killed=3, seconds=seconds, seed=0)
     assert_same_run(whole, out)
 
 

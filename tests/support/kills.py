@@ -26,16 +26,29 @@ from tests.support.tiny_models import tiny_model, tiny_tokenizer, random_ids
 lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
 samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
 print("ready", flush=True)
+sys.stdin.readline()
 ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], batch_tokens=64, top_k=2)
 """
 
 
 def start_worker(out: Path, code: str = WORKER) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", code.format(root=str(ROOT)), str(out)]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert worker.stdout is not None
-    assert worker.stdout.readline() == b"ready\n"
+    [worker] = start_workers(out, 1, code)
     return worker
+
+
+def start_workers(out: Path, count: int, code: str = WORKER) -> list[subprocess.Popen[bytes]]:
+    """Processes that begin to work at the same moment, once all of them have their imports done."""
+    command = [sys.executable, "-c", code.format(root=str(ROOT)), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) for _ in range(count)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(b"\n")
+        worker.stdin.flush()
+    return workers
 
 
 def finish(worker: subprocess.Popen[bytes]) -> None:
@@ -61,6 +74,20 @@ def run_through_kills(out: Path, times: int, seconds: float, seed: int, code: st
             worker.send_signal(signal.SIGKILL)
             worker.wait(timeout=60)
     finish(start_worker(out, code))
+
+
+def run_together(out: Path, workers: int, killed: int, seconds: float, seed: int) -> None:
+    """Several processes fill one folder; some are SIGKILLed at random moments, and the others go on to the end."""
+    moments = random.Random(seed)
+    started = start_workers(out, workers)
+    for worker in started[:killed]:
+        time.sleep(moments.uniform(0, seconds * 0.6 / killed))
+        worker.send_signal(signal.SIGKILL)
+    for worker in started[killed:]:
+        finish(worker)
+    for worker in started[:killed]:
+        with worker:
+            worker.wait(timeout=60)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
