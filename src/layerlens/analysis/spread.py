@@ -32,9 +32,9 @@ def with_spread(analysis: Analysis, store: RunFolder | RunMemory, report: Progre
         _, batch = piece
         samples = analysis.texts(batch)
         wanted = [index for index in batch if store.text_spread(index) is None]
-        for index, sample, (total, rows) in zip(batch, samples, _totals(analysis, samples), strict=True):
+        for index, (total, rows) in zip(batch, _totals(analysis, samples), strict=True):
             if index in wanted:
-                store.write_text_spread(index, TextSpread(tuple(sample.token_ids), total, rows))
+                store.write_text_spread(index, TextSpread(total, rows))
         report(len(wanted), sum(len(sample.token_ids) for sample in samples))
 
     share_reported_work(

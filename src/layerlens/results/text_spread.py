@@ -11,12 +11,10 @@ class TextSpread:
     """One text's part of the mean spread of the final policy's logits.
 
     Attributes:
-        token_ids: the whole text, response included, so that the run decodes the text that was measured.
         total: sum over the rows of the spread of the final policy's logits.
         rows: number of rows.
     """
 
-    token_ids: tuple[int, ...]
     total: float
     rows: int
 
@@ -27,4 +25,4 @@ class TextSpread:
     def from_json(cls, text: str) -> TextSpread:
         """The part that `to_json` wrote. Raises ValueError, KeyError or TypeError if the text is no such part."""
         found = json.loads(text)
-        return cls(tuple(int(token) for token in found["token_ids"]), float(found["total"]), int(found["rows"]))
+        return cls(float(found["total"]), int(found["rows"]))
