@@ -26,6 +26,7 @@ from benchmarks.real_models_page import KINDS, figures, page
 import layerlens as ll
 from layerlens.cli.tables import records
 from layerlens.models import LensModel, generate_responses
+from layerlens.models.lenses.fit_jacobian import fit_jacobian
 from layerlens.models.lenses.fit_tuned import TunedSettings, fit_tuned
 from layerlens.selection.comparison import compare_runs
 from layerlens.selection.measures import SETTLING
@@ -43,6 +44,9 @@ RECORD = Path(__file__).with_name("real_models.json")
 DOCS = Path(__file__).parent.parent / "docs" / "real-models.md"
 LENS_TEXTS, LENS_STEPS = 64, 100
 """Prompts and steps of the tuned lens; the prompts that are analysed are not among them."""
+JACOBIAN_TEXTS, JACOBIAN_TOKENS = 8, 64
+"""Of the same prompts, those of the Jacobian lens, and how many tokens of each: it takes d backward passes for each."""
+LENSES = ("tuned", "jacobian")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Case:
     Attributes:
         name: bundled name, or folder of a real model; real: whether it is one.
         prompts, new_tokens: how many problems it answers, in how many tokens at most.
-        more: whether a tuned lens is fitted to it, and its rescaled twin is read.
+        more: whether lenses are fitted to it, and its rescaled twin is read.
     """
 
     name: str
@@ -63,7 +67,7 @@ class Case:
 
     def runs(self) -> list[str]:
         """The folders of its runs."""
-        kinds = [*NORMS, *(("tuned", "rescaled-none", "rescaled-final") if self.more else ())]
+        kinds = [*NORMS, *((*LENSES, "rescaled-none", "rescaled-final") if self.more else ())]
         return [f"{self.name}-{kind}" for kind in kinds]
 
 
@@ -88,12 +92,18 @@ def measure(case: Case, prompts: Path, real: Path, runs: Path) -> None:
         metrics = (*READOUT_METRICS, "js_to_final") if norm == "final" else READOUT_METRICS
         _analyze(model, answered, runs / f"{case.name}-{norm}", norm=norm, sites=SITES, metrics=metrics)
     if case.more:
-        lens = runs / f"{case.name}-lens"
-        fit_tuned(model, [sample.token_ids for sample in read[case.prompts :]], lens, TunedSettings(steps=LENS_STEPS, max_tokens=128))
-        # attn_in and ffn_in are no residual vectors, so a fitted lens does not read them
-        streams = ("resid_pre", "ffn_out", "resid_post")
-        folder = runs / f"{case.name}-tuned"
-        _analyze(model, answered, folder, norm="final", lens=f"tuned:{lens}", sites=streams, metrics=READOUT_METRICS)
+        texts = [sample.token_ids for sample in read[case.prompts :]]
+        tuned, jacobian = runs / f"{case.name}-lens", runs / f"{case.name}-jacobian-lens.pt"
+        if not (runs / f"{case.name}-tuned" / "done").exists():
+            fit_tuned(model, texts, tuned, TunedSettings(steps=LENS_STEPS, max_tokens=128))
+        if not jacobian.exists():
+            fit_jacobian(model, texts[:JACOBIAN_TEXTS], jacobian, max_tokens=JACOBIAN_TOKENS)
+        for kind, lens in zip(LENSES, (tuned, jacobian), strict=True):
+            # attn_in and ffn_in are no residual vectors, so a fitted lens does not read them
+            streams = ("resid_pre", "ffn_out", "resid_post")
+            _analyze(
+                model, answered, runs / f"{case.name}-{kind}", norm="final", lens=f"{kind}:{lens}", sites=streams, metrics=READOUT_METRICS
+            )
         rescale_ffn_norms(model, FACTOR)
         for norm in ("none", "final"):
             folder = runs / f"{case.name}-rescaled-{norm}"
@@ -136,7 +146,11 @@ def summary(case: Case, runs: dict[str, ll.Run]) -> dict[str, Any]:
         "runs": {kind: _choice(runs[kind]) for kind in KINDS if kind in runs},
         "scale": _scale(runs["none"], runs["matched"]),
         "rescaled": {norm: _rescaled(runs[norm], runs[f"rescaled-{norm}"]) for norm in ("none", "final") if case.more},
-        "lens": {name: _skill_by_depth(runs[kind]) for name, kind in (("logit", "final"), ("tuned", "tuned")) if case.more},
+        "lens": {
+            name: _skill_by_depth(runs[kind])
+            for name, kind in {"logit": "final", "tuned": "tuned", "jacobian": "jacobian"}.items()
+            if case.more
+        },
     }
 
 
@@ -218,7 +232,8 @@ def main() -> None:
     found = {
         "torch": torch.__version__, "transformers": transformers.__version__, "bundled_prompts": CASES[0].prompts,
         "bundled_tokens": CASES[0].new_tokens, "real_prompts": CASES[-1].prompts, "real_tokens": CASES[-1].new_tokens, "factor": FACTOR,
-        "lens_texts": LENS_TEXTS, "lens_steps": LENS_STEPS, "depths": DEPTHS, "models": models, "verdicts": settled["verdicts"],
+        "lens_texts": LENS_TEXTS, "lens_steps": LENS_STEPS, "jacobian_texts": JACOBIAN_TEXTS, "jacobian_tokens": JACOBIAN_TOKENS,
+        "depths": DEPTHS, "models": models, "verdicts": settled["verdicts"],
     }  # fmt: skip
     RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     DOCS.write_text(page(found), encoding="utf-8")

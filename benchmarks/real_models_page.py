@@ -9,7 +9,7 @@ import layerlens as ll
 from layerlens.selection.rules import NAMED
 from layerlens.selection.words import percent
 
-KINDS = {"none": "none", "matched": "matched", "final": "final", "tuned": "final, tuned lens"}
+KINDS = {"none": "none", "matched": "matched", "final": "final", "tuned": "final, tuned lens", "jacobian": "final, Jacobian lens"}
 """How the table calls the norm and lens of a run."""
 
 PAIRS = (("tiny-llama", "tiny-qwen3"), ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"))
@@ -70,10 +70,12 @@ the two sites. *share of scale*: Σ |scale| in Σ |scale| + Σ |shape|. *sign*: 
 What is left under norm final is the ε that a norm adds to the mean square of its input before it divides: a state {factor:g} times
 shorter feels it {factor:g}² times as much.
 
-## Through a tuned lens
+## Through fitted lenses
 
-`layerlens fit-lens` on {lens_texts} prompts that are not analysed, {lens_steps} steps: mean skill by depth, nats a token, through the
-logit lens and through the tuned lens, both with norm final. Below 0 is worse than guessing.
+What `layerlens fit-lens` fits on prompts that are not analysed: a tuned lens on {lens_texts} in {lens_steps} steps, a Jacobian lens on the
+first {jacobian_tokens} tokens of {jacobian_texts} (few: its authors call 100 texts of 128 tokens usable). Mean skill by depth, nats a
+token, through the logit lens and through those, all with norm final. Below 0 is worse than guessing. No lens was fitted to
+the two larger models: it would take an estimated hour of one thread for each.
 
 | model | lens | {depths} |
 |---|---|{depth_columns}|
