@@ -184,11 +184,19 @@ class StoredRun(Run):
     def _read_sums(self, name: str, group: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Sums and counts of every sample along the first dimension; values and whether they are known, if there is one per sample."""
         cache = self._cache
-        if (name, group) in cache:
-            cache.move_to_end((name, group))
-            return cache[name, group]
+        if (name, group) not in cache:
+            cache[name, group] = self._read_all_sums(name, group, shape)
+            while sum(sums.nbytes + counts.nbytes for sums, counts in cache.values()) > CACHE_BYTES and len(cache) > 1:
+                cache.popitem(last=False)
+        cache.move_to_end((name, group))
+        sums, counts = cache[name, group]
+        return sums, np.broadcast_to(counts, sums.shape)
+
+    def _read_all_sums(self, name: str, group: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """What `_read_sums` returns; the counts with lengths of 1 where all layers and sites of a sample have the same."""
         per_sample = self._layout["variables"][name]["dims"][0] == "sample"
-        sums, counts = np.zeros((self.n_samples, *shape)), np.zeros((self.n_samples, *shape))
+        sums = np.zeros((self.n_samples, *shape))
+        counts = np.zeros((self.n_samples, *shape) if per_sample else (self.n_samples, *[1] * len(shape)))
         for place, (number, facts) in enumerate(zip(self._numbers, self._facts, strict=True)):
             with self._folder.reading_means(number) as file:
                 if per_sample:
@@ -199,10 +207,9 @@ class StoredRun(Run):
                     which = facts.groups.index(group)
                     sums[place] = file.read(SUMS + name)[which]
                     number_of = file.read(COUNTS + name)[which]
+                    if number_of.shape == shape and counts.shape != sums.shape:
+                        counts = np.broadcast_to(counts, sums.shape).copy()
                     counts[place] = number_of if number_of.shape == shape else number_of.item()
-        cache[name, group] = sums, counts
-        while sum(a.nbytes + b.nbytes for a, b in cache.values()) > CACHE_BYTES and len(cache) > 1:
-            cache.popitem(last=False)
         return sums, counts
 
 
