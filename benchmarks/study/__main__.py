@@ -25,7 +25,7 @@ from layerlens.storage.files import write_text
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of models, evaluations, runs and results")
-    parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, about 4 hours; full: a GPU")
+    parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, about 8 hours; full: a GPU")
     parser.add_argument("--questions", default=",".join(QUESTIONS), help=f"some of {','.join(QUESTIONS)}")
     parser.add_argument("--seeds", type=int, help="of every training, in place of the size's; twice as many in (d)")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, one thread each")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.study.findings import Result, claim, evaluation, evaluations
-from benchmarks.study.settings import Size, base_chain, grpo, training
+from benchmarks.study.settings import ALONE, Size, base_chain, grpo, training
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
@@ -21,7 +21,8 @@ def chains(size: Size) -> list[Chain]:
     for seed in range(size.seeds):  # all layers with one seed first: a study that is stopped has seeds less, not layers
         for model in size.models:
             for layer in size.layers:
-                found.append(training(size, model, f"layer-{layer}", f"--internal_layer none --train_layers {layer}", seed))
+                options = f"--internal_layer none --train_layers {layer} --learning_rate {ALONE}"
+                found.append(training(size, model, f"layer-{layer}", options, seed))
     return found
 
 

@@ -28,7 +28,7 @@ RESULTS, FIGURES, PAGE = ROOT / "benchmarks" / "study" / "results", ROOT / "figu
 HEAD = """# The study
 
 Does anything one can measure about a layer predict what training it will gain? Eight questions on the two bundled models, each
-answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, about four hours; `--size full`
+answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, about eight hours; `--size full`
 for a GPU), and goes on with if it is stopped. Numbers come from the files in [benchmarks/study/results](../benchmarks/study), and this
 page from `python -m benchmarks.study.page`.
 
