@@ -1,6 +1,6 @@
-"""Peak memory of analysing one long text at every layer and site, on a random model of Qwen3-0.6B's exact shape.
+"""Peak memory of analysing one long text at every layer and site, on a random model of a real one's exact shape.
 
-    python benchmarks/memory.py --tokens 4096 --threads 1
+    python benchmarks/memory.py --shape qwen3-0.6b --tokens 1024 --threads 1
 
 Prints one JSON object: the memory of the process once the weights are loaded, the peak during the analysis (the kernel's own
 high-water mark, Linux only), their difference, and the time.
@@ -17,27 +17,40 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 import layerlens as ll
 from layerlens.decode.bench import resident
 
-SHAPE = {
-    "vocab_size": 151936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-    "rope_theta": 1e6,
+SHAPES = {
+    "qwen3-0.6b": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+    ),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
@@ -46,10 +59,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     torch.set_default_dtype(getattr(torch, args.dtype))
-    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE)).eval()
+    config = SHAPES[args.shape]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     torch.set_default_dtype(torch.float32)
-    lens = ll.LensModel.wrap(model, name="random Qwen3-0.6B")
-    sample = ll.Sample(torch.randint(0, SHAPE["vocab_size"], (args.tokens,)).tolist())
+    lens = ll.LensModel.wrap(model, name=f"random {args.shape}")
+    sample = ll.Sample(torch.randint(0, config.vocab_size, (args.tokens,)).tolist())
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     weights = resident("VmRSS")
@@ -60,6 +74,7 @@ def main() -> None:
     peak = resident("VmHWM")
     json.dump(
         {
+            "shape": args.shape,
             "tokens": args.tokens,
             "layers": run.n_layers,
             "sites": len(run.sites),
