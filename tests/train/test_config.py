@@ -47,6 +47,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
             "internal_rule is one of boundary, settled, skill, settling_depth, agreement, entropy_drop",
         ),
         ({"internal_layer": "auto", "internal_rollouts": 3, "internal_samples": 0}, "internal_samples must be at least 1"),
+        ({"monitor_every": 1, "max_completion_length": None}, "set max_completion_length"),
+        ({"internal_layer": "auto", "internal_rollouts": 3, "max_completion_length": None}, "set max_completion_length"),
         ({"monitor_layer": 2}, "monitor_layer=2 .* needs monitor_every above 0"),
         ({"monitor_layer": 0, "monitor_every": 1}, "monitor_layer=0 must be a layer from 1"),
         ({"internal_schedule": "1:2,3:2", "layer_lr_decay": 0.1}, "needs layer_lr_above"),

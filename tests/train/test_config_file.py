@@ -100,6 +100,8 @@ def test_unknown_fields_and_files_are_refused(tmp_path: Path) -> None:
         "[" * 3000: "odd.yaml: not YAML (maximum recursion depth",
         "? [1]\n: 2\nmodel: a\n": "odd.yaml: not YAML",
         "model: tiny-qwen3\nthreads: [1, 2]\n": "odd.yaml: threads: expected int, got [1, 2]; see layerlens train --help",
+        "model: tiny-qwen3\nmax_steps: null\n": "odd.yaml: max_steps: expected int, got None; see layerlens train --help",
+        "model: tiny-qwen3\nlearning_rate: [1]\n": "odd.yaml: learning_rate: expected float, got [1]",
         "model: tiny-qwen3\ninternal_samples: {a: 1}\n": "odd.yaml: internal_samples: expected int, got {'a': 1}",
         "model: [tiny-qwen3]\n": "odd.yaml: model: expected str, got ['tiny-qwen3']",
         "- model\n": "odd.yaml: expected a field: value on each line, got list",

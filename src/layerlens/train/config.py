@@ -115,6 +115,8 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield "monitor_every must be 0 or more, monitor_problems and monitor_repeats at least 1"
         if self.monitor_layer is not None and (self.monitor_layer < 1 or not self.monitor_every):
             yield f"monitor_layer={self.monitor_layer} must be a layer from 1, and needs monitor_every above 0"
+        if self.max_completion_length is None and (self.chooses_layer or self.monitor_every):
+            yield "internal_layer='auto' and the monitor sample answers of a length that must be known: set max_completion_length"
         if self.deepspeed_plugin and self.chooses_layer:
             yield "internal_layer='auto' cannot read DeepSpeed's model: give the layer that `layerlens analyze` and `select` find"
         if self.deepspeed_plugin and self.monitor_every:

@@ -143,7 +143,11 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _require_kinds(settings: Mapping[str, Any], file: Path) -> None:
     """Raises TrainingError for a value of another type than its field has; a text is read as the command line reads it."""
-    kinds = get_type_hints(ScriptArguments) | get_type_hints(BuPOFields)
+    from layerlens.train.config import BuPOConfig
+
+    # of TRL's own fields those of one plain type: the others take more than their annotations say
+    numbers = {name: kind for name, kind in get_type_hints(BuPOConfig).items() if kind in (bool, float, int)}
+    kinds = numbers | get_type_hints(ScriptArguments) | get_type_hints(BuPOFields)
     for name, value in settings.items():
         if name in kinds and not isinstance(value, str):
             try:
