@@ -51,6 +51,7 @@ SHAPES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--vocabulary", type=int, help="tokens in place of the shape's: memory without the time of the readout")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
@@ -60,6 +61,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_default_dtype(getattr(torch, args.dtype))
     config = SHAPES[args.shape]
+    config.vocab_size = args.vocabulary or config.vocab_size
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     torch.set_default_dtype(torch.float32)
     lens = ll.LensModel.wrap(model, name=f"random {args.shape}")
@@ -75,6 +77,7 @@ def main() -> None:
     json.dump(
         {
             "shape": args.shape,
+            "vocabulary": config.vocab_size,
             "tokens": args.tokens,
             "layers": run.n_layers,
             "sites": len(run.sites),
