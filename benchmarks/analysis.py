@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.memory import SMOLLM2
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerlens as ll
@@ -36,16 +37,6 @@ from layerlens.decode.request import ReadoutRequest
 
 OUT = Path(__file__).with_suffix(".json")
 
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 SMALL = SMOLLM2 | {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 BACKENDS = {"C++ pass": "native-float32", "without it": "torch-onednn"}

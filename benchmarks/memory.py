@@ -22,6 +22,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 import layerlens as ll
 from layerlens.decode.bench import resident
 
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 SHAPES = {
     "qwen3-0.6b": Qwen3Config(
         vocab_size=151936,
@@ -35,16 +45,7 @@ SHAPES = {
         tie_word_embeddings=True,
         rope_theta=1e6,
     ),
-    "smollm2-135m": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
+    "smollm2-135m": LlamaConfig(**SMOLLM2),
 }
 
 
