@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.study.figures import INTERVALS, by_layer
-from benchmarks.study.findings import Result, claim, difference, evaluations
+from benchmarks.study.findings import Result, claim, difference, evaluation, evaluations
 from benchmarks.study.settings import Size, base_chain, bupo, grpo
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
 from layerlens.evaluate import Evaluation
+from layerlens.results.contribution import LayerContribution
 from layerlens.types import RULES
 
 TITLE = "What does BuPO gain at each layer, and what does each rule of choice lose against hindsight?"
@@ -34,6 +35,12 @@ def gains(out: Path, size: Size, model: str) -> dict[int, Result]:
     """By layer, the accuracy of BuPO less that of GRPO with the same seed."""
     control = evaluations(out, model, "grpo", size.seeds)
     return {layer: difference(_trained(out, size, model, layer), control) for layer in layers(size)}
+
+
+def contributions(out: Path, size: Size, model: str) -> LayerContribution:
+    """BuPO's gains at its layers over the model before training, with their draws."""
+    trained = {layer: _trained(out, size, model, layer) for layer in layers(size)}
+    return ll.layer_contribution({"base": evaluation(out, model, "base"), "all": evaluations(out, model, "grpo", size.seeds), **trained})
 
 
 def result(out: Path, size: Size) -> Result:

@@ -1,11 +1,12 @@
-"""(c) Does anything one can measure about a layer before training rank layers as their gains do?"""
+"""(c) Does anything one can measure about a layer before training rank layers as their gains do, trained alone or by BuPO?"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
-from benchmarks.study import a_contribution
+from benchmarks.study import a_contribution, b_bupo_layers
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import Size, gradients_chain
@@ -14,11 +15,14 @@ from benchmarks.study.steps import Chain
 import layerlens as ll
 from layerlens.results import open_training
 
-TITLE = "Does anything one can measure about a layer rank layers as C(k) does?"
+TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
+GAINS = {"C(k)": a_contribution, "BuPO's gain": b_bupo_layers}
+"""What layers are ranked by, and the question that measures it."""
 
 
 def chains(size: Size) -> list[Chain]:
-    return [*a_contribution.chains(size), *(gradients_chain(size, model) for model in size.models)]
+    gains = [chain for question in GAINS.values() for chain in question.chains(size)]
+    return [*gains, *(gradients_chain(size, model) for model in size.models)]
 
 
 def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
@@ -47,20 +51,36 @@ def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
 
 
 def result(out: Path, size: Size) -> Result:
-    claims, table = [], []
-    panels: dict[str, dict[str, Result]] = {model: {} for model in size.models}
-    for model in size.models:
-        contribution = a_contribution.contributions(out, size, model)
-        for name, values in quantities(out, model).items():
-            rho, low, high = contribution.rank_correlation(values)
-            _, seeds_low, seeds_high = contribution.rank_correlation(values, over="seeds")
-            ends = {"estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds}
-            panels[model][name] = ends
-            table.append({"model": model, "quantity": name, **ends})
-            claims.append(claim(f"{model}: {name} rises with C(k)", ends, "ρ"))
-    caption = f"Layers trained alone, {size.max_steps} steps of GRPO. {INTERVALS}"
-    figure = forest(panels, "Spearman's ρ with C(k)", caption, out / "figures" / "c.png")
-    return {"claims": claims, "table": table, "figures": [figure]}
+    values = {model: quantities(out, model) for model in size.models}
+    panels: dict[str, dict[str, Result]] = {}
+    claims = []
+    for gain, question in GAINS.items():
+        for model in size.models:
+            contribution = question.contributions(out, size, model)
+            panel = panels[f"{model}, {gain}"] = {}
+            for name, each in values[model].items():
+                rho, low, high = contribution.rank_correlation(each)
+                _, seeds_low, seeds_high = contribution.rank_correlation(each, over="seeds")
+                ends = {"estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds}
+                panel[name] = ends
+                claims.append(claim(f"{model}: {name} rises with {gain}", ends, "ρ"))
+    caption = f"Layers trained alone (C(k)), or by BuPO: {size.max_steps} steps. {INTERVALS}"
+    decided = [each for each in claims if each["verdict"] != "undecided"]
+    return {
+        "claims": decided,
+        "table": [{"quantity": name, **{title: _cell(panel[name]) for title, panel in panels.items()}} for name in values[size.models[0]]],
+        "figures": [forest(panels, "Spearman's ρ", caption, out / "figures" / "c.png")],
+        "correlations": [{"gain": title, "quantity": name, **ends} for title, panel in panels.items() for name, ends in panel.items()],
+        "note": f"Cells: ρ (95% interval for other problems; for other seeds). Not held: it falls. {len(decided)} of {len(claims)} "
+        f"correlations are decided; of so many, up to {len(claims) / 20:.0f} would be if none of the quantities mattered.",
+    }
+
+
+def _cell(ends: Result) -> str:
+    if math.isnan(ends["estimate"]):  # one of the two is the same at every layer
+        return "–"
+    each, low, high, seeds_low, seeds_high = (f"{ends[name]:+.2f}" for name in ("estimate", "low", "high", "seeds_low", "seeds_high"))
+    return f"{each} ({low} to {high}; {seeds_low} to {seeds_high})"
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

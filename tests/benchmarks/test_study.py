@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.study import figures, page
+from benchmarks.study import c_predictors, figures, page
 from benchmarks.study.__main__ import main
 from benchmarks.study.findings import claim, difference, plain
 from benchmarks.study.gradients import advantages, gradients, summary
@@ -74,6 +74,25 @@ def test_a_difference_is_paired_by_seed_and_problem() -> None:
     assert found["estimate"] == pytest.approx(np.mean([1, 2, 1, 1, 2, 0]) / 8)
     assert (found["seeds"], found["problems"]) == (2, 3)
     assert found["low"] < found["estimate"] < found["high"]
+
+
+def test_layers_are_ranked_by_both_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    right = {layer: rng.binomial(1, 0.2 + 0.05 * layer, (2, 200, 8)).sum(-1) for layer in range(1, 13)}
+    every = {layer: [evaluated(list(counts), 8) for counts in seeds] for layer, seeds in right.items()}
+    base = {"base": evaluated([1] * 200, 8), "all": every[12]}
+    for question, step in (("a_contribution", 1), ("b_bupo_layers", 2)):
+        gains = ll.layer_contribution({**base, **{layer: each for layer, each in every.items() if layer % step == 0}})
+        monkeypatch.setattr(f"benchmarks.study.{question}.contributions", lambda *_, gains=gains: gains)
+    quantities = {"depth": {layer: float(layer) for layer in every}, "flat": dict.fromkeys(every, 1.0)}
+    monkeypatch.setattr(c_predictors, "quantities", lambda *_: quantities)
+    found = c_predictors.result(tmp_path, SIZES["small"])
+    assert [row["quantity"] for row in found["table"]] == ["depth", "flat"]
+    assert found["table"][0]["tiny-llama, BuPO's gain"].startswith("+1.00 (+")
+    assert set(found["table"][1].values()) == {"flat", "–"}
+    assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with C(k)"}
+    assert len(found["correlations"]) == 8
+    assert "of 8 correlations are decided" in found["note"]
 
 
 def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> None:
