@@ -80,6 +80,16 @@ def test_answers_to_one_problem_are_resampled_together() -> None:
     assert np.mean(apart) < 0.85
 
 
+def test_draws_in_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    sums, counts = rng.standard_normal((2, 40, 3, 2))
+    _, whole = bootstrap_means(sums, counts**2, 300)
+    for at_once in (40 * 7, 1):
+        monkeypatch.setattr("layerlens.metrics.intervals.DRAWN_AT_ONCE", at_once)
+        _, blocks = bootstrap_means(sums, counts**2, 300)
+        np.testing.assert_allclose(blocks, whole, rtol=1e-10)
+
+
 @given(st.lists(st.integers(1, 12), min_size=20, max_size=60), st.integers(4, 60))
 def test_interval_of_layers_ends_at_layers(found: list[int], n: int) -> None:
     values = np.array(found, float)

@@ -18,6 +18,8 @@ from scipy.special import stdtrit  # the inverse of Student's distribution funct
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 2**20
+"""Numbers of one block of draws, resamples × problems, 8 MiB; 2,000 resamples of 20,000 problems at once would take 610."""
 FEWEST_FOR_LAYERS = 4
 """Fewer problems than this give no interval of a layer: 2 or 3 have 3 or 10 different resamples."""
 
@@ -48,8 +50,11 @@ def bootstrap_means(
         point = np.asarray(sums.sum(0) / counts.sum(0))
         if n < 2:
             return point, np.full((resamples, *point.shape), np.nan)
-        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-        means = (draws @ sums.reshape(n, -1)) / (draws @ counts.reshape(n, -1))
+        generator, block = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // n)
+        means = np.empty((resamples, point.size))
+        for start in range(0, resamples, block):
+            drawn = generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(np.float64)
+            means[start : start + block] = (drawn @ sums.reshape(n, -1)) / (drawn @ counts.reshape(n, -1))
     return point, means.reshape(resamples, *point.shape)
 
 
