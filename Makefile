@@ -40,7 +40,7 @@ docs: $(VENV)/.dev  ## the documentation site in ./site, with warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 notebooks: $(VENV)/.dev  ## run the notebooks again, and keep what they show
-	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m recipes.site.run_notebooks notebooks/*.ipynb
 
 gallery: $(VENV)/.dev  ## draw the gallery's figures again, and write their numbers
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m recipes.site.gallery
