@@ -15,7 +15,7 @@ from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.models.lenses import fit_tuned as module
 from layerlens.models.lenses.fit_tuned import TunedSettings, fit_tuned
 from tests.support.float64_reference import plain_states
-from tests.support.tiny_models import random_ids
+from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 TEXTS = [random_ids(20, seed) for seed in range(6)]
 
@@ -45,6 +45,19 @@ def test_fit_brings_every_layer_nearer_to_the_final_policy(qwen: ll.LensModel, t
     assert after[3] == before[3] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_few_huge_entries_do_not_drown_the_others(tmp_path: Path) -> None:
+    network = tiny_model("qwen3", layers=4)
+    with torch.no_grad():  # two entries of the stream carry nothing and decide its length, as in Gemma and Qwen
+        network.model.embed_tokens.weight[:, :2] += torch.tensor([300.0, -200.0])
+        network.model.norm.weight[:2] /= 3000
+        network.model.norm.weight[2:] *= 1000
+    model = ll.LensModel.wrap(network, tiny_tokenizer())
+    lens = fit_tuned(model, TEXTS, tmp_path / "lens", TunedSettings(steps=20))
+    others = [random_ids(20, seed) for seed in range(50, 56)]
+    before, after = kl(model, others), kl(model, others, lens=lens)
+    assert (after[:3] < 0.5 * before[:3]).all()
+
+
 def test_before_the_first_step_the_lens_is_the_identity(qwen: ll.LensModel, tmp_path: Path) -> None:
     lens = fit_tuned(qwen, TEXTS, tmp_path / "lens", TunedSettings(steps=1, rate=1e-12))
     torch.testing.assert_close(kl(qwen, TEXTS, lens=lens), kl(qwen, TEXTS), atol=1e-5, rtol=0)
@@ -65,7 +78,8 @@ def test_gradient_is_that_of_the_divergence_in_float64(qwen: ll.LensModel) -> No
         h = plain[layer + 1, "resid_pre"][rows]
         torch.testing.assert_close(states[layer].double(), h, atol=1e-5, rtol=0)
         weight, bias = (value[layer].detach().double().requires_grad_() for value in (maps.weights, maps.biases))
-        carried = h + maps.rho[layer].double() * ((h / maps.sigma[layer].double()) @ weight.T + bias)
+        sigma = maps.sigma[layer].double()
+        carried = h + sigma * ((h / sigma) @ weight.T + bias)
         own = net.lm_head(net.model.norm(carried)).log_softmax(-1)
         (target.exp() * (target - own)).sum(-1).mean().backward()
         for got, expected in zip(module._gradient(qwen, maps, layer, states[layer], final), (weight.grad, bias.grad), strict=True):
