@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,22 @@ DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 RECORD = Path(__file__).with_name("real_models.json")
 DOCS = Path(__file__).parent.parent / "docs" / "real-models.md"
 LENS_TEXTS, LENS_STEPS = 64, 100
-"""Prompts and steps of the tuned lens; the prompts that are analysed are not among them."""
-JACOBIAN_TEXTS, JACOBIAN_TOKENS = 8, 64
-"""Of the same prompts, those of the Jacobian lens, and how many tokens of each: it takes d backward passes for each."""
+"""Prompts and steps of a tuned lens; the prompts that are analysed are not among them."""
 LENSES = ("tuned", "jacobian")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How much the lenses of a model are fitted on.
+
+    Attributes:
+        rows: tokens in each step of the tuned lens.
+        texts, tokens: prompts of the Jacobian lens, and how many tokens of each at most: it takes d backward passes for each.
+    """
+
+    rows: int = 64
+    texts: int = 8
+    tokens: int = 64
 
 
 @dataclass(frozen=True)
@@ -56,27 +68,31 @@ class Case:
     Attributes:
         name: bundled name, or folder of a real model; real: whether it is one.
         prompts, new_tokens: how many problems it answers, in how many tokens at most.
-        more: whether lenses are fitted to it, and its rescaled twin is read.
+        fit: of its lenses.
+        twin: whether its rescaled twin is read.
     """
 
     name: str
     real: bool
     prompts: int
     new_tokens: int
-    more: bool
+    fit: Fit = Fit()
+    twin: bool = True
 
     def runs(self) -> list[str]:
         """The folders of its runs."""
-        kinds = [*NORMS, *((*LENSES, "rescaled-none", "rescaled-final") if self.more else ())]
+        kinds = [*NORMS, *LENSES, *(("rescaled-none", "rescaled-final") if self.twin else ())]
         return [f"{self.name}-{kind}" for kind in kinds]
 
 
+LITTLE = Fit(rows=16, texts=4, tokens=32)
+"""For models that take an hour of a CPU otherwise."""
 CASES = (
-    Case("tiny-qwen3", False, 32, 256, True),
-    Case("tiny-llama", False, 32, 256, True),
-    Case("smollm2-135m-instruct", True, 8, 32, True),
-    Case("qwen2.5-coder-0.5b-instruct", True, 8, 32, False),
-    Case("gemma3-270m", True, 8, 32, False),
+    Case("tiny-qwen3", False, 32, 256),
+    Case("tiny-llama", False, 32, 256),
+    Case("smollm2-135m-instruct", True, 8, 32),
+    Case("qwen2.5-coder-0.5b-instruct", True, 8, 32, LITTLE, twin=False),
+    Case("gemma3-270m", True, 8, 32, LITTLE, twin=False),
 )
 
 
@@ -91,19 +107,18 @@ def measure(case: Case, prompts: Path, real: Path, runs: Path) -> None:
         # settling depth, one of the rules, needs the divergence and norm final
         metrics = (*READOUT_METRICS, "js_to_final") if norm == "final" else READOUT_METRICS
         _analyze(model, answered, runs / f"{case.name}-{norm}", norm=norm, sites=SITES, metrics=metrics)
-    if case.more:
-        texts = [sample.token_ids for sample in read[case.prompts :]]
-        tuned, jacobian = runs / f"{case.name}-lens", runs / f"{case.name}-jacobian-lens.pt"
-        if not (runs / f"{case.name}-tuned" / "done").exists():
-            fit_tuned(model, texts, tuned, TunedSettings(steps=LENS_STEPS, max_tokens=128))
-        if not jacobian.exists():
-            fit_jacobian(model, texts[:JACOBIAN_TEXTS], jacobian, max_tokens=JACOBIAN_TOKENS)
-        for kind, lens in zip(LENSES, (tuned, jacobian), strict=True):
-            # attn_in and ffn_in are no residual vectors, so a fitted lens does not read them
-            streams = ("resid_pre", "ffn_out", "resid_post")
-            _analyze(
-                model, answered, runs / f"{case.name}-{kind}", norm="final", lens=f"{kind}:{lens}", sites=streams, metrics=READOUT_METRICS
-            )
+    texts = [sample.token_ids for sample in read[case.prompts :]]
+    tuned, jacobian = runs / f"{case.name}-lens", runs / f"{case.name}-jacobian-lens.pt"
+    if not (runs / f"{case.name}-tuned" / "done").exists():
+        fit_tuned(model, texts, tuned, TunedSettings(steps=LENS_STEPS, rows=case.fit.rows, max_tokens=128))
+    if not jacobian.exists():
+        fit_jacobian(model, texts[: case.fit.texts], jacobian, max_tokens=case.fit.tokens)
+    for kind, lens in zip(LENSES, (tuned, jacobian), strict=True):
+        # attn_in and ffn_in are no residual vectors, so a fitted lens does not read them
+        streams = ("resid_pre", "ffn_out", "resid_post")
+        folder = runs / f"{case.name}-{kind}"
+        _analyze(model, answered, folder, norm="final", lens=f"{kind}:{lens}", sites=streams, metrics=READOUT_METRICS)
+    if case.twin:
         rescale_ffn_norms(model, FACTOR)
         for norm in ("none", "final"):
             folder = runs / f"{case.name}-rescaled-{norm}"
@@ -145,12 +160,9 @@ def summary(case: Case, runs: dict[str, ll.Run]) -> dict[str, Any]:
         "tokens": int(final.row_mask("response").sum()),
         "runs": {kind: _choice(runs[kind]) for kind in KINDS if kind in runs},
         "scale": _scale(runs["none"], runs["matched"]),
-        "rescaled": {norm: _rescaled(runs[norm], runs[f"rescaled-{norm}"]) for norm in ("none", "final") if case.more},
-        "lens": {
-            name: _skill_by_depth(runs[kind])
-            for name, kind in {"logit": "final", "tuned": "tuned", "jacobian": "jacobian"}.items()
-            if case.more
-        },
+        "rescaled": {norm: _rescaled(runs[norm], runs[f"rescaled-{norm}"]) for norm in ("none", "final") if case.twin},
+        "fit": asdict(case.fit),
+        "lens": {lens: _skill_by_depth(runs["final" if lens == "logit" else lens]) for lens in ("logit", *LENSES)},
     }
 
 
@@ -232,7 +244,7 @@ def main() -> None:
     found = {
         "torch": torch.__version__, "transformers": transformers.__version__, "bundled_prompts": CASES[0].prompts,
         "bundled_tokens": CASES[0].new_tokens, "real_prompts": CASES[-1].prompts, "real_tokens": CASES[-1].new_tokens, "factor": FACTOR,
-        "lens_texts": LENS_TEXTS, "lens_steps": LENS_STEPS, "jacobian_texts": JACOBIAN_TEXTS, "jacobian_tokens": JACOBIAN_TOKENS,
+        "lens_texts": LENS_TEXTS, "lens_steps": LENS_STEPS,
         "depths": DEPTHS, "models": models, "verdicts": settled["verdicts"],
     }  # fmt: skip
     RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ shorter feels it {factor:g}² times as much.
 
 ## Through fitted lenses
 
-What `layerlens fit-lens` fits on prompts that are not analysed: a tuned lens on {lens_texts} in {lens_steps} steps, a Jacobian lens on the
-first {jacobian_tokens} tokens of {jacobian_texts} (few: its authors call 100 texts of 128 tokens usable). Mean skill by depth, nats a
-token, through the logit lens and through those, all with norm final. Below 0 is worse than guessing. No lens was fitted to
-the two larger models: it would take an estimated hour of one thread for each.
+What `layerlens fit-lens` fits on prompts that are not analysed: a tuned lens on {lens_texts} in {lens_steps} steps, and a Jacobian lens on
+a few of them (its authors call 100 texts of 128 tokens usable). {fits}.
+
+Mean skill by depth, nats a token, through the logit lens and through those, all with norm final. Below 0 is worse than guessing.
 
 | model | lens | {depths} |
 |---|---|{depth_columns}|
@@ -133,10 +134,19 @@ def page(found: dict[str, Any]) -> str:
     return PAGE.format(
         **{name: value for name, value in found.items() if name not in (*tables, "depths")},
         **{name: "\n".join(rows) for name, rows in tables.items()},
+        fits=". ".join(_fits(models)),
         direction=" ".join(_direction(models, *pair) for pair in PAIRS),
         depths=" | ".join(f"{depth:.0%}" for depth in found["depths"]),
         depth_columns="|".join("---" for _ in found["depths"]),
     )
+
+
+def _fits(models: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """How much the lenses of which models were fitted on."""
+    for fit in dict.fromkeys(tuple(model["fit"].items()) for model in models.values()):
+        size = dict(fit)
+        names = ", ".join(name for name, model in models.items() if model["fit"] == size)
+        yield f"For {names}: {size['rows']} tokens a step, and {size['texts']} prompts of up to {size['tokens']} tokens"
 
 
 def _direction(models: dict[str, dict[str, Any]], llama: str, qwen: str) -> str:
