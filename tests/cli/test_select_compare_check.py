@@ -16,6 +16,7 @@ import layerlens as ll
 from layerlens.cli.tables import show_choice, show_comparison
 from layerlens.selection.comparison import compare_runs
 from layerlens.types import RULES
+from tests.support.choices import QWEN
 from tests.support.command_line import Layerlens, one_line
 from tests.support.damage import damaged
 from tests.support.synthetic_runs import make_run
@@ -76,6 +77,8 @@ def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.C
     assert choice.recommendation.splitlines()[0] == "recommended: train layer 15 of 16, read with norm final"
     assert len(choice.recommendation.splitlines()) == len(recommended.strip().splitlines())
     assert lines["because"].startswith("layer 15: first layer from which the KL to the final policy stays under a tenth of its start")
+    assert lines["chosen by"].startswith("settled, of boundary, settled, skill,")
+    assert "chosen by" not in ll.select_layer(run, "settled", resamples=300).recommendation
     assert lines["stability"] == "100% of resamples of the 12 samples give this layer"
     assert lines["its policy"] == "gives the text +6.4 nats a token over guessing; the final policy's is +6.6 nats"
     assert "settled layer 15" not in lines["other rules"], "a rule that agrees is no other rule"
@@ -89,6 +92,7 @@ def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.C
 def test_select_says_what_to_do_if_no_layer_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(show_choice, ll.select_layer(make_run([0.5] * 4 + [-0.5] * 4, start=6.0, usable_from=9), resamples=300), capsys)
     assert "usable layers (better than guessing): none" in shown
+    assert "exploration 1-4, integration -, convergence 5-8 (of no meaning here: see diagnosis)" in shown
     assert "no layer to train under norm none" in shown
     assert "why none          boundary, the rule of the paper, names layer 4 (100%), which is not usable" in shown
     assert "norm none does not read this model: at its last layer it agrees with the final policy on 100% of tokens" in shown
@@ -103,7 +107,7 @@ def test_a_choice_of_an_earlier_version_is_shown_without_what_it_does_not_say(ca
     old = ll.LayerChoice.from_dict(json.loads((Path(__file__).parents[1] / "formats" / "choice-1.json").read_text()))
     shown = printed(show_choice, old, capsys)
     assert "train layer 11 of 12, read with norm none" in shown
-    for unknown in ("usable layers", "against it", "its policy", "diagnosis"):
+    for unknown in ("usable layers (", "chosen by", "against it", "its policy", "diagnosis"):
         assert unknown not in shown
 
 
@@ -114,6 +118,7 @@ def test_compare_shows_what_exists_in_how_many_resamples_and_a_verdict(capsys: p
     found.table.loc[1, ["abruptness", "abruptness_low", "abruptness_high", "abruptness_exists"]] = [0.5, 0.4, 0.6, 0.7]
     shown = printed(show_comparison, found, capsys)
     assert re.search(r"abruptness +none  \(exists in <1% of resamples\) +50%  \(40 to 60; exists in 70% of resamples\)", shown)
+    assert re.search(r"exploration end +10, still open  \(10 to 10\) +12, still open  \(12 to 12\)", shown)
     assert shown.index("how late it settles") < shown.index("the paper's measures") < shown.index("recommended layer")
     assert shown.rstrip().splitlines()[-1] == found.verdict[-1]
     twins = compare_runs([runs[0], runs[1], runs[0]], resamples=300)
@@ -150,3 +155,10 @@ def test_check_refuses_a_model_with_nan(layerlens: Layerlens, folder: Path, tmp_
     assert answer.code == 2
     assert json.loads(answer.out)["ok"] is False
     one_line(layerlens("analyze", broken, folder / "prompts.txt", "--out", tmp_path / "out"), "not finite")
+
+
+def test_select_says_which_other_rules_name_layers_that_are_not_usable() -> None:
+    choice = ll.select_layer(make_run(QWEN, usable_from=20, samples=20), resamples=300)
+    other = dict(line.split(": ", 1) for line in choice.recommendation.splitlines())["other rules"]
+    assert re.search(r"boundary layer 6 \(\d+%, not usable\)", other)
+    assert not re.search(r"(skill|settled|agreement) layer [23]\d \([^)]*not usable", other)

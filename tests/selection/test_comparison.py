@@ -186,7 +186,7 @@ def test_the_verdict_says_which_model_settles_later_and_how_sure() -> None:
     assert other.startswith("late: 40%")
     assert re.match(
         r"late settles later than early: it has 39 points \(3\d to 3\d; paired over 12 problems\) more left; "
-        r"it falls under a tenth of its start \d\d% of the depth later \(\d\d to \d\d%\), which agrees",
+        r"it falls under a tenth of its start \d\d% of the depth later \(\d\d to \d\d%\), so both measures say the same",
         verdict,
     )
     assert compare_runs([late, early], **FEW).verdict[-1] == verdict, "in whichever order they come"

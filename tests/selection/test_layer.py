@@ -152,7 +152,9 @@ def test_a_layer_that_is_no_better_than_guessing_is_passed_over_unless_asked_for
     assert any(text.startswith("the layer is not usable: its policy gives the text -2.0 nats") for text in asked.against)
     hopeless = ll.select_layer(make_run(QWEN, usable_from=37, samples=20), **FEW)
     assert (hopeless.layer, hopeless.outcome, hopeless.usable) == (None, "unusable", ())
-    assert hopeless.reason.startswith("no layer: no rule names a usable layer below the last; boundary names 6 (100% of resamples")
+    assert hopeless.reason.startswith(
+        "no layer: of the layers that rules name none is both usable and below the last; boundary names 6 (100% of"
+    )
 
 
 def test_the_last_layer_is_no_internal_policy_to_recommend() -> None:

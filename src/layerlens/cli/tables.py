@@ -74,7 +74,8 @@ def show_choice(choice: LayerChoice) -> None:
     console.print(f"[bold]{choice.model}[/bold], norm {choice.norm}{lens}, {choice.samples} samples, {choice.n_layers} layers")
     phases = [f"{name} {'-' if span is None else layer_ranges(range(span[0], span[1] + 1))}" for name, span in choice.phases.items()]
     if phases:
-        console.print(f"phases of the FFN's ΔS: {', '.join(phases)}")
+        doubt = "" if choice.diagnosis is None else " (of no meaning here: see diagnosis)"
+        console.print(f"phases of the FFN's ΔS: {', '.join(phases)}{doubt}")
     if choice.usable is not None:
         console.print(f"usable layers (better than guessing): {layer_ranges(choice.usable)}")
     table = Table("rule", "layer", "of resamples", "looks for", box=None, pad_edge=False)
@@ -99,6 +100,8 @@ def _number(row: pd.Series, name: str) -> str:
         return "none" if pd.isna(exists) or exists == 0 else f"none  (exists in {percent(exists)} of resamples)"
     if pd.isna(low):
         return f"{scale * value:.3g}{unit}"
+    if name == "exploration_end" and value == row["layers"]:
+        unit = ", still open"
     seldom = "" if exists == 1 else f"; exists in {percent(exists)} of resamples"
     return f"{scale * value:.3g}{unit}  ({scale * low:.3g} to {scale * high:.3g}{seldom})"
 

@@ -194,7 +194,7 @@ def _sentence(answer: Answer, outcome: Outcome, rule: Rule, curves: Curves, said
     if outcome in ("layer", "open"):
         return f"layer {answer.layer}: {answer.reason} ({stable})"
     if outcome == "unusable":
-        return f"no layer: no rule names a usable layer below the last; {rule} names {answer.layer} ({stable})"
+        return f"no layer: of the layers that rules name none is both usable and below the last; {rule} names {answer.layer} ({stable})"
     others = [f"{name} says {each.layer}" for name, each in said.items() if name != rule and each.layer and each.determined]
     what = f"no layer: {answer.reason} ({stable})" if outcome == "none" else f"undetermined: {_shares(answer)} ({curves.samples} samples)"
     return "; ".join([what, ", ".join(others)] if others else [what])

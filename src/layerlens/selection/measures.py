@@ -28,7 +28,7 @@ LABELS = {
     "late_share": "KL left at 90% of depth",
     "settle_depth": "KL under 10% at l/L",
     "disagreement_late_share": "disagreement left at 90%",
-    "disagreement_settle_depth": "disagreement under 10%",
+    "disagreement_settle_depth": "disagreement under 10%, l/L",
 }
 """What a terminal calls a measure, if not by its name."""
 

@@ -9,7 +9,7 @@ import pandas as pd
 from layerlens.selection.choice import LayerChoice
 from layerlens.selection.rules import NAMED
 from layerlens.selection.words import enough, nats, percent
-from layerlens.types import FORWARD_NORMS
+from layerlens.types import FORWARD_NORMS, RULES
 
 END = "an end of the model by construction"
 """What an open answer is, in words."""
@@ -22,6 +22,9 @@ def recommendation(choice: LayerChoice) -> Iterator[tuple[str, str]]:
     else:
         yield "recommended", f"train layer {choice.layer} of {choice.n_layers}, read with norm {choice.norm}"
     yield "because", choice.reason
+    if choice.outcome == "layer" and choice.usable is not None and choice.settings.get("rule", choice.rule) is None:
+        order = ", ".join(RULES)
+        yield "chosen by", f"{choice.rule}, of {order} the first to name a usable layer below the last that is not open"
     if choice.layer is not None:
         yield from _stability(choice)
     if choice.layer is not None and choice.skill is not None:
@@ -58,11 +61,12 @@ def _other_rules(choice: LayerChoice) -> tuple[list[str], list[str]]:
         if row.open:
             differ.append(f"{row.rule} {_layer(layer)} (open: {END})")
         elif frequency < NAMED:
-            differ.append(f"{row.rule} undetermined ({_layer(layer)} in {percent(frequency)})")
+            differ.append(f"{row.rule} undetermined ({_layer(layer)} in {percent(frequency)}, under {percent(NAMED)})")
         elif choice.layer is not None and not pd.isna(layer) and layer == choice.layer:
             agree.append(f"{row.rule} ({percent(frequency)})")
         else:
-            differ.append(f"{row.rule} {_layer(layer)} ({percent(frequency)})")
+            usable = pd.isna(layer) or choice.usable is None or layer in choice.usable
+            differ.append(f"{row.rule} {_layer(layer)} ({percent(frequency)}{'' if usable else ', not usable'})")
     return agree, differ
 
 

@@ -118,11 +118,11 @@ READS: dict[Rule, str] = {
 
 LOOKS_FOR: dict[Rule, str] = {
     "boundary": "end of the FFN's exploration (the paper's)",
-    "settled": "KL to the final policy stays under 10%",
+    "settled": "KL to the final policy stays under 10% of its start",
     "skill": "first with {share} of the final policy's skill",
-    "settling_depth": "mean depth at which tokens settle",
+    "settling_depth": "mean depth at which tokens settle on the final policy",
     "agreement": "first to agree with the final policy on {share} of the tokens",
-    "entropy_drop": "largest fall of entropy, if usable",
+    "entropy_drop": "largest fall of entropy among usable layers",
 }
 """What each rule looks for, for someone who reads its name for the first time; `{share}` stands for the share that was asked for."""
 

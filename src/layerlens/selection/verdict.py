@@ -63,7 +63,13 @@ def _pair(late: str, early: str, samples: int, differences: pd.DataFrame) -> str
         return f"{late} and {early} are not separated: what is left differs by {size}, an interval that contains 0"
     depth, depth_low, depth_high = of("settle_depth")
     later = f"{_points(abs(depth))}% of the depth {'later' if depth > 0 else 'earlier'} ({_points(depth_low)} to {_points(depth_high)}%)"
-    clear = "which agrees" if depth_low > 0 else "which says the opposite" if depth_high < 0 else "which does not separate them"
+    clear = (
+        "so both measures say the same"
+        if depth_low > 0
+        else "which says the opposite"
+        if depth_high < 0
+        else "which does not separate them"
+    )
     by_depth = "" if pd.isna(depth) else f"; it falls under a tenth of its start {later}, {clear}"
     return f"{late} settles later than {early}: it has {size} more left{by_depth}"
 
