@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.study.findings import Result, claim, evaluation, evaluations
+from benchmarks.study import findings
+from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import ALONE, Size, base_chain, grpo, training
 from benchmarks.study.steps import Chain
 
@@ -28,8 +29,7 @@ def chains(size: Size) -> list[Chain]:
 
 def contributions(out: Path, size: Size, model: str) -> LayerContribution:
     """C(k) of the layers that were trained alone."""
-    alone = {layer: evaluations(out, model, f"layer-{layer}", size.seeds) for layer in size.layers}
-    return ll.layer_contribution({"base": evaluation(out, model, "base"), "all": evaluations(out, model, "grpo", size.seeds), **alone})
+    return findings.contributions(out, model, size.seeds, {layer: f"layer-{layer}" for layer in size.layers})
 
 
 def result(out: Path, size: Size) -> Result:

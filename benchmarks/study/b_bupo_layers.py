@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.study import findings
 from benchmarks.study.figures import INTERVALS, by_layer
-from benchmarks.study.findings import Result, claim, difference, evaluation, evaluations
+from benchmarks.study.findings import Result, claim, difference, evaluations
 from benchmarks.study.settings import Size, base_chain, bupo, grpo
 from benchmarks.study.steps import Chain
 
@@ -39,8 +40,7 @@ def gains(out: Path, size: Size, model: str) -> dict[int, Result]:
 
 def contributions(out: Path, size: Size, model: str) -> LayerContribution:
     """BuPO's gains at its layers over the model before training, with their draws."""
-    trained = {layer: _trained(out, size, model, layer) for layer in layers(size)}
-    return ll.layer_contribution({"base": evaluation(out, model, "base"), "all": evaluations(out, model, "grpo", size.seeds), **trained})
+    return findings.contributions(out, model, size.seeds, {layer: _name(size, layer) for layer in layers(size)})
 
 
 def result(out: Path, size: Size) -> Result:
@@ -70,7 +70,11 @@ def result(out: Path, size: Size) -> Result:
 
 
 def _trained(out: Path, size: Size, model: str, layer: int) -> list[Evaluation]:
-    return evaluations(out, model, f"bupo-{layer}-{size.internal}", size.seeds)
+    return evaluations(out, model, _name(size, layer), size.seeds)
+
+
+def _name(size: Size, layer: int) -> str:
+    return f"bupo-{layer}-{size.internal}"
 
 
 def _chosen(run: ll.Run, rule: str) -> int | None:

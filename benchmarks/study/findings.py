@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from layerlens.errors import LayerLensError
 from layerlens.evaluate import Evaluation, avg_at_k, open_evaluation
+from layerlens.evaluate.contribution import layer_contribution
 from layerlens.evaluate.scores import estimate_mean
+from layerlens.results.contribution import LayerContribution
 
 Result = dict[str, Any]
 """`claims` (list of `claim`), `table` (rows by column) and, if there is one, `figure` (a file name)."""
@@ -28,6 +30,12 @@ def evaluation(out: Path, model: str, name: str) -> Evaluation:
 def evaluations(out: Path, model: str, name: str, seeds: int) -> list[Evaluation]:
     """Those of a training with each seed."""
     return [evaluation(out, model, f"{name}-{seed}") for seed in range(seeds)]
+
+
+def contributions(out: Path, model: str, seeds: int, trained: Mapping[int, str]) -> LayerContribution:
+    """The gain of each layer's trainings, whose names `trained` has, beside that of GRPO on all layers."""
+    layers = {layer: evaluations(out, model, name, seeds) for layer, name in trained.items()}
+    return layer_contribution({"base": evaluation(out, model, "base"), "all": evaluations(out, model, "grpo", seeds), **layers})
 
 
 def difference(after: Sequence[Evaluation], before: Sequence[Evaluation]) -> Result:
