@@ -107,7 +107,7 @@ def test_a_choice_of_an_earlier_version_is_shown_without_what_it_does_not_say(ca
     old = ll.LayerChoice.from_dict(json.loads((Path(__file__).parents[1] / "formats" / "choice-1.json").read_text()))
     shown = printed(show_choice, old, capsys)
     assert "train layer 11 of 12, read with norm none" in shown
-    for unknown in ("usable layers (", "chosen by", "against it", "its policy", "diagnosis"):
+    for unknown in ("usable layers", "chosen by", "against it", "its policy", "diagnosis"):
         assert unknown not in shown
 
 

@@ -153,7 +153,7 @@ def test_a_layer_that_is_no_better_than_guessing_is_passed_over_unless_asked_for
     hopeless = ll.select_layer(make_run(QWEN, usable_from=37, samples=20), **FEW)
     assert (hopeless.layer, hopeless.outcome, hopeless.usable) == (None, "unusable", ())
     assert hopeless.reason.startswith(
-        "no layer: of the layers that rules name none is both usable and below the last; boundary names 6 (100% of"
+        "no layer: of the layers that rules name none is both usable and below the last; boundary names 6 (100% of resamples"
     )
 
 

@@ -98,10 +98,10 @@ def _number(row: pd.Series, name: str) -> str:
     value, low, high, exists = (float(row[name + end]) for end in ("", "_low", "_high", "_exists"))
     if pd.isna(value):
         return "none" if pd.isna(exists) or exists == 0 else f"none  (exists in {percent(exists)} of resamples)"
-    if pd.isna(low):
-        return f"{scale * value:.3g}{unit}"
     if name == "exploration_end" and value == row["layers"]:
         unit = ", still open"
+    if pd.isna(low):
+        return f"{scale * value:.3g}{unit}"
     seldom = "" if exists == 1 else f"; exists in {percent(exists)} of resamples"
     return f"{scale * value:.3g}{unit}  ({scale * low:.3g} to {scale * high:.3g}{seldom})"
 

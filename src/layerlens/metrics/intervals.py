@@ -51,10 +51,11 @@ def bootstrap_means(
         if n < 2:
             return point, np.full((resamples, *point.shape), np.nan)
         generator, block = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // n)
+        sums, counts = sums.reshape(n, -1), counts.reshape(n, -1)
         means = np.empty((resamples, point.size))
         for start in range(0, resamples, block):
             drawn = generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)).astype(np.float64)
-            means[start : start + block] = (drawn @ sums.reshape(n, -1)) / (drawn @ counts.reshape(n, -1))
+            means[start : start + block] = (drawn @ sums) / (drawn @ counts)
     return point, means.reshape(resamples, *point.shape)
 
 

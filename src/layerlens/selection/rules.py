@@ -122,7 +122,7 @@ LOOKS_FOR: dict[Rule, str] = {
     "skill": "first with {share} of the final policy's skill",
     "settling_depth": "mean depth at which tokens settle on the final policy",
     "agreement": "first to agree with the final policy on {share} of the tokens",
-    "entropy_drop": "largest fall of entropy among usable layers",
+    "entropy_drop": "largest fall of entropy at a usable layer",
 }
 """What each rule looks for, for someone who reads its name for the first time; `{share}` stands for the share that was asked for."""
 
