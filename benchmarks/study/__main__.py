@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
                 print(f"({letter}) is left out at size {given.size}", file=sys.stderr)
                 continue
             run_chains(question.chains(size), out, given.jobs)
-            found = {"question": question.TITLE, "size": given.size, **plain(question.result(out, size))}
+            found = {"question": question.TITLE, "size": given.size, "how": question.method(size), **plain(question.result(out, size))}
             write_text(out / "results" / f"{letter}.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             if given.commit:
                 write_text(RESULTS / f"{letter}.json", (out / "results" / f"{letter}.json").read_text())

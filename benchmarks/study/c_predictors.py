@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from benchmarks.study import a_contribution, b_bupo_layers
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import Size, gradients_chain
 from benchmarks.study.steps import Chain
+from scipy.stats import permutation_test, rankdata
 
 import layerlens as ll
 from layerlens.results import open_training
+from layerlens.results.contribution import LayerContribution
 
 TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
 GAINS = {"C(k)": a_contribution, "BuPO's gain": b_bupo_layers}
 """What layers are ranked by, and the question that measures it."""
+LEVEL = 0.05
 
 
 def chains(size: Size) -> list[Chain]:
@@ -50,6 +55,12 @@ def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
     return found
 
 
+def method(size: Size) -> str:
+    return f"""Spearman's ρ of each quantity, measured before training (drift: after GRPO with seed 0), with the layers' gains. A claim here
+is decided by both intervals, which keep to these layers, and by chance: p is the share of all orders of the layers in which |ρ| is as large
+as it is, and must be under {LEVEL:g}. Quantities that rise or fall with depth are nearly one quantity: compare the row of depth itself."""
+
+
 def result(out: Path, size: Size) -> Result:
     values = {model: quantities(out, model) for model in size.models}
     panels: dict[str, dict[str, Result]] = {}
@@ -61,26 +72,37 @@ def result(out: Path, size: Size) -> Result:
             for name, each in values[model].items():
                 rho, low, high = contribution.rank_correlation(each)
                 _, seeds_low, seeds_high = contribution.rank_correlation(each, over="seeds")
-                ends = {"estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds}
-                panel[name] = ends
-                claims.append(claim(f"{model}: {name} rises with {gain}", ends, "ρ"))
+                found = panel[name] = {
+                    "estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds,
+                    "p": chance(contribution, each), "unit": "ρ",
+                }  # fmt: skip
+                claims.append(claim(f"{model}: {name} rises with {gain}", found))
     caption = f"Layers trained alone (C(k)), or by BuPO: {size.max_steps} steps. {INTERVALS}"
-    decided = [each for each in claims if each["verdict"] != "undecided"]
+    decided = [each for each in claims if each["verdict"] != "undecided" and each["p"] < LEVEL]
     return {
         "claims": decided,
-        "table": [{"quantity": name, **{title: _cell(panel[name]) for title, panel in panels.items()}} for name in values[size.models[0]]],
+        "table": [{"quantity": name, **{title: panel[name] for title, panel in panels.items()}} for name in values[size.models[0]]],
         "figures": [forest(panels, "Spearman's ρ", caption, out / "figures" / "c.png")],
-        "correlations": [{"gain": title, "quantity": name, **ends} for title, panel in panels.items() for name, ends in panel.items()],
-        "note": f"Cells: ρ (95% interval for other problems; for other seeds). Not held: it falls. {len(decided)} of {len(claims)} "
-        f"correlations are decided; of so many, up to {len(claims) / 20:.0f} would be if none of the quantities mattered.",
+        "note": f"Not held: it falls. {len(decided)} of {len(claims)} correlations are decided; if no quantity had to do with gains, "
+        f"chance would leave {LEVEL * len(claims):.0f} of them with so small a p.",
     }
 
 
-def _cell(ends: Result) -> str:
-    if math.isnan(ends["estimate"]):  # one of the two is the same at every layer
-        return "–"
-    each, low, high, seeds_low, seeds_high = (f"{ends[name]:+.2f}" for name in ("estimate", "low", "high", "seeds_low", "seeds_high"))
-    return f"{each} ({low} to {high}; {seeds_low} to {seeds_high})"
+def chance(found: LayerContribution, values: Mapping[int, float]) -> float:
+    """The share of orders of the layers in which their values correlate as much with the gains, in either direction; NaN without a ρ."""
+    gains, others = (
+        rankdata(each) - (len(found.table) + 1) / 2 for each in (found.table["gain"], [values[k] for k in found.table["layer"]])
+    )
+    if not gains.any() or not others.any():
+        return math.nan
+
+    def strength(ranks: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs((ranks * others).sum(axis))
+
+    test = permutation_test(
+        (gains,), strength, permutation_type="pairings", alternative="greater", vectorized=True, n_resamples=20_000, rng=0
+    )
+    return float(test.pvalue)
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

@@ -26,13 +26,20 @@ def chains(size: Size) -> list[Chain]:
     return found
 
 
+def method(size: Size) -> str:
+    return f"""Each method less GRPO with the same seed, {size.max_steps} rollouts each, with the trainer's defaults.
+bupo-{LAYER}-{size.internal}: layer {LAYER}'s policy for {size.internal} rollouts, norm none. distil: internal distillation of the final
+policy into layer {DISTILLED} beside GRPO. mask-…: GRPO on the tokens with the largest entropy or KL to the final policy at layer
+{DISTILLED}, or on those that settle latest."""
+
+
 def result(out: Path, size: Size) -> Result:
     control = evaluations(out, MODEL, "grpo", size.many_seeds)
     claims, table = [], []
     panel: dict[str, Result] = {}
     for name in (f"bupo-{LAYER}-{size.internal}", *OTHERS):
         found = panel[name] = difference(evaluations(out, MODEL, name, size.many_seeds), control)
-        table.append({"method": name, **found})
+        table.append({"method": name, "gain over GRPO [points]": found, "seeds": found["seeds"]})
         claims.append(claim(f"{name} gains more than GRPO", found))
     caption = f"At equal rollouts ({size.max_steps} steps). {INTERVALS}"
     figure = forest({MODEL: panel}, "gain over GRPO [points]", caption, out / "figures" / "d.png", scale=100)

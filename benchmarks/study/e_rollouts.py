@@ -21,6 +21,11 @@ def chains(size: Size) -> list[Chain]:
     return found
 
 
+def method(size: Size) -> str:
+    return f"""GRPO less BuPO at layer {LAYER}, norm none, at {size.max_steps} rollouts in all, of which some are internal: what a longer
+internal phase costs the final policy."""
+
+
 def result(out: Path, size: Size) -> Result:
     control = evaluations(out, MODEL, "grpo", size.seeds)
     claims, table = [], []
@@ -30,7 +35,7 @@ def result(out: Path, size: Size) -> Result:
             found = difference(control, evaluations(out, MODEL, f"bupo-{LAYER}-{rollouts}", size.seeds))
             name = "all rollouts" if rollouts == -1 else f"{rollouts} of {size.max_steps} rollouts"
             panel[name] = found
-            table.append({"internal": name, **found})
+            table.append({"internal": name, "loss against GRPO [points]": found, "seeds": found["seeds"]})
             claims.append(claim(f"with {name} internal the final policy is worse than GRPO's", found))
     caption = f"GRPO less BuPO at layer {LAYER}, norm none, {size.max_steps} rollouts in all. {INTERVALS}"
     figure = forest({f"{MODEL}: internal rollouts": panel}, "loss against GRPO [points]", caption, out / "figures" / "e.png", scale=100)

@@ -42,6 +42,11 @@ def curve(out: Path, model: str, seed: int, steps: int) -> tuple[np.ndarray, np.
     return run.mean("entropy")["mean"].sel(site="resid_post").values, changes
 
 
+def method(size: Size) -> str:
+    return f"""Each family is pretrained with {size.pretraining_seeds} seeds (`recipes/tiny_models`), which fix weights and the order of
+the data, and analysed on {size.samples} problems after each number of steps."""
+
+
 def result(out: Path, size: Size) -> Result:
     table = []
     for model in BOTH:

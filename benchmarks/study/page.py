@@ -16,6 +16,7 @@ from benchmarks.study import (
     g_pretraining,
     h_data_order,
 )
+from benchmarks.study.settings import SIZES, describe
 
 from layerlens.storage.files import write_text
 
@@ -32,45 +33,72 @@ answered by commands of this package that `python -m benchmarks.study --out stud
 for a GPU), and goes on with if it is stopped. Numbers come from the files in [benchmarks/study/results](../benchmarks/study), and this
 page from `python -m benchmarks.study.page`.
 
-A claim is **held** if its 95% intervals for other problems and for other seeds both lie above the value that it names, **not held** if
-both lie below, and **undecided** otherwise. Held-out problems are drawn with a seed that no setting was chosen by.
+A claim is **held** if its 95% intervals for other problems and for other seeds of training both lie above 0, **not held** if both lie
+below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds).
 """
+VERDICTS = ("held", "not held", "undecided")
 
 
 def page(results: Path = RESULTS) -> str:
     """The page in Markdown, of the results in a folder."""
-    parts = [HEAD]
+    files = {letter: results / f"{letter}.json" for letter in QUESTIONS}
+    found = {letter: json.loads(file.read_text(encoding="utf-8")) for letter, file in files.items() if file.is_file()}
+    sizes = dict.fromkeys(each["size"] for each in found.values())
+    parts = [HEAD, *(f"\n{describe(SIZES[size])}\n" for size in sizes), *_summary(found)]
     for letter, question in QUESTIONS.items():
-        file = results / f"{letter}.json"
         parts.append(f"\n## ({letter}) {question.TITLE}\n")
-        if not file.is_file():
+        if letter in found:
+            parts += _answer(found[letter])
+        else:
             parts.append(f"\nNot run. `python -m benchmarks.study --out study --questions {letter} --commit`\n")
-            continue
-        found = json.loads(file.read_text(encoding="utf-8"))
-        parts += [f"\n![{question.TITLE}](../figures/study/{name})\n" for name in found["figures"]]
-        if found["claims"]:
-            parts += ["\n| claim | | estimate | other problems | other seeds | seeds |\n|---|---|---|---|---|---|\n"]
-            parts += [_claim_row(claim) for claim in found["claims"]]
-        parts.append("\n" + _table(found["table"]))
-        parts += [f"\n{found['note']}\n"] if found.get("note") else []
     return "".join(parts)
 
 
+def _summary(found: dict[str, dict[str, Any]]) -> list[str]:
+    claims = [(letter, claim) for letter, each in found.items() for claim in each["claims"]]
+    lists = {
+        verdict: [
+            f"- ({letter}) {claim['claim']}: {_found(claim)} {claim['unit']}\n" for letter, claim in claims if claim["verdict"] == verdict
+        ]
+        for verdict in VERDICTS
+    }
+    return [text for verdict, lines in lists.items() if lines for text in (f"\n**{verdict.capitalize()}**\n\n", *lines)]
+
+
+def _answer(found: dict[str, Any]) -> list[str]:
+    how = " ".join(found["how"].split())
+    figures = [f"\n![{found['question']}](../figures/study/{name})\n" for name in found["figures"]]
+    claims = [_claim_row(claim) for claim in found["claims"]]
+    head = ["\n| claim | | estimate | other problems | other seeds | seeds |\n|---|---|---|---|---|---|\n"] if claims else []
+    note = [f"\n{found['note']}\n"] if found.get("note") else []
+    return [f"\n{how}\n", *figures, *head, *claims, "\n" + _table(found["table"]), *note]
+
+
 def _claim_row(claim: dict[str, Any]) -> str:
-    unit = claim["unit"]
-    ends = [_ends(claim.get(f"{prefix}low"), claim.get(f"{prefix}high"), unit) for prefix in ("", "seeds_")]
-    estimate = f"{_number(claim['estimate'], unit)} {unit}"
-    return f"| {claim['claim']} | **{claim['verdict']}** | {estimate} | {ends[0]} | {ends[1]} | {claim['seeds']} |\n"
+    estimate = f"{_number(claim['estimate'], claim['unit'])} {claim['unit']}{_chance(claim)}"
+    ends = " | ".join(_ends(claim, prefix) for prefix in ("", "seeds_"))
+    return f"| {claim['claim']} | **{claim['verdict']}** | {estimate} | {ends} | {claim['seeds']} |\n"
 
 
-def _number(value: float | None, unit: str) -> str:
-    if value is None:
+def _found(found: dict[str, Any]) -> str:
+    """A number with its intervals, and with its p if it has one."""
+    if found["estimate"] is None:
         return "–"
-    return f"{100 * value:+.1f}" if unit == "points" else f"{value:.2f}"
+    ends = "; ".join(_ends(found, prefix) for prefix in ("", "seeds_"))
+    return f"{_number(found['estimate'], found['unit'])} ({ends}){_chance(found)}"
 
 
-def _ends(low: float | None, high: float | None, unit: str) -> str:
-    return "–" if low is None else f"{_number(low, unit)} to {_number(high, unit)}"
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.{3 if unit in ('cosine', 'nats') else 2}f}"
+
+
+def _ends(found: dict[str, Any], prefix: str) -> str:
+    low, high = (found.get(f"{prefix}{end}") for end in ("low", "high"))
+    return "–" if low is None or high is None else f"{_number(low, found['unit'])} to {_number(high, found['unit'])}"
+
+
+def _chance(found: dict[str, Any]) -> str:
+    return f", p {found['p']:.2g}" if found.get("p") is not None else ""
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -81,15 +109,16 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return (
-        ""
-        if value is None
-        else f"{value:.3g}"
-        if isinstance(value, float)
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-    )
+    match value:
+        case None:
+            return ""
+        case dict():
+            return _found(value)
+        case float():
+            return f"{value:.3g}"
+        case list():
+            return ", ".join(map(str, value))
+    return str(value)
 
 
 if __name__ == "__main__":

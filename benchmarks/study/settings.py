@@ -10,7 +10,7 @@ HELD_OUT = 101
 """Seed of the held-out problems: no setting of this repository was chosen by these."""
 ALONE = 7e-4
 """The learning rate of a layer that is trained alone, √12 times that of all layers: Adam moves each weight by about the rate in a step,
-so one block of twelve then takes steps as long as those of all."""
+so one block of twelve then takes steps as long as those of all. A second control trains all layers at this rate too."""
 LAYER = 11
 """The layer of the shipped configuration, which `layerlens select` recommends on tiny-qwen3."""
 DISTILLED = 8
@@ -67,6 +67,16 @@ SIZES = {
     ),
 }  # fmt: skip
 """smoke: does it run; small: two cores, about eight hours; full: a GPU."""
+
+
+def describe(size: Size) -> str:
+    """How models are trained and evaluated, for the page."""
+    return (
+        f"A training is `layerlens train --config tiny-qwen3-cpu {size.rollout}`, which answers new problems of the two easiest levels "
+        f"8 times each, for {size.max_steps} steps of one rollout, with each of {size.seeds} seeds ({size.many_seeds} in (d)), which also "
+        f"draw the problems; methods are compared at equal seeds. An evaluation is `layerlens eval`: {size.answers} answers at temperature "
+        f"1 to each of at most {size.problems} held-out problems of all levels, drawn with a seed that no setting was chosen by."
+    )
 
 
 def held_out(size: Size) -> Step:
@@ -128,6 +138,12 @@ def trainings(size: Size, model: str, name: str, options: str, seeds: int) -> li
 def grpo(size: Size, model: str, seeds: int) -> list[Chain]:
     """GRPO on all layers: the control of every question."""
     return trainings(size, model, "grpo", f"--internal_layer none --monitor_layer {LAYER}", seeds)
+
+
+def fast_grpo(size: Size, model: str, seeds: int) -> list[Chain]:
+    """GRPO on all layers at the rate of a layer that is trained alone: whether that rate is what a layer alone gains by."""
+    options = f"--internal_layer none --learning_rate {ALONE} --monitor_layer {LAYER}"
+    return trainings(size, model, "grpo-fast", options, seeds)
 
 
 def bupo(size: Size, model: str, layer: int, rollouts: int, seeds: int) -> list[Chain]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from benchmarks.study import c_predictors, figures, page
 from benchmarks.study.__main__ import main
-from benchmarks.study.findings import claim, difference, plain
+from benchmarks.study.findings import claim, difference, difference_of_best, plain
 from benchmarks.study.gradients import advantages, gradients, summary
 from benchmarks.study.page import QUESTIONS
 from benchmarks.study.problems import draw
@@ -60,7 +62,7 @@ def test_every_training_of_the_study_is_a_valid_command(size: str, tmp_path: Pat
 
 
 def test_a_claim_needs_both_intervals() -> None:
-    found = {"estimate": 0.1, "low": 0.02, "high": 0.2, "seeds_low": 0.01, "seeds_high": 0.3, "seeds": 4}
+    found = {"estimate": 0.1, "low": 0.02, "high": 0.2, "seeds_low": 0.01, "seeds_high": 0.3, "seeds": 4, "unit": "points"}
     assert claim("x", found)["verdict"] == "held"
     assert claim("x", found, above=0.15)["verdict"] == "undecided"
     assert claim("x", found, above=0.4)["verdict"] == "not held"
@@ -76,6 +78,20 @@ def test_a_difference_is_paired_by_seed_and_problem() -> None:
     assert found["low"] < found["estimate"] < found["high"]
 
 
+def test_the_best_layer_is_chosen_on_other_seeds_and_problems() -> None:
+    rng = np.random.default_rng(0)
+    same = {layer: [evaluated(list(rng.binomial(8, 0.5, 100)), 8) for _ in range(4)] for layer in range(1, 41)}
+    control = [evaluated([4] * 100, 8)] * 4
+    found = difference_of_best(same, control)
+    luck = max(difference(each, control)["estimate"] for each in same.values())
+    assert luck > 0.015
+    assert abs(found["estimate"]) < 0.01  # chosen by luck, and without it where it counts
+    better = {**same, 7: [evaluated([6] * 100, 8)] * 4}
+    found = difference_of_best(better, control)
+    assert found["layers"] == [7]
+    assert found["estimate"] == 0.25
+
+
 def test_layers_are_ranked_by_both_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     right = {layer: rng.binomial(1, 0.2 + 0.05 * layer, (2, 200, 8)).sum(-1) for layer in range(1, 13)}
@@ -88,27 +104,42 @@ def test_layers_are_ranked_by_both_gains(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(c_predictors, "quantities", lambda *_: quantities)
     found = c_predictors.result(tmp_path, SIZES["small"])
     assert [row["quantity"] for row in found["table"]] == ["depth", "flat"]
-    assert found["table"][0]["tiny-llama, BuPO's gain"].startswith("+1.00 (+")
-    assert set(found["table"][1].values()) == {"flat", "–"}
+    assert found["table"][0]["tiny-llama, BuPO's gain"]["estimate"] == pytest.approx(1)
+    assert np.isnan(found["table"][1]["tiny-llama, C(k)"]["estimate"])
     assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with C(k)"}
-    assert len(found["correlations"]) == 8
     assert "of 8 correlations are decided" in found["note"]
 
 
+def test_a_correlation_that_chance_gives_decides_nothing() -> None:
+    rng = np.random.default_rng(0)
+    every = {layer: evaluated(list(rng.binomial(8, 0.3 + 0.05 * layer, 200)), 8) for layer in range(1, 7)}
+    gains = ll.layer_contribution({"base": evaluated([1] * 200, 8), "all": every[6], **every})
+    p = c_predictors.chance(gains, {layer: float(layer) for layer in every})
+    assert p == pytest.approx(2 / math.factorial(6))  # one order of six rises, one falls
+    swapped = {layer: float({1: 4, 4: 1}.get(layer, layer)) for layer in every}
+    orders = np.array(list(itertools.permutations(range(6))))
+    strength = np.abs((orders - 2.5) @ (np.arange(6) - 2.5))
+    assert c_predictors.chance(gains, swapped) == pytest.approx(np.mean(strength >= 8.5))
+    assert np.isnan(c_predictors.chance(gains, dict.fromkeys(every, 1.0)))
+
+
 def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> None:
-    found = {"estimate": 0.1, "low": 0.02, "high": 0.2, "seeds_low": 0.01, "seeds_high": 0.3, "seeds": 4}
+    found = {"estimate": 0.1, "low": 0.02, "high": 0.2, "seeds_low": 0.01, "seeds_high": 0.3, "seeds": 4, "unit": "points"}
     result = {
         "question": "q",
         "size": "small",
+        "how": "so it\n was",
         "claims": [claim("it gains", found)],
-        "table": [{"layer": 3, "gain": 0.1234}],
+        "table": [{"layer": 3, "share": 0.1234, "gain": found}],
         "figures": ["d.png"],
     }
     (tmp_path / "d.json").write_text(json.dumps(plain(result)))
     text = page.page(tmp_path)
     assert "| it gains | **held** | +10.0 points | +2.0 to +20.0 | +1.0 to +30.0 | 4 |" in text
     assert "(../figures/study/d.png)" in text
-    assert "| 3 | 0.123 |" in text
+    assert "\n**Held**\n\n- (d) it gains: +10.0 (+2.0 to +20.0; +1.0 to +30.0) points\n" in text
+    assert "| 3 | 0.123 | +10.0 (+2.0 to +20.0; +1.0 to +30.0) |" in text
+    assert "\nso it was\n" in text
     assert text.count("\nNot run.") == len(QUESTIONS) - 1
 
 

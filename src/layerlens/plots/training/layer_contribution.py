@@ -87,6 +87,7 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
         else "the gain of all layers is not told from 0: gains in place of C(k)",
         f"{found.full['problems']} problems, {found.full['seeds']} seed(s)",
         f"bars: {100 * found.level:g}% bootstrap interval over problems, paired; thin: over seeds",
+        "ρ: Spearman's with the gains, and its interval over problems" if curves else "",
         "" if run is None else "below: " + describe_runs(run, curves[next(iter(curves))].attrs if curves else ()),
     )
     complete_axes(axes, text)
