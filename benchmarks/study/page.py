@@ -11,7 +11,7 @@ from benchmarks.study import (
     b_bupo_layers,
     c_predictors,
     d_methods,
-    e_rollouts,
+    e_phase_settings,
     f_refinement,
     g_pretraining,
     h_data_order,
@@ -21,8 +21,8 @@ from benchmarks.study.settings import SIZES, describe
 from layerlens.storage.files import write_text
 
 QUESTIONS: dict[str, Any] = {
-    "a": a_contribution, "b": b_bupo_layers, "c": c_predictors, "d": d_methods, "e": e_rollouts, "f": f_refinement, "g": g_pretraining,
-    "h": h_data_order,
+    "a": a_contribution, "b": b_bupo_layers, "c": c_predictors, "d": d_methods, "e": e_phase_settings, "f": f_refinement,
+    "g": g_pretraining, "h": h_data_order,
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
 RESULTS, FIGURES, PAGE = ROOT / "benchmarks" / "study" / "results", ROOT / "figures" / "study", ROOT / "docs" / "study.md"
