@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from layerlens.errors import TrainingError
 from tests.support.tiny_models import tiny_model
 from tests.support.training import make_trainer
 
@@ -32,6 +33,19 @@ def test_frozen_layers_and_layers_with_rate_zero_do_not_move(tmp_path: Path) -> 
     assert all(name.startswith(("model.layers.1.", "model.norm", "lm_head")) for name in moved)
     rates = {group["layer_lr_factor"]: group["lr"] for group in trainer.optimizer.optimizer.param_groups}
     assert rates == {0.0: 0.0, 1.0: 1e-2}
+
+
+def test_the_rate_that_is_logged_is_that_of_unscaled_layers_and_a_resumed_run_keeps_the_others(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, layer_lr_factors="1:0.5", max_steps=1, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate"] == 1e-2
+    for other, told in (
+        ({"layer_lr_factors": "1:0.1"}, r'layer_lr_factors was \{"1": 0\.5\} and is \{"1": 0\.1\}'),
+        ({"layer_lr_factors": "1:0.5", "freeze_layers": 1}, "freeze_layers was 0 and is 1"),
+    ):
+        with pytest.raises(TrainingError, match=f"another schedule: {told}: restore its settings, or take a new output_dir"):
+            make_trainer(tmp_path, max_steps=2, **settings, **other).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("layer", [2, "auto"])

@@ -32,7 +32,7 @@ def test_a_resumed_run_keeps_its_schedule_file_and_refuses_another_schedule(tmp_
 def test_a_schedule_file_of_the_old_format_is_compared_in_the_keys_of_now(tmp_path: Path) -> None:
     old = Path(__file__).parents[1] / "formats" / "training-1" / "schedule.json"
     trainer = make_trainer(tmp_path, internal_schedule="1:1,3:2", num_iterations=2)
-    contents = schedule_contents(trainer.args, trainer._spans(), None)
+    contents = schedule_contents(trainer.args, trainer._spans(), trainer.layer_factors, None)
     require_same_schedule(old, contents)
     (tmp_path / "schedule.json").write_text(old.read_text().replace('"layer": 3', '"layer": 2'))
     with pytest.raises(TrainingError, match="had another schedule"):

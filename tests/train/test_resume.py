@@ -13,6 +13,7 @@ from torch import nn
 from layerlens.errors import TrainingError
 from layerlens.results.training_log import open_training
 from layerlens.train.resume import (
+    Shape,
     fill_adam_states,
     finish_from,
     last_whole_checkpoint,
@@ -77,24 +78,49 @@ def test_a_checkpoint_without_its_rollout_goes_on_with_another_of_the_same_numbe
     kept = position_file(str(tmp_path / "checkpoint-3"), 0)
     position = torch.load(kept, weights_only=True)
     assert (position["micro_batches"], len(position["rollout"])) == (3, 1)
-    torch.save({**position, "processes": 2}, kept)
+    torch.save({**position, "shape": [2, 1, 2]}, kept)
     assert trained_layers(make_trainer(tmp_path / "other", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
     kept.unlink()  # a checkpoint of before 0.2
     assert trained_layers(make_trainer(tmp_path / "old", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
 
 
+SMALL = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+LARGE = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize(("before", "after"), [(SMALL, LARGE), (LARGE, SMALL)])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5])
+def test_smaller_or_larger_micro_batches_do_not_change_which_rollouts_are_internal(
+    before: dict[str, Any], after: dict[str, Any], stop: int, tmp_path: Path
+) -> None:
+    settings = {"internal_layer": 2, "internal_rollouts": 2, "max_steps": 8}  # two optimizer steps on each rollout of 8 answers
+    make_trainer(tmp_path, **settings | before | {"max_steps": stop}, save_strategy="steps", save_steps=stop).train()
+    rest = trained_layers(make_trainer(tmp_path / "resumed", **settings | after), tmp_path / f"checkpoint-{stop}")
+    by_step = ([2] * 4 + [0] * 4)[stop:]
+    assert rest == [layer for layer in by_step for _ in range(after["gradient_accumulation_steps"])]
+
+
+def test_other_optimizer_steps_in_a_rollout_are_refused_where_phases_count_rollouts(tmp_path: Path) -> None:
+    settings = {"internal_layer": 2, "internal_rollouts": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, **settings | {"max_steps": 1}).train()
+    with pytest.raises(
+        TrainingError, match=r"another schedule: phases was|another schedule: optimizer_steps_per_rollout was 1\.0 and is 2\.0"
+    ):
+        make_trainer(tmp_path, **settings, num_iterations=2).train(resume_from_checkpoint=True)
+
+
 def test_a_damaged_rollout_is_told_in_one_line(tmp_path: Path) -> None:
-    save_position(str(tmp_path), 0, 1, 5, None)
-    assert load_position(str(tmp_path), 0, 1) == (5, None)
+    save_position(str(tmp_path), 0, Shape(1, 4, 1), 5, None)
+    assert load_position(str(tmp_path), 0, Shape(1, 4, 1)) == (5, None)
     file = position_file(str(tmp_path), 0)
     for odd in (file.read_bytes()[:-40], b"", b"text"):
         file.write_bytes(odd)
         with pytest.raises(TrainingError, match=r"rollout_0\.pt is damaged \(.*remove .* to go on from the checkpoint before it") as told:
-            load_position(str(tmp_path), 0, 1)
+            load_position(str(tmp_path), 0, Shape(1, 4, 1))
         assert "\n" not in str(told.value)
-    torch.save({"processes": 1}, file)
+    torch.save({"shape": [1, 4, 1]}, file)
     with pytest.raises(TrainingError, match=r"rollout_0\.pt is damaged \('micro_batches'\)"):
-        load_position(str(tmp_path), 0, 1)
+        load_position(str(tmp_path), 0, Shape(1, 4, 1))
 
 
 def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:

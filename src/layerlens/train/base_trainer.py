@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerlens.train.guards import require_finite_gradient, require_finite_loss, require_finite_weights, require_rewards
 from layerlens.train.padding import padded, without_common_padding
-from layerlens.train.resume import EpochOrder, fill_adam_states, load_position, save_position
+from layerlens.train.resume import EpochOrder, Shape, fill_adam_states, load_position, save_position
 from layerlens.train.signal_trainer import SignalTrainer
 
 FORWARD_EXTRAS = (
@@ -28,7 +28,8 @@ class BaseTrainer(SignalTrainer):
     count of micro-batches and, inside a rollout, the rollout's batches; the order of problems depends on the epoch alone; and
     weights that have had no gradient yet have an optimizer state, which FSDP2 needs to resume.
 
-    A checkpoint without these files, or of another number of processes, is resumed too: a rollout that it lies in is sampled anew.
+    A checkpoint without these files, of another number of processes, or of rollouts in more or fewer micro-batches is resumed too: what
+    is left of a rollout that it lies in is sampled anew.
 
     Raises TrainingError in the middle of a run if a loss, a gradient or a weight is not finite, and if every reward of a rollout
     failed.
@@ -39,11 +40,11 @@ class BaseTrainer(SignalTrainer):
     @property
     def rollout(self) -> int:
         """Rollouts that are done, those before a resumed run's checkpoint included: the number of the present one, from 0."""
-        return int(self._step // self._micro_batches_per_rollout)
+        return int(self._step // self._rollout_shape.micro_batches)
 
     @property
-    def _micro_batches_per_rollout(self) -> int:
-        return int(self.args.steps_per_generation * self.num_iterations)
+    def _rollout_shape(self) -> Shape:
+        return Shape(self.args.world_size, self.args.steps_per_generation, self.num_iterations)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._step, self._buffered_inputs = 0, None  # an earlier call's
@@ -54,16 +55,16 @@ class BaseTrainer(SignalTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        inside = self._step % self._micro_batches_per_rollout != 0
+        inside = self._step % self._rollout_shape.micro_batches != 0
         rollout = self._buffered_inputs if inside else None
-        save_position(output_dir, self.args.process_index, self.args.world_size, self._step, rollout)
+        save_position(output_dir, self.args.process_index, self._rollout_shape, self._step, rollout)
         self.accelerator.wait_for_everyone()  # what is written after this says that the checkpoint is whole
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        kept = load_position(checkpoint, self.args.process_index, self.args.world_size)
+        kept = load_position(checkpoint, self.args.process_index, self._rollout_shape)
         self._step, batches = kept or (self.state.global_step * self.args.gradient_accumulation_steps, None)
         self._buffered_inputs = send_to_device(batches, self.args.device)
 

@@ -72,7 +72,7 @@ def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str
         lr: the learning rate that the factors multiply.
 
     Returns:
-        groups with `lr` as multiplied, and the factor under `layer_lr_factor`.
+        groups with `lr` as multiplied, and the factor under `layer_lr_factor`; first what has 1, the rate that transformers logs.
     """
     out: list[dict[str, Any]] = []
     for group in groups:
@@ -81,7 +81,8 @@ def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str
             layer = layer_of(names.get(id(weight), ""), path)
             by_factor.setdefault(1.0 if layer is None else factors[layer], []).append(weight)
         rest = {key: value for key, value in group.items() if key != "params"}
-        out += [{**rest, "params": params, "lr": lr * factor, "layer_lr_factor": factor} for factor, params in sorted(by_factor.items())]
+        factors_in_order = sorted(by_factor, key=lambda factor: (factor != 1, factor))
+        out += [{**rest, "params": by_factor[factor], "lr": lr * factor, "layer_lr_factor": factor} for factor in factors_in_order]
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ from layerlens.train.trained_weights import ALL
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
+
+
+COMPARED = ["phases", "norm", "lens", "train_layers", "freeze_layers", "layer_lr_factors", "distillation", "token_mask"]
+"""What a run must have in common with the one that it goes on with."""
 
 
 def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice: LayerChoice | None) -> Iterator[tuple[str, str]]:
@@ -48,8 +53,9 @@ def _count(number: int | float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
-def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoice | None) -> dict[str, Any]:
-    """What `schedule.json` keeps: phases in rollouts and optimizer steps, norm and lens, which layers learn, the seed, and the choice."""
+def schedule_contents(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice: LayerChoice | None) -> dict[str, Any]:
+    """What `schedule.json` keeps: phases in rollouts and optimizer steps, norm and lens, which layers learn and at which rates, the seed,
+    and the choice."""
     phases = [
         {
             "layer": layer,
@@ -65,6 +71,8 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
         "optimizer_steps_per_rollout": args.optimizer_steps_per_rollout,
         "phases": phases,
         "train_layers": args.train_layers,
+        "freeze_layers": args.freeze_layers,
+        "layer_lr_factors": {str(layer): factor for layer, factor in factors.items() if factor != 1},
         **signal_contents(args),
         "seed": args.seed,
         "choice": choice.to_dict() if choice else None,
@@ -73,6 +81,11 @@ def schedule_contents(args: BuPOConfig, spans: Sequence[Span], choice: LayerChoi
 
 def require_same_schedule(file: Path, contents: dict[str, Any]) -> None:
     """Raises TrainingError if the run that left `file` had another objective than the run that is to go on with it."""
-    before = {"lens": "logit", "train_layers": ALL, **read_schedule(file)}
-    if any(before.get(name) != contents[name] for name in ("phases", "norm", "lens", "train_layers", "distillation", "token_mask")):
-        raise TrainingError(f"{file} says that the run to go on with had another schedule: restore its settings, or take a new output_dir")
+    before = {"lens": "logit", "train_layers": ALL, "distillation": None, "token_mask": None, **read_schedule(file)}
+    compared = [*COMPARED, "optimizer_steps_per_rollout"] if contents["phases"] else COMPARED
+    for name in compared:
+        if before.get(name, contents[name]) != contents[name]:
+            raise TrainingError(
+                f"{file} says that the run to go on with had another schedule: {name} was {json.dumps(before[name])} and is "
+                f"{json.dumps(contents[name])}: restore its settings, or take a new output_dir"
+            )

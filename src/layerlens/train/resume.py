@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -27,13 +27,28 @@ ADAM = ("adamw_torch", "adamw_torch_fused")
 """Values of `optim` whose optimizer state is known to begin with zeros."""
 
 
-def save_position(folder: str, process: int, processes: int, micro_batches: int, rollout: list[dict[str, Any]] | None) -> None:
-    """Keeps, for one of `processes`, how many micro-batches it has trained on, and the batches of a rollout that is not done."""
-    torch.save({"processes": processes, "micro_batches": micro_batches, "rollout": rollout}, position_file(folder, process))
+class Shape(NamedTuple):
+    """How a rollout is cut: into `per_generation` micro-batches on each of `processes`, which train on each of them `iterations` times."""
+
+    processes: int
+    per_generation: int
+    iterations: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches that a process trains on in a rollout."""
+        return self.per_generation * self.iterations
 
 
-def load_position(folder: str, process: int, processes: int) -> tuple[int, list[dict[str, Any]] | None] | None:
-    """What `save_position` kept, on the CPU; None in a checkpoint without it. Another number of processes cannot share the batches.
+def save_position(folder: str, process: int, shape: Shape, micro_batches: int, rollout: list[dict[str, Any]] | None) -> None:
+    """Keeps how many micro-batches a process has trained on, and the batches of a rollout that is not done."""
+    torch.save({"shape": list(shape), "micro_batches": micro_batches, "rollout": rollout}, position_file(folder, process))
+
+
+def load_position(folder: str, process: int, shape: Shape) -> tuple[int, list[dict[str, Any]] | None] | None:
+    """What `save_position` kept, on the CPU; None in a checkpoint without it.
+
+    If rollouts were cut otherwise, so many micro-batches are returned as the same rollouts have now, and no batches of an unfinished one.
 
     Raises TrainingError if the file is damaged.
     """
@@ -43,7 +58,9 @@ def load_position(folder: str, process: int, processes: int) -> tuple[int, list[
     file = mine if mine.is_file() else main
     try:
         kept = torch.load(file, map_location="cpu", weights_only=True)
-        return kept["micro_batches"], kept["rollout"] if kept["processes"] == processes else None
+        before = Shape(*kept["shape"]) if "shape" in kept else shape._replace(processes=kept["processes"])  # before 0.2
+        trained = kept["micro_batches"] * shape.micro_batches // before.micro_batches
+        return trained, kept["rollout"] if before == shape else None
     except Exception as error:  # a damaged file fails in many ways
         raise TrainingError(f"{file} is damaged ({message_of(error)}); remove {folder} to go on from the checkpoint before it") from error
 

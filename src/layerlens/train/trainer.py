@@ -227,7 +227,7 @@ class BuPOTrainer(BaseTrainer):
 
         Raises TrainingError if a run that is resumed had another schedule before.
         """
-        contents = schedule_contents(self.args, self._spans(), self.choice)
+        contents = schedule_contents(self.args, self._spans(), self.layer_factors, self.choice)
         file = Path(self.args.output_dir) / SCHEDULE
         if resume_from_checkpoint and file.exists():
             require_same_schedule(file, contents)
