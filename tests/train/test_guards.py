@@ -72,16 +72,22 @@ async def slowly(completions: list[str], **columns: Any) -> list[float]:
     return [float(len(text) % 5) for text in completions]
 
 
-def with_rewards(out: Path, *rewards: Any) -> BuPOTrainer:
-    trainer = make_trainer(out, max_steps=1)
-    return BuPOTrainer(
-        trainer.model, list(rewards), trainer.args, train_dataset=trainer.train_dataset, processing_class=trainer.processing_class
-    )
+def with_rewards(out: Path, *rewards: Any, **settings: Any) -> BuPOTrainer:
+    trainer = make_trainer(out, max_steps=1, per_device_train_batch_size=8, **settings)
+    data = {"train_dataset": trainer.train_dataset, "eval_dataset": trainer.train_dataset.select(range(2))}
+    return BuPOTrainer(trainer.model, list(rewards), trainer.args, **data, processing_class=trainer.processing_class)
 
 
 def test_a_rollout_of_which_every_reward_failed_is_no_step(tmp_path: Path) -> None:
-    stops(with_rewards(tmp_path, failing), r"every reward of a rollout's 4 answers failed: failing \(it returned None or NaN for each\)")
+    stops(with_rewards(tmp_path, failing), r"every reward of a rollout's 8 answers failed: failing \(it returned None or NaN for each\)")
     with_rewards(tmp_path, failing, slowly).train()  # one that works is enough
+
+
+def test_a_problem_that_no_reward_scores_is_passed_over_as_in_trl(tmp_path: Path) -> None:
+    with_rewards(tmp_path, failing, num_generations=8).train()
+    trainer = with_rewards(tmp_path, failing)
+    trainer.evaluate()  # of however many problems
+    assert trainer.state.log_history[-1]["eval_reward"] is None
 
 
 class Checked:
@@ -100,12 +106,12 @@ class Checked:
 
 
 def test_checks_that_all_failed_count_as_no_reward(tmp_path: Path) -> None:
-    stops(with_rewards(tmp_path, Checked(4)), r"every reward of a rollout's 4 answers failed: checked \(ValueError: no\); try the reward")
-    with_rewards(tmp_path, Checked(3)).train()
+    stops(with_rewards(tmp_path, Checked(8)), r"every reward of a rollout's 8 answers failed: checked \(ValueError: no\); try the reward")
+    with_rewards(tmp_path, Checked(7)).train()
 
 
 def test_a_reward_that_failed_on_one_process_alone_does_not_stop_the_run() -> None:
     here, there = Checked(2), torch.tensor([[True], [False]])
     together = SimpleNamespace(gather=lambda failed: there)
-    scores = require_rewards(lambda: torch.tensor([[0.0], [0.0], [1.0], [0.0]]), [here], ["checked"], together)
+    scores = require_rewards(lambda: torch.tensor([[0.0], [0.0], [1.0], [0.0]]), [here], ["checked"], together, 2)
     assert scores.tolist() == [[0], [0], [1], [0]]

@@ -82,7 +82,9 @@ class BaseTrainer(SignalTrainer):
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         score = super()._calculate_rewards
-        return require_rewards(lambda: score(*args), self.reward_funcs, self.reward_func_names, self.accelerator)
+        if not self.model.training:  # an evaluation goes on without a score, as TRL's does
+            return score(*args)  # type: ignore[no-any-return]
+        return require_rewards(lambda: score(*args), self.reward_funcs, self.reward_func_names, self.accelerator, self.num_generations)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss: Tensor = super()._compute_loss(model, inputs)

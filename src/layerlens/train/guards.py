@@ -41,21 +41,24 @@ def require_finite_weights(model: nn.Module, accelerator: Any, step: int) -> Non
         raise TrainingError(f"weights are not finite after optimizer step {step}: {REMEDY}")
 
 
-def require_rewards(score: Callable[[], Tensor], rewards: Sequence[Any], names: Sequence[str], accelerator: Any) -> Tensor:
+def require_rewards(score: Callable[[], Tensor], rewards: Sequence[Any], names: Sequence[str], accelerator: Any, group: int) -> Tensor:
     """Returns the rewards that `score` gives, of all processes: answers x reward functions.
 
     Args:
         score: calls each of `rewards` on this process's answers. NaN stands for an answer that a function gave no reward.
         rewards, names: the reward functions; a `layerlens.rewards.Reward` counts the checks that hung or raised, which score 0.
+        group: answers to one problem.
 
-    Raises TrainingError if each function failed on every answer of the rollout: a step on such rewards would train on nothing.
+    Raises TrainingError if each function failed on every answer of the rollout: a step on such rewards would train on nothing. A function
+    that returns None for the one problem of a rollout passes it over, as TRL's `accuracy_reward` does with a problem that it cannot read.
     """
     before = [_checks(reward) for reward in rewards]
     scores = score()
     failed = torch.tensor(
         [answers > 0 and failures == answers for answers, failures in _since(before, rewards)], dtype=torch.bool, device=scores.device
     )
-    everywhere = accelerator.gather(failed[None]).all(0) | scores.isnan().all(0)
+    passed_over = scores.isnan().all(0) if len(scores) > group else torch.zeros_like(failed)
+    everywhere = accelerator.gather(failed[None]).all(0) | passed_over
     if everywhere.all():
         errors = [f"{name} ({_last_error(reward)})" for name, reward in zip(names, rewards, strict=True)]
         raise TrainingError(f"every reward of a rollout's {len(scores)} answers failed: {', '.join(errors)}; try the reward on one answer")
