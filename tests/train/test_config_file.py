@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerlens.errors import TrainingError
+from layerlens.train.config import BuPOConfig
 from layerlens.train.config_file import CONFIGS, read_config, settings_in_one_line, shipped_configs
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -73,6 +74,39 @@ def test_none_takes_a_schedule_of_the_file_away(tmp_path: Path) -> None:
     ):
         _, args = read_config(str(tmp_path / "two.yaml"), ["--output_dir", str(tmp_path), *words])
         assert args.schedule().phases == phases
+
+
+def test_none_takes_distillation_and_a_mask_of_the_file_away(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(
+        "model: tiny-qwen3\ninternal_loss: distill\ndistill_layers: [4, 8]\ndistill_weights: positive\ntoken_signal: entropy\n"
+        "token_layer: 3\ntoken_quantile: 0.5\nuse_cpu: true\nbf16: false\n"
+    )
+
+    def read(*words: str) -> BuPOConfig:
+        return read_config(str(tmp_path / "two.yaml"), ["--output_dir", str(tmp_path), *words])[1]
+
+    assert (read().distilled_layers, read().token_signal) == ((4, 8), "entropy")
+    plain = read("--internal_loss", "none", "--token_signal", "none")
+    assert (plain.distilled_layers, plain.distill_layers, plain.token_signal, plain.token_layer, plain.token_quantile) == (
+        (), None, None, None, 0.2
+    )  # fmt: skip
+    assert read("--internal_loss", "none").token_layer == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "read"),
+    [
+        ("train_layers: 7", "train_layers", "7"), ("train_layers: [1, 2, 3, 7]", "train_layers", "1-3,7"),
+        ("train_layers: null", "train_layers", "all"), ("train_layers: 1-3,7", "train_layers", "1-3,7"),
+        ("internal_loss: distill\ndistill_layers: 7", "distilled_layers", (7,)),
+        ("internal_loss: distill\ndistill_layers: [4, 8]", "distilled_layers", (4, 8)),
+        ("internal_schedule: 4:10", "internal_schedule", [[4, 10]]), ("layer_lr_factors: 7:0.1", "layer_lr_factors", "7:0.1"),
+        ("learning_rate: 2.0e-4", "learning_rate", 2e-4), ("max_steps: 0x10", "max_steps", 16),
+    ],
+)  # fmt: skip
+def test_layers_in_a_file_are_written_as_on_the_command_line(line: str, name: str, read: object, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(f"model: tiny-qwen3\nuse_cpu: true\nbf16: false\n{line}\n")
+    assert getattr(read_config(str(tmp_path / "one.yaml"), ["--output_dir", str(tmp_path)])[1], name) == read
 
 
 @pytest.mark.parametrize("words", [["--internal_layer", "none"], ["--internal_rollouts", "0"]])

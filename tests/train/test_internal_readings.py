@@ -15,6 +15,7 @@ from layerlens.rewards import load_reward
 from layerlens.train import BuPOConfig, BuPOTrainer
 from layerlens.train.internal_readings import asks_internal, internal_readings
 from layerlens.train.layer_states import FinalReader
+from tests.support.markdown import ROOT, code_blocks
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 from tests.support.training import prompts, reward
 from tests.train.test_drop_in import SETTINGS
@@ -92,3 +93,32 @@ def test_a_column_of_that_name_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(TrainingError, match="the data set has a column of that name"):
         trainer.train()
+
+
+def test_readings_follow_the_tokens_that_a_rollout_function_asked_with(tmp_path: Path) -> None:
+    """Not those of the data set's prompts, which it may have extended."""
+    model, got = tiny_model("qwen3"), []
+
+    def rollout(asked: list[str], trainer: BuPOTrainer) -> dict[str, Any]:
+        ids = [[9, 10, 11, *tokens] for tokens in trainer.processing_class(text=asked)["input_ids"]]
+        return {"prompt_ids": ids, "completion_ids": [[20, 21]] * len(ids), "logprobs": None}
+
+    def asks(prompts: list[str], internal: list[dict[str, Any]], **columns: Any) -> list[float]:
+        got.append((prompts[0], internal[0]["entropy"]))
+        return [float(number % 3) for number in range(len(internal))]
+
+    args = BuPOConfig(str(tmp_path), **SETTINGS | {"max_steps": 1, "learning_rate": 0.0})
+    BuPOTrainer(model, asks, args, prompts(), processing_class=tiny_tokenizer(None), rollout_func=rollout).train()
+    [(asked, entropies)] = got
+    tokens = [9, 10, 11, *tiny_tokenizer(None)(text=[asked])["input_ids"][0]]
+    [expected] = internal_readings(model, FinalReader(model, 1.0), 4, [tokens], [[20, 21]], 1)
+    np.testing.assert_allclose(entropies, expected["entropy"], atol=1e-5)
+
+
+def test_the_reward_of_the_documentation_scores_messages_and_texts() -> None:
+    [code] = [code for code in code_blocks((ROOT / "docs" / "training.md").read_text(), "python") if "deep_and_right" in code]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    reading = {"settling_depth": np.array([2.0, 4.0]), "entropy": np.zeros((2, 6))}
+    for answers in (["it is 4", "it is 5"], [[{"role": "assistant", "content": f"it is {n}"}] for n in (4, 5)]):
+        assert names["deep_and_right"](answers, ["4", "4"], [reading] * 2) == [pytest.approx(1.05), 0]

@@ -194,9 +194,13 @@ def test_a_run_of_masks_and_distillation_resumes_exactly_and_refuses_another_obj
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"internal_loss": "distil"}, "internal_loss is one of none, distill"),
+        ({"internal_loss": "distil"}, "internal_loss is distill or none"),
         ({"internal_loss": "distill"}, "needs distill_layers"),
         ({"distill_layers": "2"}, "distill_layers needs internal_loss=distill"),
+        ({"distill_lambda": 0.7}, "distill_lambda needs internal_loss=distill"),
+        ({"distill_weights": "positive"}, "distill_weights needs internal_loss=distill"),
+        ({**DISTIL, "freeze_layers": 2}, "freeze_layers=2 leaves nothing but norm and unembedding to distill into layer 2"),
+        ({"token_quantile": 0.5}, "token_quantile needs token_signal: entropy, kl_to_final, settling_depth"),
         ({**DISTIL, "distill_layers": "all"}, "distill_layers are like 7 or 4,8"),
         ({**DISTIL, "distill_layers": "4"}, "layer 4 is the last"),
         ({**DISTIL, "distill_layers": "5"}, "the model has 4 layers; distill_layers asks for layer 5"),
@@ -223,6 +227,37 @@ def test_a_run_of_masks_and_distillation_resumes_exactly_and_refuses_another_obj
 def test_contradictions_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=message):
         make_trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DISTIL, {"token_signal": "entropy", "token_layer": 2}, {"token_signal": "kl_to_final", "token_layer": 2},
+        {"token_signal": "settling_depth"}, {**DISTIL, "token_signal": "settling_depth"},
+    ],
+)  # fmt: skip
+def test_a_micro_batch_without_a_token_that_counts_adds_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    batch = fixed_batch()
+    batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])  # mask_truncated_completions, and all were cut
+    trainer = make_trainer(tmp_path, **settings)
+    loss, gradients = loss_and_gradients(trainer, batch)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients.values() if gradient is not None)
+    assert all(np.isnan(value) for name, values in trainer._metrics["train"].items() for value in values if "distill/" in name)
+
+
+def test_adapters_above_the_layer_alone_distil_nothing(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    adapters = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[2, 3])
+    with pytest.raises(TrainingError, match="no weight of layer 2's policy is trained: give adapters to blocks 1 to 2"):
+        make_trainer(tmp_path, **DISTIL, peft_config=adapters)
+
+
+def test_a_compiled_model_is_refused_however_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with pytest.raises(TrainingError, match="distillation reads states inside the forward pass, which torch_compile fixes"):
+        make_trainer(tmp_path, **DISTIL)
 
 
 def test_the_layer_to_distil_into_is_the_internal_one_by_default(tmp_path: Path) -> None:

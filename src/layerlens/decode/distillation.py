@@ -36,7 +36,7 @@ def js_to_fixed(hidden: Float[Tensor, "n d"], unembedding: Unembedding, fixed: F
         fixed: the vectors of the fixed policy, which gets no gradient.
 
     Returns:
-        Divergences from 0 to 1, float32, whatever the dtypes of the inputs, and under autocast too. A NaN gives NaN.
+        Divergences from 0 to 1, float32, whatever the dtypes of the inputs, and under autocast too. A NaN gives NaN, and no row none.
     """
     return _JSToFixed.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden, unembedding.weight, unembedding.bias, fixed.detach(), unembedding.scale, unembedding.softcap, unembedding.temperature
@@ -91,7 +91,7 @@ class _JSToFixed(torch.autograd.Function):
 def _normaliser(vectors: Float[Tensor, "n d"], unembedding: Unembedding) -> Float[Tensor, "n 2"]:
     """m and log S of each row's logits (`moments.py`), which are subtracted one after the other to keep the digits of large logits."""
     found = []
-    for rows in torch.split(vectors, rows_at_once(unembedding, 1)):
+    for rows in torch.split(vectors, rows_at_once(unembedding, 1)) if len(vectors) else ():
         request = ReadoutRequest(unembedding, rows)
         own = choose_backend(request)(request).own
         m = own.m.double().reshape(-1, len(rows)).amax(0)

@@ -62,12 +62,25 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         if isinstance(self.internal_layer, str) and self.internal_layer != "auto":
             self.layer_choice = read_choice(self.internal_layer)
             self.internal_layer = self.layer_choice.layer
-        layers = parse_layers(self.train_layers)
+        self._take_away_signals()
+        layers = self.trained_layers
         self.train_layers = ALL if layers is None else layers_text(layers)
         for message in self._contradictions():
             raise TrainingError(message)
         if self.internal_schedule is not None:
             self.internal_schedule = [list(phase) for phase in Schedule.parse(self.internal_schedule).phases]
+
+    def _take_away_signals(self) -> None:
+        """What `none` for distillation or token masks means: that nothing of a file's is left."""
+        if self.internal_loss == "none":
+            self._reset("internal_loss", "distill_layers", "distill_lambda", "distill_weights")
+        if self.token_signal == "none":
+            self._reset("token_signal", "token_layer", "token_quantile")
+
+    def _reset(self, *names: str) -> None:
+        defaults = {each.name: each.default for each in fields(BuPOFields)}
+        for name in names:
+            setattr(self, name, defaults[name])
 
     def _contradictions(self) -> Iterator[str]:
         """Yields what is wrong with these settings, one message after the other."""
@@ -164,7 +177,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
     @property
     def trained_layers(self) -> tuple[int, ...] | None:
         """The blocks that alone learn; None if every weight does."""
-        return parse_layers(self.train_layers)
+        return None if self.train_layers is None else parse_layers(self.train_layers)
 
     def frozen_layers(self, n_layers: int) -> set[int]:
         """Those of the layers 1...L that do not learn."""

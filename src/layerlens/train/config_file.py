@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 HELP = "see layerlens train --help"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+"""YAML's names of them."""
 
 
 def shipped_configs() -> list[str]:
@@ -124,6 +126,11 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
                     raise TrainingError(f"{file}: {key.value} is given twice, in lines {lines[key.value]} and {line}: keep one of them")
                 lines[key.value] = line
             return super().construct_mapping(node, deep)
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            """Like SafeLoader's, which reads 4:10 in base 60, as 250."""
+            tag = super().resolve(kind, value, implicit)
+            return "tag:yaml.org,2002:str" if tag in NUMBERS and ":" in value else tag
 
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader)

@@ -82,12 +82,12 @@ class BuPOFields:
         None, "One factor of the learning rate for all blocks above layer_lr_above (0.1 in the paper's control)."
     )
     layer_lr_above: int | None = _field(None, "Layer above which layer_lr_decay acts; default: internal_layer.")
-    internal_loss: str = _field(
-        "none",
+    internal_loss: str | None = _field(
+        None,
         "distill: beside GRPO's loss, the policies of distill_layers learn from the final policy, on the rollouts on which that "
-        "is trained; none.",
+        "is trained; none takes a file's distillation away.",
     )
-    distill_layers: str | None = _field(
+    distill_layers: list[Any] | str | int | None = _field(
         None, "Layers that learn from the final policy: 7, or 4,8; default: internal_layer, if it is a number."
     )
     distill_lambda: float = _field(0.1, "Weight of the divergence (bits, mean over layers and tokens) beside GRPO's loss; 0: GRPO.")
@@ -96,13 +96,14 @@ class BuPOFields:
     )
     token_signal: str | None = _field(
         None,
-        "GRPO's loss on the tokens with the largest entropy or kl_to_final at token_layer, or settling_depth, read with the final norm.",
+        "GRPO's loss on the tokens with the largest entropy or kl_to_final at token_layer, or settling_depth, read with the final norm; "
+        "none takes a file's mask away.",
     )
     token_layer: int | None = _field(None, "Layer of token_signal; with entropy at the last layer it is TRL's top_entropy_quantile.")
     token_quantile: float = _field(
         0.2, "Share of a batch's tokens that token_signal keeps; tokens that are equal at its edge are all kept."
     )
-    train_layers: str = _field(
+    train_layers: list[Any] | str | int | None = _field(
         "all",
         "Blocks that alone learn, for the whole run: 7, or 1-3,7; every other weight stays as it is, embedding, norm and unembedding "
         "too. all: every weight.",

@@ -52,11 +52,16 @@ def require_values(args: Any) -> None:
         raise TrainingError(f"temperature must be above 0, got {args.temperature:g}")
 
 
+def compiles(args: BuPOConfig) -> bool:
+    """Whether the model's forward pass is compiled: by torch_compile, or as accelerate's own configuration says."""
+    return bool(args.torch_compile) or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", "")
+
+
 def refusals(args: BuPOConfig) -> Iterator[str]:
     """Yields why an internal phase cannot be trained under these settings, one message after the other."""
     if args.use_liger_kernel:
         yield "Liger replaces the modules that an internal policy needs: set use_liger_kernel=False, or internal_rollouts=0"
-    if args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
+    if compiles(args):
         yield "torch_compile fixes one forward pass, and an internal phase runs another: set torch_compile=False, or internal_rollouts=0"
     if args.beta > 0 and args.internal_norm == "none":
         yield (

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
+from layerlens.train.fields import BuPOFields
+from layerlens.train.grpo_options import compiles
 from layerlens.train.schedule import WHOLE_RUN
 from layerlens.train.trained_weights import layers_text, parse_layers
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
 
-INTERNAL_LOSSES = ("none", "distill")
 DISTILL_WEIGHTS = ("one", "positive", "absolute")
 TOKEN_SIGNALS = ("entropy", "kl_to_final", "settling_depth")
 
@@ -30,23 +32,25 @@ def asked_layers(args: BuPOConfig) -> tuple[int, ...]:
 
 def signal_contradictions(args: BuPOConfig) -> Iterator[str]:
     """Yields what is wrong with the settings of distillation and token masks, one message after the other."""
-    if args.internal_loss not in INTERNAL_LOSSES:
-        yield f"internal_loss is one of {', '.join(INTERNAL_LOSSES)}, got {args.internal_loss!r}"
+    if args.internal_loss not in (None, "distill"):
+        yield f"internal_loss is distill or none, got {args.internal_loss!r}"
     distils = args.internal_loss == "distill"
     if distils and not asked_layers(args):
         yield "internal_loss=distill needs distill_layers, such as 7 or 4,8"
-    if not distils and args.distill_layers is not None:
-        yield "distill_layers needs internal_loss=distill"
+    yield from _without_switch(args, distils, "internal_loss=distill", ("distill_layers", "distill_lambda", "distill_weights"))
     if args.distill_weights not in DISTILL_WEIGHTS:
         yield f"distill_weights is one of {', '.join(DISTILL_WEIGHTS)}, got {args.distill_weights!r}"
     if args.distill_lambda < 0:
         yield f"distill_lambda must be 0 or more, got {args.distill_lambda:g}"
     if distils and args.trained_layers and asked_layers(args)[-1] < args.trained_layers[0]:
         yield f"train_layers={args.train_layers} leaves nothing that distillation at layer {layers_text(asked_layers(args))} could train"
+    if distils and asked_layers(args)[0] <= args.freeze_layers:
+        yield f"freeze_layers={args.freeze_layers} leaves nothing but norm and unembedding to distill into layer {asked_layers(args)[0]}"
     if args.token_signal not in (None, *TOKEN_SIGNALS):
-        yield f"token_signal is one of {', '.join(TOKEN_SIGNALS)}, got {args.token_signal!r}"
-    if args.token_signal is None and args.token_layer is not None:
-        yield f"token_layer needs token_signal: one of {', '.join(TOKEN_SIGNALS)}"
+        yield f"token_signal is one of {', '.join(TOKEN_SIGNALS)}, or none; got {args.token_signal!r}"
+    yield from _without_switch(
+        args, args.token_signal is not None, f"token_signal: {', '.join(TOKEN_SIGNALS)}", ("token_layer", "token_quantile")
+    )
     if args.token_signal == "settling_depth" and args.token_layer is not None:
         yield "settling_depth is of all layers together: leave token_layer out"
     if args.token_signal in ("entropy", "kl_to_final") and (args.token_layer or 0) < 1:
@@ -59,13 +63,20 @@ def signal_contradictions(args: BuPOConfig) -> Iterator[str]:
         yield from _impossible(args, "distillation" if distils else "token_signal")
 
 
+def _without_switch(args: BuPOConfig, on: bool, switch: str, names: Sequence[str]) -> Iterator[str]:
+    """Yields that a setting would be without effect, if it was given and what it belongs to was not."""
+    defaults = {each.name: each.default for each in fields(BuPOFields)}
+    if not on:
+        yield from (f"{name} needs {switch}" for name in names if getattr(args, name) != defaults[name])
+
+
 def _impossible(args: BuPOConfig, what: str) -> Iterator[str]:
     """Yields why states of the final policy's forward pass cannot be had under these settings."""
     if args.trains_internally and WHOLE_RUN in (args.internal_rollouts, args.schedule().rollouts):
         yield f"{what} rests in an internal phase, and this one lasts for the whole run: give its rollouts"
     if args.use_liger_kernel:
         yield f"{what} needs the states that Liger's fused loss does not show: set use_liger_kernel=False"
-    if args.torch_compile:
+    if compiles(args):
         yield f"{what} reads states inside the forward pass, which torch_compile fixes: set torch_compile=False"
     if args.fsdp or args.deepspeed_plugin or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         yield f"{what} reads through a norm and an unembedding that FSDP and DeepSpeed spread over processes: use one process, or DDP"

@@ -84,9 +84,17 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
                 js = js_to_fixed(own, self._reader.unembedding, final)
                 total = total + (weights[args.distill_weights] * js).sum()
                 sums = self.accelerator.reduce(torch.stack([js.detach().sum(), mask.sum().float()]), reduction="sum")
-                self._metrics[mode][f"{DISTILL}{layer}"].append(float(sums[0] / sums[1].clamp(min=1.0)))
+                self._metrics[mode][f"{DISTILL}{layer}"].append(float(sums[0] / sums[1]))  # NaN without a token: TRL leaves it out
         weighted: Tensor = args.distill_lambda * total / (len(args.distilled_layers) * tokens)
         return weighted
+
+    def _generate(self, prompts: Any) -> Any:
+        generated = super()._generate(prompts)
+        if self._rewards_ask:
+            self._prompt_ids, *_, images, _ = generated
+            if images is not None:
+                raise TrainingError(f"a reward asks for {INTERNAL}=, which reads texts alone, and the prompts have images")
+        return generated
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         if self._rewards_ask:
@@ -94,9 +102,8 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
                 raise TrainingError(
                     f"a reward asks for {INTERNAL}=, the readings of its answers, and the data set has a column of that name"
                 )
-            tokens, *_ = self._tokenize_prompts(prompts)
             model, rows = self.accelerator.unwrap_model(self.model), self.args.per_device_train_batch_size
-            readings = internal_readings(model, self._reader, self._n_layers, tokens, completion_ids_list, rows)
+            readings = internal_readings(model, self._reader, self._n_layers, self._prompt_ids, completion_ids_list, rows)
             inputs = [{**each, INTERNAL: reading} for each, reading in zip(inputs, readings, strict=True)]
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
@@ -110,6 +117,9 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
         signal, layer = self.args.token_signal, self.args.token_layer
         if signal == "entropy" and layer == self._n_layers:
             return entropies
+        found = torch.zeros_like(entropies, dtype=torch.float32)
+        if not mask.any():  # a micro-batch of truncated answers alone, under mask_truncated_completions
+            return found
         rows = {number: answer_rows(states[number], mask, self._prompt_width) for number in sorted(states)}
         final = rows[self._n_layers]
         with self.accelerator.autocast() if self.args.bf16 or self.args.fp16 else nullcontext():
@@ -118,6 +128,5 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
             else:
                 want = {"entropy": "entropy", "kl_to_final": "kl"}[signal]
                 values = self._reader.readings([rows[layer]], final, (want,))[want][:, 0]
-        found = torch.zeros_like(entropies, dtype=torch.float32)
         found[mask.bool()] = values.clamp(min=0)  # below 0 by rounding alone; TRL takes what is negative for padding
         return found

@@ -123,6 +123,8 @@ class BuPOTrainer(BaseTrainer):
             train_alone(self.model, args.trained_layers)
         for layer, _ in self.schedule.phases:
             require_trainable(self.model, layer, args.internal_norm)
+        for layer in args.distilled_layers:
+            require_trainable(self.model, layer, "final")
         if self.schedule.phases and self.is_fsdp_enabled:
             require_resumable_fsdp(args, self.accelerator.state.fsdp_plugin)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:

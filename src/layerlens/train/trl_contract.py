@@ -13,6 +13,8 @@ METHODS = {
     "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
     "_compute_loss": {"model", "inputs"},
     "_tokenize_prompts": {"prompts"},
+    "_generate": {"prompts"},
+    "get_high_entropy_mask": {"entropies", "mask", "threshold"},
     "_calculate_rewards": {"inputs", "prompts", "completions", "completion_ids_list"},
     "_get_train_sampler": {"dataset"},
     "_save_rng_state": {"output_dir"},
