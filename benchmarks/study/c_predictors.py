@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from benchmarks.study import a_contribution, b_bupo_layers
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import Size, gradients_chain
 from benchmarks.study.steps import Chain
-from scipy.stats import permutation_test, rankdata
 
 import layerlens as ll
 from layerlens.results import open_training
-from layerlens.results.contribution import LayerContribution
 
 TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
 GAINS = {"C(k)": a_contribution, "BuPO's gain": b_bupo_layers}
@@ -74,7 +69,7 @@ def result(out: Path, size: Size) -> Result:
                 _, seeds_low, seeds_high = contribution.rank_correlation(each, over="seeds")
                 found = panel[name] = {
                     "estimate": rho, "low": low, "high": high, "seeds_low": seeds_low, "seeds_high": seeds_high, "seeds": size.seeds,
-                    "p": chance(contribution, each), "unit": "ρ",
+                    "p": contribution.chance(each), "unit": "ρ",
                 }  # fmt: skip
                 claims.append(claim(f"{model}: {name} rises with {gain}", found))
     caption = f"Layers trained alone (C(k)), or by BuPO: {size.max_steps} steps. {INTERVALS}"
@@ -86,23 +81,6 @@ def result(out: Path, size: Size) -> Result:
         "note": f"Not held: it falls. {len(decided)} of {len(claims)} correlations are decided; if no quantity had to do with gains, "
         f"chance would leave {LEVEL * len(claims):.0f} of them with so small a p.",
     }
-
-
-def chance(found: LayerContribution, values: Mapping[int, float]) -> float:
-    """The share of orders of the layers in which their values correlate as much with the gains, in either direction; NaN without a ρ."""
-    gains, others = (
-        rankdata(each) - (len(found.table) + 1) / 2 for each in (found.table["gain"], [values[k] for k in found.table["layer"]])
-    )
-    if not gains.any() or not others.any():
-        return math.nan
-
-    def strength(ranks: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs((ranks * others).sum(axis))
-
-    test = permutation_test(
-        (gains,), strength, permutation_type="pairings", alternative="greater", vectorized=True, n_resamples=20_000, rng=0
-    )
-    return float(test.pvalue)
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

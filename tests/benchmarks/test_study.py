@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -108,19 +106,6 @@ def test_layers_are_ranked_by_both_gains(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.isnan(found["table"][1]["tiny-llama, C(k)"]["estimate"])
     assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with C(k)"}
     assert "of 8 correlations are decided" in found["note"]
-
-
-def test_a_correlation_that_chance_gives_decides_nothing() -> None:
-    rng = np.random.default_rng(0)
-    every = {layer: evaluated(list(rng.binomial(8, 0.3 + 0.05 * layer, 200)), 8) for layer in range(1, 7)}
-    gains = ll.layer_contribution({"base": evaluated([1] * 200, 8), "all": every[6], **every})
-    p = c_predictors.chance(gains, {layer: float(layer) for layer in every})
-    assert p == pytest.approx(2 / math.factorial(6))  # one order of six rises, one falls
-    swapped = {layer: float({1: 4, 4: 1}.get(layer, layer)) for layer in every}
-    orders = np.array(list(itertools.permutations(range(6))))
-    strength = np.abs((orders - 2.5) @ (np.arange(6) - 2.5))
-    assert c_predictors.chance(gains, swapped) == pytest.approx(np.mean(strength >= 8.5))
-    assert np.isnan(c_predictors.chance(gains, dict.fromkeys(every, 1.0)))
 
 
 def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> None:

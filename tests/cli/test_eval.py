@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 import layerlens.plots
 from layerlens.cli.eval import eval_command
+from layerlens.cli.evaluation_table import show_evaluations
 from layerlens.errors import LayerLensError
 from layerlens.evaluate import TASKS
 from layerlens.evaluate.tasks import DATA_VARIABLE
+from tests.support.evaluations import evaluated, sampled
 
 app = typer.Typer()
 app.command()(eval_command)
@@ -44,11 +46,19 @@ def test_eval_writes_a_summary_and_compares_with_an_earlier_evaluation(tmp_path:
     assert second.stdout.count("  with other answers") == 2
     assert "for other problems like these; in the lines 'with other answers' for other answers to these very problems" in second.stdout
     assert "* All are alike, so there is no spread to judge by" in second.stdout
+    assert "not of the model alone" not in second.stdout
     # the last layer through the final norm is the model: same seeds, same answers
     for name in ("000000.jsonl", "000001.jsonl", "000002.jsonl"):
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
             tmp_path / "b" / "arithmetic" / "answers" / name
         ).read_text()
+
+
+def test_a_gain_of_other_sampling_is_said_to_be_that(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = evaluated([2, 4], 8), sampled(evaluated([3, 6], 8), temperature=0.0, max_new_tokens=16)
+    show_evaluations([before, after])
+    told = "The gain over m is not of the model alone: the new evaluation has max_new_tokens 16, not 8, temperature 0.0, not 1.0."
+    assert told in capsys.readouterr().out
 
 
 def test_eval_votes_with_the_answers_that_think_deepest(tmp_path: Path) -> None:

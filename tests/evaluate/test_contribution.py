@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +16,7 @@ import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.evaluate import Evaluation
 from layerlens.metrics.contribution import contribution
-from tests.support.evaluations import evaluated
+from tests.support.evaluations import evaluated, sampled
 
 
 def seeds(*mean_rights: int, problems: int = 40, answers: int = 8) -> list[Evaluation]:
@@ -21,6 +26,10 @@ def seeds(*mean_rights: int, problems: int = 40, answers: int = 8) -> list[Evalu
         noise = np.random.default_rng([right, seed]).integers(-1, 2, problems)
         found.append(evaluated(np.clip(right + noise, 0, answers).tolist(), answers))
     return found
+
+
+def answered_by(found: Evaluation, layer: str) -> Evaluation:
+    return replace(found, manifest=replace(found.manifest, config=replace(found.manifest.config, layer=layer)))
 
 
 TRAINED = {"base": seeds(2), "all": seeds(6, 6, 6), 3: seeds(4, 4, 4), "1-2": seeds(2, 2, 2), 11: seeds(6, 6, 6)}
@@ -64,7 +73,10 @@ def test_without_a_gain_of_all_layers_there_is_no_interval_of_a_contribution() -
     assert found.full["low"] <= 0 <= found.full["high"]
     row = found.table.iloc[0]
     assert row["low"] > 0
-    assert row[["contribution_low", "contribution_high", "contribution_seeds_low"]].isna().all()
+    assert row[["contribution", "contribution_low", "contribution_high", "contribution_seeds_low"]].isna().all()
+    harmed = ll.layer_contribution({"base": seeds(4), "all": seeds(2), 1: seeds(1)})  # who loses most would have the largest share
+    assert harmed.full["high"] < 0
+    assert harmed.table["contribution"].isna().all()
 
 
 def test_one_seed_says_nothing_of_other_seeds() -> None:
@@ -93,6 +105,17 @@ def test_the_rank_correlation_is_of_the_gains_and_has_an_interval() -> None:
         found.rank_correlation({1: 1.0, 2: 1.0, 3: float("nan")})
 
 
+def test_chance_is_the_share_of_orders_with_as_strong_a_correlation() -> None:
+    found = ll.layer_contribution({"base": seeds(1), "all": seeds(6), **{layer: seeds(layer + 1) for layer in range(1, 7)}})
+    assert found.chance({layer: float(layer) for layer in range(1, 7)}) == pytest.approx(2 / math.factorial(6))  # one rises, one falls
+    swapped = {layer: float({1: 4, 4: 1}.get(layer, layer)) for layer in range(1, 7)}
+    strength = np.abs((np.array(list(itertools.permutations(range(6)))) - 2.5) @ (np.arange(6) - 2.5))
+    assert found.chance(swapped) == pytest.approx(np.mean(strength >= 8.5))
+    assert np.isnan(found.chance(dict.fromkeys(range(1, 7), 1.0)))
+    with pytest.raises(SelectionError, match="needs three layers"):
+        found.chance({1: 1.0})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +125,13 @@ def test_the_rank_correlation_is_of_the_gains_and_has_an_interval() -> None:
         ({3: seeds(4)}, "all has 3, layer 3 has 1"),
         ({"layer 3": seeds(4, 4, 4)}, "got 'layer 3'"),
         ({3: seeds(4, 4, 4, problems=39)}, "answered different problems"),
+        (
+            {3: [sampled(each, temperature=0.0) for each in seeds(4, 4, 4)]},
+            r"evaluated otherwise than m \(base\): temperature 0.0, not 1.0",
+        ),
+        ({3: [answered_by(each, "mix:1,2") for each in seeds(4, 4, 4)]}, "layer mix:1,2, not None; evaluate all alike"),
+        ({13: seeds(4, 4, 4)}, "m has 12 layers, so layer 13 was not trained alone"),
+        ({3: [replace(each, path=Path("l3")) for each in seeds(4, 4, 4)]}, "l3 is given twice, as 3 and as 3"),
     ],
 )
 def test_evaluations_that_do_not_fit_together_are_refused(change: dict[int | str, list[Evaluation]], message: str) -> None:

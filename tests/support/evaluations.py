@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import layerlens as ll
@@ -28,5 +29,13 @@ def evaluated(rights: list[int], answers: int, first: int = 0) -> Evaluation:
         for i, right in enumerate(rights)
     ]
     config = EvaluationConfig("transformers", SamplingSettings(8, 1.0, 1.0, 0), "reward")
-    manifest = EvaluationManifest(model=ModelInfo("m", "", "float32"), config=config, problems=SampleSet(len(problems), ""), task="toy")
+    manifest = EvaluationManifest(
+        model=ModelInfo("m", "", "float32", n_layers=12), config=config, problems=SampleSet(len(problems), ""), task="toy"
+    )
     return Evaluation(tuple(problems), manifest)
+
+
+def sampled(found: Evaluation, **settings: float) -> Evaluation:
+    """The evaluation as if its answers had been sampled with other settings."""
+    config = found.manifest.config
+    return replace(found, manifest=replace(found.manifest, config=replace(config, generate=replace(config.generate, **settings))))

@@ -34,16 +34,20 @@ def contribution(
 ) -> None:
     """What each layer contributes: C(k), the gain of training layer k alone as a share of what training all layers gains.
 
-    1 is what all layers together gain. In brackets: 95% intervals of paired problems, and for other seeds of training.
+    1 is what all layers together gain; without a gain of theirs there is no C(k). In brackets: 95% intervals of paired problems, and for
+    other seeds of training. All evaluations must be of the same problems, sampled alike.
 
     Example: layerlens contribution base=evals/base all=evals/all-0 all=evals/all-1 3=evals/l3-0 3=evals/l3-1 --run runs/base
     """
+    import pandas as pd
+
     import layerlens as ll
     from layerlens.storage.files import write_text
 
     found = ll.layer_contribution(_evaluations(folders))
     before = None if run is None else ll.open_run(run)
-    write_text(out / "contribution.csv", found.table.to_csv(index=False))
+    rows = pd.concat([found.table, pd.DataFrame([{"layers": "all", **found.full}])])
+    write_text(out / "contribution.csv", rows.assign(base=found.base).to_csv(index=False))
     drawn = []
     if figure:
         drawn = [ll.plots.save(ll.plots.layer_contribution(found, before), out / "contribution.png")]
@@ -87,12 +91,12 @@ def _show(found: LayerContribution) -> None:
 
     table = Table(f"{found.task}, {found.model}", "gain, points", "other seeds", "C(k)", "other seeds", box=None, pad_edge=False)
     for row in [*found.table.to_dict("records"), {"layers": "all", **found.full}]:
-        share = "contribution" in row
+        share = not math.isnan(row.get("contribution", math.nan))
         table.add_row(
             f"{'layer' if row['layers'].isdigit() else 'layers'} {row['layers']}",
             f"{100 * row['gain']:+.1f}  {_ends(row['low'], row['high'], 100)}",
             _ends(row["seeds_low"], row["seeds_high"], 100),
-            f"{row['contribution']:.2f}  {_ends(row['contribution_low'], row['contribution_high'])}" if share else "",
+            f"{row['contribution']:.2f}  {_ends(row['contribution_low'], row['contribution_high'])}" if share else "–",
             _ends(row["contribution_seeds_low"], row["contribution_seeds_high"]) if share else "",
         )
     console = Console(highlight=False, soft_wrap=True)
@@ -101,8 +105,11 @@ def _show(found: LayerContribution) -> None:
         f"Before training {100 * found.base:.1f}%. {found.full['problems']} problems, {found.full['seeds']} seed(s). In brackets: 95% "
         "intervals, for other problems like these (paired) and for other seeds."
     )
-    if found.table["contribution_low"].isna().all():
-        console.print("C(k) has no interval: what training all layers gains is not told from 0.")
+    if found.table["contribution"].isna().all():
+        console.print(
+            "No C(k): the interval of what training all layers gains reaches 0, so there is no share of it. Read the gains, or evaluate "
+            "more problems and seeds."
+        )
 
 
 def _ends(low: float, high: float, unit: int = 1) -> str:

@@ -48,6 +48,9 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     console.print(table)
     told = [BRACKETS] if any(len(each.problems) > 1 or each.n_answers > 1 for each in evaluations) else []
     told += [BOUNDS] if any(cell.endswith(MARK) for column in table.columns for cell in map(str, column.cells)) else []
+    for each, same in zip(earlier, paired, strict=True):
+        differs = last.sampled_otherwise(each, policies=False) if same else ""
+        told += [f"The gain over {each.label} is not of the model alone: the new evaluation has {differs}."] if differs else []
     for line in told:
         console.print(line)
 

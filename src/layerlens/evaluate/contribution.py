@@ -34,7 +34,8 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
             order everywhere, after equal steps.
         level, resamples, seed: of the bootstrap. Problems are drawn with the answers of all models, and seeds with all their models.
 
-    Raises SelectionError if "base", "all" or every layer is missing, if the numbers of seeds differ, or the problems do.
+    Raises SelectionError if "base", "all" or every layer is missing, if the numbers of seeds differ, if the problems do or how they were
+    answered, if an evaluation is given twice, or if the model has no such layer.
     """
     listed = {str(key): [found] if isinstance(found, Evaluation) else list(found) for key, found in evaluations.items()}
     names = _checked(listed)
@@ -45,16 +46,19 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
     draws = {"problems": _draws(gains.mean(0), resamples, seed), "seeds": _draws(gains.mean(1), resamples, seed)}
     counts = {"problems": gains.shape[1], "seeds": gains.shape[0]}
     columns: dict[str, Any] = {"gain": points, "contribution": contribution(points[None], points[None, -1])[0]}
+    shares_there = np.zeros(len(points), bool)
     for over, prefix in zip(OVER, ("", "seeds_"), strict=True):
         per_unit = gains.mean(OVER.index(over))  # the mean over the other
         ends = [estimate_mean(column, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0)) for column in per_unit.T]
         columns |= {f"{prefix}{end}": [getattr(each, end) for each in ends] for end in ("low", "high")}
         spread = np.array([not isinstance(each, BoundEstimate) for each in ends])
-        full_is_there = spread[-1] and (ends[-1].low > 0 or ends[-1].high < 0)  # which NaN is not
+        full_is_there = spread[-1] and ends[-1].low > 0  # which NaN is not
+        shares_there |= full_is_there
         shares = contribution(draws[over], draws[over][:, -1])
         found = interval(shares, columns["contribution"], counts[over], level)
         for end, values in zip(("low", "high"), found, strict=True):
             columns[f"contribution_{prefix}{end}"] = np.where(spread & full_is_there, values, np.nan)
+    columns["contribution"] = np.where(shares_there, columns["contribution"], np.nan)
     rows = pd.DataFrame(
         {"layers": [*names, ALL], "layer": [float(name) if name.isdigit() else np.nan for name in [*names, ALL]], **columns}
     )
@@ -88,8 +92,22 @@ def _checked(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[str]:
             raise SelectionError(
                 f"each layer needs one evaluation for each seed, in one order: all has {seeds}, layer {name} has {len(evaluations[name])}"
             )
+    given = {base.path: BASE}
     for name in [*names, ALL]:
         for each in evaluations[name]:
             if not each.same_problems(base):
                 raise SelectionError(f"{each.label} ({name}) and {base.label} (base) answered different problems: evaluate all on one set")
+            if differs := each.sampled_otherwise(base):
+                raise SelectionError(
+                    f"{each.label} ({name}) was evaluated otherwise than {base.label} (base): {differs}; evaluate all alike"
+                )
+            if each.path is not None and each.path in given:
+                raise SelectionError(
+                    f"{each.path} is given twice, as {given[each.path]} and as {name}: name the evaluation of each training"
+                )
+            given[each.path] = name
+    last = base.manifest.model.n_layers
+    beyond = [name for name in names if last is not None and max(map(int, re.findall(r"\d+", name))) > last]
+    if beyond:
+        raise SelectionError(f"{base.model} has {last} layers, so layer {beyond[0]} was not trained alone")
     return names

@@ -139,6 +139,15 @@ class Evaluation:
         mine, theirs = ([(problem.id, problem.ground_truth) for problem in each.problems] for each in (self, other))
         return mine == theirs
 
+    def sampled_otherwise(self, other: Evaluation, policies: bool = True) -> str:
+        """What makes another difference between two evaluations than their models: "temperature 0, not 1"; empty if nothing does.
+
+        Compared are how answers were sampled (but for the seed), how they were checked and, with `policies`, by which policy of the model.
+        """
+        mine, theirs = ({**asdict(each.manifest.config.generate), **asdict(each.manifest.config)} for each in (self, other))
+        names = ["max_new_tokens", "temperature", "top_p", "reward", *(["layer", "site", "norm", "lens_fingerprint"] if policies else [])]
+        return ", ".join(f"{name} {mine[name]}, not {theirs[name]}" for name in names if mine[name] != theirs[name])
+
     def gain_over(self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval for other problems like these.
 

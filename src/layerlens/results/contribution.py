@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import permutation_test, rankdata
 
 from layerlens.errors import SelectionError
 from layerlens.metrics.intervals import LEVEL, interval
@@ -24,7 +26,7 @@ class LayerContribution:
             (its number, NaN for a set), `gain` in accuracy over the model before training, `low` and `high` (its interval for other
             problems like these, of paired problems), `seeds_low` and `seeds_high` (for other seeds of training); `contribution` C(k), and
             its intervals `contribution_low`, `..._high`, `..._seeds_low`, `..._seeds_high`; `seeds` and `problems`. An end that does not
-            exist is NaN: of C(k) if the interval of the full gain contains 0, and for other seeds if there is one seed.
+            exist is NaN: of C(k), and C(k) itself, unless the interval of the full gain lies above 0; for other seeds if there is one seed.
         full: the row of the training of all layers, without a contribution.
         draws: by "problems" and "seeds", the gain on each bootstrap draw, resamples × rows of the table.
         base: accuracy of the model before training.
@@ -50,12 +52,37 @@ class LayerContribution:
 
         Raises SelectionError if fewer than three layers have both.
         """
-        rows = [row for row, layer in enumerate(self.table["layer"]) if layer in values and np.isfinite(values[layer])]
-        if len(rows) < 3:
-            raise SelectionError(f"a rank correlation needs three layers that were trained alone and have a value, got {len(rows)}")
-        other = np.array([values[int(self.table["layer"].iloc[row])] for row in rows])
+        rows, other = self._with_value(values)
         point = rank_correlation(self.table["gain"].to_numpy()[rows], other)
         drawn = np.array([rank_correlation(draw[rows], other) for draw in self.draws[over]])
         units = int(self.full[over])
         low, high = interval(drawn, np.asarray(point), units, self.level, bounds=(-1.0, 1.0))
         return point, float(low), float(high)
+
+    def chance(self, values: Mapping[int, float]) -> float:
+        """The share of all orders of the layers in which `values` correlate with the gains as much as they do, in either direction.
+
+        A test by permutation, exact up to 7 layers and by 20,000 drawn orders above: the intervals of `rank_correlation` keep to these
+        layers, and this says what so few of them are worth. NaN if all gains, or all values, are alike.
+
+        Raises SelectionError as `rank_correlation`.
+        """
+        rows, other = self._with_value(values)
+        gains, others = (rankdata(each) - (len(rows) + 1) / 2 for each in (self.table["gain"].to_numpy()[rows], other))
+        if not gains.any() or not others.any():
+            return math.nan
+
+        def strength(ranks: np.ndarray, axis: int) -> Any:
+            return np.abs((ranks * others).sum(axis))
+
+        test = permutation_test(
+            (gains,), strength, permutation_type="pairings", alternative="greater", vectorized=True, n_resamples=20_000, rng=0
+        )
+        return float(test.pvalue)
+
+    def _with_value(self, values: Mapping[int, float]) -> tuple[list[int], np.ndarray]:
+        """The rows of the layers that have a value, and the values."""
+        rows = [row for row, layer in enumerate(self.table["layer"]) if layer in values and np.isfinite(values[layer])]
+        if len(rows) < 3:
+            raise SelectionError(f"a rank correlation needs three layers that were trained alone and have a value, got {len(rows)}")
+        return rows, np.array([values[int(self.table["layer"].iloc[row])] for row in rows])

@@ -46,7 +46,7 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
 
     Bars are the intervals for other problems like these, thin lines those for other seeds of training. Without an interval of C(k)
     (the gain of all layers is not told from 0) the gain in accuracy is drawn in its place. Each curve's panel says Spearman's rank
-    correlation ρ of the layers' gains with the curve, and its interval for other problems.
+    correlation ρ of the layers' gains with the curve, its interval for other problems, and p: how often chance would order the layers so.
 
     Args:
         found: from `layerlens.layer_contribution`; sets of several layers are left out.
@@ -87,7 +87,9 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
         else "the gain of all layers is not told from 0: gains in place of C(k)",
         f"{found.full['problems']} problems, {found.full['seeds']} seed(s)",
         f"bars: {100 * found.level:g}% bootstrap interval over problems, paired; thin: over seeds",
-        "ρ: Spearman's with the gains, and its interval over problems" if curves else "",
+        "ρ: Spearman's with the gains, and its interval over problems; p: share of orders of the layers with as large a ρ"
+        if curves
+        else "",
         "" if run is None else "below: " + describe_runs(run, curves[next(iter(curves))].attrs if curves else ()),
     )
     complete_axes(axes, text)
@@ -128,5 +130,6 @@ def _tell_correlation(ax: Axes, found: LayerContribution, values: Mapping[int, f
     if np.isnan(rho):
         return
     ends = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    ends += f", p {found.chance(values):.2g}"
     place: dict[str, Any] = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
     ax.annotate(f"ρ = {rho:.2f}{ends}", (1, 1), xycoords="axes fraction", **place)
