@@ -277,6 +277,14 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     refusal = capsys.readouterr().err.strip().splitlines()[-1]
     assert refusal.startswith("layerlens: ")
     assert "had another schedule" in refusal
+    assert command(monkeypatch, *train, "--max_steps", "6", "--problems_seed", "9", "--resume", "true") == 2
+    assert "was trained with problems_seed 0, and 9 would be another run: restore it" in capsys.readouterr().err
+    kept = json.loads((out / "settings.json").read_text())
+    assert kept["settings"]["max_steps"] == 4
+    assert kept["resumed"] == [{"after_optimizer_step": 2, "changed": {"max_steps": [2, 4]}}]
+    card = (out / "README.md").read_text()
+    assert "`tiny-qwen3`, trained with BuPO" in card
+    assert "| internal policy of layer 3 | 3 rollouts (3 optimizer steps), norm none |" in card
     for name in ("rng_state.pth", "optimizer.pt"):
         file = out / "checkpoint-4" / name
         whole = file.read_bytes()

@@ -52,6 +52,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"monitor_layer": 2}, "monitor_layer=2 .* needs monitor_every above 0"),
         ({"monitor_layer": 0, "monitor_every": 1}, "monitor_layer=0 must be a layer from 1"),
         ({"internal_schedule": "1:2,3:2", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
+        ({"train_layers": "3", "layer_lr_factors": "3-4:0.1"}, "layer_lr_factors names layer 4, which train_layers=3 freezes"),
+        ({"train_layers": "3", "layer_lr_decay": 0.1, "layer_lr_above": 2}, "layer_lr_decay is a factor of layers that train_layers may"),
         ({"internal_layer": "none", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"internal_layer": "auto", "internal_rollouts": 0, "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"layer_lr_above": 2, "layer_lr_decay": -0.1}, "layer_lr_decay must be 0 or more"),

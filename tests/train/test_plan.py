@@ -43,7 +43,10 @@ def test_a_schedule_file_of_the_old_format_is_compared_in_the_keys_of_now(tmp_pa
     ("settings", "row"),
     [
         ({"internal_rollouts": 1}, ("internal policy of layer 2", "1 rollout (1 optimizer step), norm none")),
-        ({"internal_rollouts": 3, "num_iterations": 2}, ("internal policy of layer 2", "3 rollouts (6 optimizer steps), norm none")),
+        (
+            {"internal_rollouts": 3, "num_iterations": 2, "max_steps": 8},
+            ("internal policy of layer 2", "3 rollouts (6 optimizer steps), norm none"),
+        ),
         ({"internal_rollouts": -1, "internal_norm": "final"}, ("internal policy of layer 2", "the rest of the run, norm final")),
         ({"internal_rollouts": 0}, ("final policy (GRPO)", "throughout")),
     ],
@@ -52,3 +55,12 @@ def test_the_plan_counts_rollouts_and_optimizer_steps(settings: dict[str, Any], 
     plan = make_trainer(tmp_path, internal_layer=2, **settings).plan()
     assert plan[0] == row
     assert (plan[-1] == ("final policy (GRPO)", "then")) == (settings["internal_rollouts"] > 0)
+
+
+def test_the_plan_says_what_the_run_does_not_reach(tmp_path: Path) -> None:
+    plan = make_trainer(tmp_path, internal_schedule="1:2,3:2", max_steps=2).plan()
+    assert plan == [
+        ("internal policy of layer 1", "2 rollouts (2 optimizer steps), norm none"),
+        ("internal policy of layer 3", "not reached in 2 optimizer steps, norm none"),
+        ("final policy (GRPO)", "not reached in 2 optimizer steps"),
+    ]

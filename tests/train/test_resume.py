@@ -100,6 +100,20 @@ def test_smaller_or_larger_micro_batches_do_not_change_which_rollouts_are_intern
     assert rest == [layer for layer in by_step for _ in range(after["gradient_accumulation_steps"])]
 
 
+def test_a_resumed_run_goes_on_at_the_learning_rate_that_it_is_given(tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "lr_scheduler_type": "linear", "layer_lr_factors": "1:0.5"}
+    whole = make_trainer(tmp_path / "whole", **settings, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **settings, learning_rate=4e-3)  # 1e-2 before
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    before, after = (
+        [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry] for trainer in (whole, resumed)
+    )
+    assert after[:2] == before[:2]
+    assert after[2:] == pytest.approx([0.4 * rate for rate in before[2:]])
+    assert resumed.optimizer.param_groups[1]["lr"] == pytest.approx(0.5 * resumed.optimizer.param_groups[0]["lr"])
+
+
 def test_other_optimizer_steps_in_a_rollout_are_refused_where_phases_count_rollouts(tmp_path: Path) -> None:
     settings = {"internal_layer": 2, "internal_rollouts": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     make_trainer(tmp_path, **settings | {"max_steps": 1}).train()

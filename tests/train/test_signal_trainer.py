@@ -149,6 +149,9 @@ def test_entropy_at_the_last_layer_is_trls_top_entropy_quantile(quantile: float,
         ended.append(trainer)
     for (name, a), b in zip(ended[0].model.named_parameters(), ended[1].model.parameters(), strict=True):
         assert torch.equal(a, b), name
+    logged = [entry["token_mask/kept"] for entry in ended[0].state.log_history if "token_mask/kept" in entry]
+    assert all(0 < share <= 1 for share in logged)
+    assert len(logged) == 2
     masks = [watched_masks(trainer, fixed_batch()) for trainer in ended]
     assert torch.equal(*masks)
     assert 0 < masks[0].sum() < fixed_batch()["completion_mask"].sum()
@@ -207,7 +210,8 @@ def test_a_run_of_masks_and_distillation_resumes_exactly_and_refuses_another_obj
         ({**DISTIL, "distill_weights": "two"}, "distill_weights is one of one, positive, absolute"),
         ({**DISTIL, "distill_lambda": -1.0}, "distill_lambda must be 0 or more"),
         ({**DISTIL, "train_layers": "3"}, "leaves nothing that distillation at layer 2 could train"),
-        ({**DISTIL, "internal_layer": 2, "internal_rollouts": -1}, "lasts for the whole run: give its rollouts"),
+        ({**DISTIL, "internal_layer": 2, "internal_rollouts": -1}, "lasts for the whole run: give it fewer rollouts"),
+        ({**DISTIL, "internal_layer": 2, "internal_rollouts": 2, "max_steps": 2}, "lasts for the whole run: give it fewer rollouts"),
         ({**DISTIL, "use_liger_kernel": True}, "Liger's fused loss"),
         ({**DISTIL, "fsdp": "full_shard"}, "spread over processes"),
         (

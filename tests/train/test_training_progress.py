@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerlens.train.training_progress import TrainingProgress, describe_entry, training_progress
+from layerlens.train.training_progress import TrainingProgress, describe_entry, nothing_to_learn, training_progress
 from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
@@ -71,3 +71,17 @@ def test_an_entry_over_two_phases_says_so_with_both_entropies() -> None:
     logs = {"bupo/internal_layer": 1.2, "loss": 0.25, "reward": 0.5, "internal/entropy": 3.0, "entropy": 1.25, "step_time": 61.31}
     assert describe_entry(logs) == "mixed     reward 0.5  loss 0.25  entropy 3 and 1.25  61.3 s/step"
     assert describe_entry({"loss": 0.1, "reward": None, "bupo/internal_layer": 12.0}) == "layer 12  loss 0.1"
+
+
+def test_a_run_that_learns_nothing_says_so_once_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.reward_funcs[0] = lambda completions, **columns: [0.0] * len(completions)
+    with training_progress(trainer, terminal=False):
+        trainer.train()
+    told = [line for line in capsys.readouterr().err.splitlines() if "nothing to learn" in line]
+    assert told == [
+        "step 1: nothing to learn here: to each problem all answers got the same reward, so every advantage is 0; 100% of the answers were "
+        "cut at max_completion_length 6: allow more"
+    ]
+    assert nothing_to_learn({"frac_reward_zero_std": 0.75}, 6) == ""
+    assert nothing_to_learn({"frac_reward_zero_std": 1.0, "completions/clipped_ratio": 0.1}, 6).endswith("every advantage is 0")

@@ -80,11 +80,12 @@ def _named_config(words: list[str]) -> str | None:
 def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     """Trains, and saves the model into `output_dir`, beside the monitor's snapshots and the log.
 
-    Raises TrainingError if `output_dir` holds another run or another model, or with `resume` none that could go on.
+    Raises TrainingError if `output_dir` holds another run or another model, or with `resume` none that could go on with these settings.
     """
     from layerlens.results.training_log import is_training
     from layerlens.storage.launch import rank
     from layerlens.train.resume import damage_in_one_line, finish_from, last_whole_checkpoint, steps_taken
+    from layerlens.train.settings_file import KeepSettings, changed_settings, describe_changes, settings_to_keep
     from layerlens.train.training_progress import training_progress
 
     checkpoint = last_whole_checkpoint(Path(args.output_dir))
@@ -106,7 +107,12 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         raise TrainingError(f"{args.output_dir} holds a model or a lens, which the trained model would replace: take a new output_dir")
     if args.eval_strategy != "no":
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
+    settings = settings_to_keep(script, args)
+    changes = changed_settings(Path(args.output_dir), settings) if script.resume else {}
     trainer = make_trainer(script, args)
+    trainer.add_callback(KeepSettings(Path(args.output_dir), settings, changes))
+    if changes and trainer.accelerator.is_main_process:
+        print(f"{'changed since the run began':34}  {describe_changes(changes)}", file=sys.stderr)
     if script.reward == "boxed" and trainer.accelerator.is_main_process:
         print(
             f"{'reward boxed':34}  the text in the box is that of the ground truth, letter by letter; math compares values", file=sys.stderr
@@ -115,6 +121,7 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     with settings_in_one_line(while_true=lambda: trainer.state.global_step <= done), training_progress(trainer), loading:
         trainer.train(resume_from_checkpoint=str(checkpoint) if script.resume else None)
     trainer.save_model()
+    trainer.create_model_card()
     trainer.save_state()
     if trainer.accelerator.is_main_process:
         print(f"trained model  {args.output_dir}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerlens.train.guards import require_finite_gradient, require_finite_loss, require_finite_weights, require_rewards
 from layerlens.train.padding import padded, without_common_padding
-from layerlens.train.resume import EpochOrder, Shape, fill_adam_states, load_position, save_position
+from layerlens.train.resume import EpochOrder, Shape, fill_adam_states, load_position, save_position, set_learning_rate
 from layerlens.train.signal_trainer import SignalTrainer
 
 FORWARD_EXTRAS = (
@@ -29,11 +29,14 @@ class BaseTrainer(SignalTrainer):
     weights that have had no gradient yet have an optimizer state, which FSDP2 needs to resume.
 
     A checkpoint without these files, of another number of processes, or of rollouts in more or fewer micro-batches is resumed too: what
-    is left of a rollout that it lies in is sampled anew.
+    is left of a rollout that it lies in is sampled anew. Another `learning_rate` takes effect, which transformers would not let it.
 
     Raises TrainingError in the middle of a run if a loss, a gradient or a weight is not finite, and if every reward of a rollout
     failed.
     """
+
+    _rate_is_ours = False
+    """Whether the optimizer was made from the configuration's learning rate."""
 
     # ---- where a run is
 
@@ -67,6 +70,15 @@ class BaseTrainer(SignalTrainer):
         kept = load_position(checkpoint, self.args.process_index, self._rollout_shape)
         self._step, batches = kept or (self.state.global_step * self.args.gradient_accumulation_steps, None)
         self._buffered_inputs = send_to_device(batches, self.args.device)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        self._rate_is_ours = self._rate_is_ours or self.optimizer is None
+        return super().create_optimizer(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._rate_is_ours:
+            set_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:

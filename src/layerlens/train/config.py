@@ -116,8 +116,17 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         yield from signal_contradictions(self)
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
-        if self.layer_lr_factors:
-            parse_factors(self.layer_lr_factors)  # which refuses what are no factors
+        named = parse_factors(self.layer_lr_factors) if self.layer_lr_factors else []  # which refuses what are no factors
+        still = [
+            layer
+            for first, last, _ in named
+            for layer in range(first, last + 1)
+            if self.trained_layers and layer not in self.trained_layers
+        ]
+        if still:
+            yield f"layer_lr_factors names layer {still[0]}, which train_layers={self.train_layers} freezes: name trained layers alone"
+        if self.trained_layers and self.layer_lr_decay is not None:
+            yield "layer_lr_decay is a factor of layers that train_layers may freeze: give layer_lr_factors of the trained ones"
         if self.layer_lr_decay is not None and self.layer_lr_decay < 0:
             yield f"layer_lr_decay must be 0 or more, got {self.layer_lr_decay:g}"
         if self.layer_lr_above is not None and self.layer_lr_decay is None:

@@ -37,10 +37,14 @@ def plan_rows(args: BuPOConfig, spans: Sequence[Span], factors: Factors, choice:
         steps = 0 if last is None else last - first + 1
         counted = _count(steps, "optimizer step") if steps > 0 else "within one optimizer step"
         length = "the rest of the run" if last is None else f"{_count(rollouts, 'rollout')} ({counted})"
+        if 0 < args.max_steps < first:
+            length = f"not reached in {_count(args.max_steps, 'optimizer step')}"
         lens = "" if args.internal_lens == "logit" else f", through {args.internal_lens}, held fixed"
         yield f"internal policy of layer {layer}", f"{length}, norm {args.internal_norm}{lens}"
     if not spans or spans[-1][-1] is not None:
-        yield "final policy (GRPO)", "then" if spans else "throughout"
+        reached = not spans or args.max_steps <= 0 or spans[-1][-1] < args.max_steps
+        then = "then" if reached else f"not reached in {_count(args.max_steps, 'optimizer step')}"
+        yield "final policy (GRPO)", then if spans else "throughout"
     yield from signal_rows(args)
     frozen = args.frozen_layers(len(factors))
     if set(factors.values()) - {1.0} or frozen:

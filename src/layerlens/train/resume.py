@@ -160,6 +160,23 @@ def require_resumable_fsdp(args: GRPOConfig, plugin: Any) -> None:
         )
 
 
+def set_learning_rate(optimizer: Any, scheduler: Any, rate: float) -> None:
+    """Has optimizer and scheduler, as a checkpoint left them, go on at `rate`, times each group's `layer_lr_factor`.
+
+    Nothing changes if that is their rate. A checkpoint holds the rates of its own run, and transformers goes on at these whatever the
+    configuration says.
+    """
+    for group in optimizer.param_groups:
+        new, old = rate * group.get("layer_lr_factor", 1.0), group.get("initial_lr", group["lr"])
+        if new != old:
+            group["lr"] = group["lr"] * (new / old) if old else new
+            group["initial_lr"] = new
+    schedule = getattr(scheduler, "scheduler", scheduler)
+    if hasattr(schedule, "base_lrs"):
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
 def fill_adam_states(optimizer: torch.optim.Optimizer) -> None:
     """Gives each weight without a state, since it has had no gradient yet, the state that Adam makes at the first one: zeros.
 

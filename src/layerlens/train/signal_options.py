@@ -72,8 +72,8 @@ def _without_switch(args: BuPOConfig, on: bool, switch: str, names: Sequence[str
 
 def _impossible(args: BuPOConfig, what: str) -> Iterator[str]:
     """Yields why states of the final policy's forward pass cannot be had under these settings."""
-    if args.trains_internally and WHOLE_RUN in (args.internal_rollouts, args.schedule().rollouts):
-        yield f"{what} rests in an internal phase, and this one lasts for the whole run: give its rollouts"
+    if args.trains_internally and _internal_throughout(args):
+        yield f"{what} rests in an internal phase, and this one lasts for the whole run: give it fewer rollouts, or internal_layer none"
     if args.use_liger_kernel:
         yield f"{what} needs the states that Liger's fused loss does not show: set use_liger_kernel=False"
     if compiles(args):
@@ -84,6 +84,11 @@ def _impossible(args: BuPOConfig, what: str) -> Iterator[str]:
     options = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
     if checkpointing and options.get("use_reentrant"):
         yield f"reentrant checkpointing hides the gradients that {what} needs: set use_reentrant to False"
+
+
+def _internal_throughout(args: BuPOConfig) -> bool:
+    rollouts = args.internal_rollouts if args.chooses_layer else args.schedule().rollouts
+    return rollouts == WHOLE_RUN or 0 < args.max_steps <= (rollouts or 0) * args.optimizer_steps_per_rollout
 
 
 def require_below_final(args: BuPOConfig, n_layers: int) -> None:

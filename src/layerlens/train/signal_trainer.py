@@ -15,6 +15,8 @@ from layerlens.models import count_blocks
 from layerlens.train.internal_readings import INTERNAL, asks_internal, internal_readings
 from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states
 
+KEPT = "token_mask/kept"
+"""In the trainer's log: the share of tokens that the mask keeps."""
 DISTILL = "distill/js_layer_"
 """In front of a layer's number, in the trainer's log: mean JS from the layer's policy to the final policy, bits."""
 
@@ -110,7 +112,11 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         if self.args.token_signal is not None and self._states is not None:
             entropies = self._token_signal(self._states, entropies, mask)
-        return super().get_high_entropy_mask(entropies, mask, threshold)  # type: ignore[no-any-return]
+        kept: Tensor = super().get_high_entropy_mask(entropies, mask, threshold)
+        if self.args.token_signal is not None and self._states is not None:
+            sums = self.accelerator.reduce(torch.stack([kept.sum().float(), mask.sum().float()]), reduction="sum")
+            self._metrics["train" if self.model.training else "eval"][KEPT].append(float(sums[0] / sums[1]))
+        return kept
 
     def _token_signal(self, states: States, entropies: Tensor, mask: Tensor) -> Tensor:
         """The signal of each answer token, in the shape of the final policy's entropies; at layer L they are its entropy."""

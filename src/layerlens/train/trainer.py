@@ -34,6 +34,7 @@ from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
 from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, layer_factors, scaled_groups
+from layerlens.train.model_card import model_card
 from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
 from layerlens.train.resume import require_resumable_fsdp
@@ -217,6 +218,13 @@ class BuPOTrainer(BaseTrainer):
     def plan(self) -> list[tuple[str, str]]:
         """What will be trained, and when or how, as rows of two texts."""
         return list(plan_rows(self.args, self._spans(), self.layer_factors, self.choice))
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None) -> None:
+        """Writes README.md beside the model: what it was, what was trained, and by which rewards."""
+        if self.is_world_process_zero():
+            named = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or ())}
+            card = model_card(self, model_name or Path(self.args.output_dir).resolve().name, dataset_name, sorted(named))
+            write_text(Path(self.args.output_dir) / "README.md", card)
 
     def _spans(self) -> list[Span]:
         """The phases, in the optimizer steps of this data set. An epoch's last optimizer step may take fewer micro-batches."""

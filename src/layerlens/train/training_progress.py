@@ -12,6 +12,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from layerlens.results.training_log import PHASE
 
+CUT_OFTEN = 0.5
+"""From this share of cut answers on, their length is named as what keeps rewards alike."""
+
 
 @contextmanager
 def training_progress(trainer: Any, terminal: bool | None = None) -> Iterator[None]:
@@ -39,6 +42,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         self.bar: Any = None
         self.task: Any = None
         self.started, self.first_step = 0.0, 0
+        self.warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -52,15 +56,15 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:  # a snapshot of the monitor, or the end
             return
+        if not self.warned and (told := nothing_to_learn(logs, args.max_completion_length)):
+            self.warned = True
+            self._say(f"step {state.global_step}: {told}")
         if self.bar is not None:
             self.bar.update(self.task, numbers=describe_entry(logs))
         else:
             done = state.global_step - self.first_step
             left = (time.monotonic() - self.started) / max(done, 1) * (state.max_steps - state.global_step)
-            print(
-                f"step {state.global_step}/{state.max_steps}  {describe_entry(logs)}  {_clock(left)} left",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            self._say(f"step {state.global_step}/{state.max_steps}  {describe_entry(logs)}  {_clock(left)} left")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
@@ -70,6 +74,12 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _open(self, state: Any) -> None:
         from rich.console import Console
@@ -103,6 +113,15 @@ def describe_entry(logs: Mapping[str, Any]) -> str:
     if logs.get("step_time") is not None:
         numbers.append(f"{float(logs['step_time']):.3g} s/step")
     return "  ".join([f"{policy:8}", *numbers])
+
+
+def nothing_to_learn(logs: Mapping[str, Any], longest: int | None) -> str:
+    """Why the optimizer steps of an entry could teach nothing; empty if they could, or if some of them could."""
+    if logs.get("frac_reward_zero_std") != 1:
+        return ""
+    cut = float(logs.get("completions/clipped_ratio") or 0)
+    why = f"; {cut:.0%} of the answers were cut at max_completion_length {longest}: allow more" if cut >= CUT_OFTEN and longest else ""
+    return f"nothing to learn here: to each problem all answers got the same reward, so every advantage is 0{why}"
 
 
 def _clock(seconds: float) -> str:
