@@ -40,6 +40,10 @@ def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, 
         layerlens("analyze", model, prompts, "--out", folder / "run", "--max-new-tokens", 5), "another configuration", "max_new_tokens"
     )
     one_line(layerlens("select", tmp_path), "holds no run")
+    (tmp_path / "other" / "task").mkdir(parents=True)
+    (tmp_path / "other" / "task" / "eval.json").touch()
+    one_line(layerlens("select", tmp_path / "other"), "other holds evaluations, and no run; make one with `layerlens analyze --out`")
+    one_line(layerlens("select", tmp_path / "other" / "task"), "task holds an evaluation, and no run")
     one_line(layerlens("compare", folder / "run", tmp_path / "none"), "holds no run")
     (folder / "file").write_text("")
     one_line(layerlens("compare", folder / "run", "--out", folder / "file" / "t.csv"), "cannot be written")

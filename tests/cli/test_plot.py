@@ -39,6 +39,27 @@ def test_training_folders_of_one_name_have_figures_each(layerlens: Layerlens, tm
         assert {str(tmp_path / "figures" / f"bupo-{number}-{kind}.png") for number in (1, 2)} <= set(drawn)
 
 
+def test_a_training_without_a_monitor_has_its_figures_and_one_line_about_the_others(layerlens: Layerlens, tmp_path: Path) -> None:
+    entries = [
+        {
+            "step": step,
+            "loss": 0.1,
+            "reward": 0.1 * step,
+            "entropy": 1 / step,
+            "completions/mean_length": 9.0,
+            "distill/js_layer_3": 0.5 / step,
+        }
+        for step in (1, 2, 3, 4)
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"global_step": 4, "log_history": entries}))
+    told = json.loads(layerlens("plot", tmp_path / "run", "--with-data", "--out", tmp_path / "figures", "--json").out)
+    assert [Path(path).name for path in told["figures"] if path.endswith(".png")] == ["training.png", "run-reward-entropy.png"]
+    assert told["skipped"] == ["what happened inside run: train with --monitor_every 10, say, to see it"]
+    panels = pd.read_csv(tmp_path / "figures" / "training.csv")["value_axis"].dropna().unique()
+    assert "JS of layer 3 to the final policy [bits]" in [" ".join(label.split()) for label in panels]
+
+
 def test_figures_carry_their_numbers_and_the_command_that_draws_them(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     told = layerlens("plot", folder / "run", "--kind", "flow,sites", "--with-data", "-o", tmp_path / "figures").out.split()
     assert [Path(path).suffix for path in told] == [".png", ".csv"] * 2

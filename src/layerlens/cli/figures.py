@@ -23,6 +23,8 @@ WITHOUT_MONITOR = ("reward", "entropy", "completions/mean_length")
 WITH_MONITOR = ("reward", "policy_entropy", "response_length", "perplexity")
 OF_MONITOR = ("policy_entropy", "response_length", "perplexity")
 """Metrics of the figure of what the monitor's means have changed since the start."""
+SIGNALS = ("distill/", "token_mask/")
+"""How columns of the log begin that distillation and token masks add."""
 ABOVE = ("similarity/above", "kl/above")
 """Metrics that are added if the watched layer has layers above it."""
 
@@ -198,22 +200,30 @@ def draw_training(logs: Sequence[TrainingLog], folder: Path, form: str = "png", 
     monitored = not any(log.monitor.empty for log in logs)
     above = [name for name in ABOVE if all(name in log.monitor for log in logs)]
     metrics = [*WITH_MONITOR, *above] if monitored else WITHOUT_MONITOR
-    jobs = [
-        FigureJob("training", partial(plots.training_dynamics, logs, metrics)),
-        FigureJob("training-change", partial(plots.training_dynamics, logs, [*OF_MONITOR, *above], change=True)),
-        FigureJob("stability", partial(plots.stability, logs)),
-    ]
+    signals = [name for name in logs[0].log if name.startswith(SIGNALS) and all(name in log.log for log in logs)]
+    jobs = [FigureJob("training", partial(plots.training_dynamics, logs, [*metrics, *signals]))]
+    if monitored:
+        jobs += [
+            FigureJob("training-change", partial(plots.training_dynamics, logs, [*OF_MONITOR, *above], change=True)),
+            FigureJob("stability", partial(plots.stability, logs)),
+        ]
     for log, name in zip(logs, _numbered([log.name for log in logs]), strict=True):
+        jobs.append(FigureJob(f"{name}-reward-entropy", partial(plots.reward_over_entropy, log)))
+        if log.monitor.empty:
+            continue
         jobs += [
             FigureJob(f"{name}-layer-entropy", partial(plots.layer_entropy_over_steps, log)),
             FigureJob(f"{name}-layer-entropy-change", partial(plots.layer_entropy_over_steps, log, change=True)),
             FigureJob(f"{name}-modules", partial(plots.module_entropy, log)),
             FigureJob(f"{name}-refinement", partial(plots.refinement, log)),
             FigureJob(f"{name}-drift", partial(plots.drift, log)),
-            FigureJob(f"{name}-reward-entropy", partial(plots.reward_over_entropy, log)),
             FigureJob(f"{name}-difference", partial(_first_to_last, log)),
         ]
-    return _write(jobs, folder, form, strict=False, with_data=with_data)
+    written, skipped = _write(jobs, folder, form, strict=False, with_data=with_data)
+    without = [log.name for log in logs if log.monitor.empty]
+    if without:
+        skipped.append(f"what happened inside {', '.join(without)}: train with --monitor_every 10, say, to see it")
+    return written, skipped
 
 
 def _first_to_last(log: TrainingLog) -> Any:

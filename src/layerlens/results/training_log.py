@@ -32,6 +32,8 @@ SCHEDULE = "schedule.json"
 PHASE = "bupo/internal_layer"
 """Column of the trainer's log: the layer whose internal policy was trained, or 0 for the final policy. An entry that covers several
 optimizer steps holds their mean."""
+DISTILL = "distill/js_layer_"
+"""In front of a layer's number, a column of the trainer's log: mean JS from the layer's policy to the final policy, bits."""
 Phase = tuple[int, int, int]
 """First optimizer step, last optimizer step, layer."""
 

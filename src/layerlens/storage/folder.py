@@ -15,6 +15,11 @@ from layerlens.storage.locks import claim, file_lock
 from layerlens.storage.manifest import Manifest, read_manifest, require_same, write_manifest
 
 LOCKS = ".locks"
+OTHERS = {
+    "run.json": "a run", "eval.json": "an evaluation", "*/eval.json": "evaluations", "schedule.json": "a training",
+    "config.json": "a model",
+}  # fmt: skip
+"""Pattern of a file that shows what a folder holds -> that, in words."""
 
 Folder = TypeVar("Folder", bound="SharedFolder[Any]")
 
@@ -66,6 +71,9 @@ class SharedFolder(Generic[Manifest]):
         """The manifest, read. Raises RunError if there is none, or if it is damaged or of another format."""
         file = self.path / self.manifest_file
         if not file.is_file():
+            other = next((what for pattern, what in OTHERS.items() if pattern != self.manifest_file and any(self.path.glob(pattern))), None)
+            if other is not None:
+                raise RunError(f"{self.path} holds {other}, and no {self.holds}; make one with `{self.made_by}`")
             raise RunError(f"{self.path} holds no {self.holds} ({self.manifest_file} is missing); make one with `{self.made_by}`")
         manifest: Manifest = read_manifest(file, self.manifest_type)
         return manifest

@@ -12,13 +12,12 @@ from trl import GRPOTrainer
 from layerlens.decode.distillation import js_to_fixed
 from layerlens.errors import TrainingError
 from layerlens.models import count_blocks
+from layerlens.results.training_log import DISTILL
 from layerlens.train.internal_readings import INTERNAL, asks_internal, internal_readings
 from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states
 
 KEPT = "token_mask/kept"
 """In the trainer's log: the share of tokens that the mask keeps."""
-DISTILL = "distill/js_layer_"
-"""In front of a layer's number, in the trainer's log: mean JS from the layer's policy to the final policy, bits."""
 
 
 class SignalTrainer(GRPOTrainer):  # type: ignore[misc]

@@ -26,7 +26,7 @@ from layerlens.plots.kit.steps import (
     window_of,
 )
 from layerlens.plots.kit.style import line_style
-from layerlens.results.training_log import CHANGE, TrainingLog
+from layerlens.results.training_log import CHANGE, DISTILL, TrainingLog
 
 LABELS = {
     "reward": "mean reward of a step's completions",
@@ -40,6 +40,7 @@ LABELS = {
     "kl/above": "mean KL to the policies above [nats]",
     "stability/answers": "pairs with the same answer [share]",
     "stability/entropy_path": "correlation of entropy paths",
+    "token_mask/kept": "tokens that count [share]",
 }
 """Axis labels; any other metric goes by its name in the log."""
 
@@ -76,7 +77,7 @@ def draw_panels(logs: list[TrainingLog], metrics: list[str], smooth: int | None,
     for place, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         for number, (log, one) in enumerate(zip(logs, series[metric], strict=True)):
             draw_series(ax, one, line_style(number), log.name, smooth, log.internal)
-        frame_steps(ax, logs, LABELS.get(metric, plain(metric)) + (", change" if change else ""))
+        frame_steps(ax, logs, _label(metric) + (", change" if change else ""))
         if change:
             ax.axhline(0, color="0.6", linewidth=0.7, zorder=0)
         if place + columns < len(metrics):
@@ -104,6 +105,11 @@ def _caption(logs: Sequence[TrainingLog], series: dict[str, list[Series]], smoot
     )
 
 
+def _label(metric: str) -> str:
+    distilled = metric.removeprefix(DISTILL)
+    return f"JS of layer {distilled} to the final policy [bits]" if distilled != metric else LABELS.get(metric, plain(metric))
+
+
 def _run_handles(logs: Sequence[TrainingLog]) -> list[Artist]:
     """A legend entry per run, with its internal phases; those of a single run have entries of their own."""
     handles: list[Artist] = []
@@ -123,8 +129,7 @@ def _drawn(log: TrainingLog, metric: str, change: bool) -> Series:
         name = ("log_perplexity" if metric == "perplexity" else metric) + CHANGE
         if name not in log.monitor.columns:
             raise SelectionError(
-                f"the training {log.name} has no change of {metric!r} with its interval: only the monitor's means have one, since the "
-                "version that keeps it"
+                f"the training {log.name} has no change of {metric!r} since its start: only means of its monitor have one, with an interval"
             )
         return column(log.monitor, name)
     series = series_of(log, metric)
