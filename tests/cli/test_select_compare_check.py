@@ -77,7 +77,7 @@ def test_select_ends_with_what_to_do_and_what_speaks_against_it(capsys: pytest.C
     assert choice.recommendation.splitlines()[0] == "recommended: train layer 15 of 16, read with norm final"
     assert len(choice.recommendation.splitlines()) == len(recommended.strip().splitlines())
     assert lines["because"].startswith("layer 15: first layer from which the KL to the final policy stays under a tenth of its start")
-    assert lines["chosen by"].startswith("settled, of boundary, settled, skill,")
+    assert lines["chosen by"].startswith("rule settled, the first of boundary, settled, skill,")
     assert "chosen by" not in ll.select_layer(run, "settled", resamples=300).recommendation
     assert lines["stability"] == "100% of resamples of the 12 samples give this layer"
     assert lines["its policy"] == "gives the text +6.4 nats a token over guessing; the final policy's is +6.6 nats"

@@ -90,7 +90,8 @@ def eval_command(
         str | None,
         typer.Option(
             help="Sample from the internal policy of this layer (1...L) instead of the final policy; or from layers together: mix:4,8,12 "
-            "(equal weights), mix:4=0.2,12=0.8, or contrast:12,4 (as DoLa).",
+            "(equal weights), mix:4=0.2,12=0.8, or contrast:LATE,EARLY, such as contrast:12,4 (DoLa with a fixed early layer: add --norm "
+            "final, under which the last layer is the model's own output).",
             rich_help_panel="Answers",
         ),
     ] = None,

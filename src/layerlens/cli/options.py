@@ -74,7 +74,7 @@ RuleOption = Annotated[
         help="boundary: end of the FFN's exploration phase (the paper's); settled: KL to the final policy stays under a tenth; skill: "
         "first with half of the final policy's skill; settling_depth: mean depth at which tokens settle; agreement: first to agree with "
         "the final policy on half of the tokens; entropy_drop: after the largest fall of entropy. [default: the first of these that names "
-        "a usable layer below the last; an answer that is only an end of the model comes last]",
+        "a usable layer below the last; one that names the first or last layers only because what it looks for never came, comes last]",
         show_default=False,
         metavar="<rule>",
     ),

@@ -24,7 +24,7 @@ def recommendation(choice: LayerChoice) -> Iterator[tuple[str, str]]:
     yield "because", choice.reason
     if choice.outcome == "layer" and choice.usable is not None and choice.settings.get("rule", choice.rule) is None:
         order = ", ".join(RULES)
-        yield "chosen by", f"{choice.rule}, of {order} the first to name a usable layer below the last that is not open"
+        yield "chosen by", f"rule {choice.rule}, the first of {order} to give a usable layer below the last, and not by construction"
     if choice.layer is not None:
         yield from _stability(choice)
     if choice.layer is not None and choice.skill is not None:

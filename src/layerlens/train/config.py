@@ -135,8 +135,10 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield "layer_lr_decay needs layer_lr_above: the layer above which it acts"
         if self.monitor_every < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             yield "monitor_every must be 0 or more, monitor_problems and monitor_repeats at least 1"
-        if self.monitor_layer is not None and (self.monitor_layer < 1 or not self.monitor_every):
-            yield f"monitor_layer={self.monitor_layer} must be a layer from 1, and needs monitor_every above 0"
+        if self.monitor_layer is not None and self.monitor_layer < 1:
+            yield f"monitor_layer must be a layer from 1, got {self.monitor_layer}"
+        if self.monitor_layer is not None and not self.monitor_every:
+            yield "monitor_layer needs monitor_every: the optimizer steps between two snapshots"
         if self.max_completion_length is None and (self.chooses_layer or self.monitor_every):
             yield "internal_layer='auto' and the monitor sample answers of a length that must be known: set max_completion_length"
         if self.deepspeed_plugin and self.chooses_layer:
