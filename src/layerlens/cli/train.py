@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,8 @@ def train(
         typer.Argument(metavar="--FIELD VALUE", help="Fields to change or to add, which win over those of the configuration file."),
     ] = None,
 ) -> None:
+    # of names that TRL itself uses, which a reader can do nothing about
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
     script, args = read_config(config, changes or [])
     run_training(script, args)
 
