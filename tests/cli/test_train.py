@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib.resources import files
@@ -17,7 +16,6 @@ from transformers import GenerationConfig, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from layerlens.cli import main
 from layerlens.cli.train import _fitting, _make_savable, _problems, make_trainer
 from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts.arithmetic import problems
@@ -26,6 +24,7 @@ from layerlens.selection import select_layer
 from layerlens.train.config_file import read_config
 from layerlens.train.fields import BuPOFields, ScriptArguments
 from layerlens.types import RULES
+from tests.support.command_line import command
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import byte_tokenizer, tiny_model, tiny_tokenizer
 
@@ -209,13 +208,6 @@ def test_a_mistaken_field_is_told_in_one_line(
     *_, last = lines = told.err.splitlines()
     assert MISTAKES[words] in last
     assert [line for line in lines if line.startswith(("layerlens: ", "Traceback", "usage"))] == [last]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["layerlens", *words])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
 
 
 def test_help_names_every_field_once_by_its_new_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
+
+import pytest
+
+from layerlens.cli import main
 
 
 class Ended(NamedTuple):
@@ -21,3 +26,11 @@ def one_line(ended: Ended, *said: str) -> None:
     assert ended.err.startswith("layerlens: ")
     assert all(text in ended.err for text in said), ended.err
     assert ended.out == ""
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of a command; what it prints is the test's own."""
+    monkeypatch.setattr(sys, "argv", ["layerlens", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
