@@ -46,19 +46,19 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
     draws = {"problems": _draws(gains.mean(0), resamples, seed), "seeds": _draws(gains.mean(1), resamples, seed)}
     counts = {"problems": gains.shape[1], "seeds": gains.shape[0]}
     columns: dict[str, Any] = {"gain": points, "contribution": contribution(points[None], points[None, -1])[0]}
-    shares_there = np.zeros(len(points), bool)
+    all_gain = True  # so that there is something to have a share of
     for over, prefix in zip(OVER, ("", "seeds_"), strict=True):
         per_unit = gains.mean(OVER.index(over))  # the mean over the other
         ends = [estimate_mean(column, level=level, resamples=resamples, seed=seed, bounds=(-1.0, 1.0)) for column in per_unit.T]
         columns |= {f"{prefix}{end}": [getattr(each, end) for each in ends] for end in ("low", "high")}
         spread = np.array([not isinstance(each, BoundEstimate) for each in ends])
-        full_is_there = spread[-1] and ends[-1].low > 0  # which NaN is not
-        shares_there |= full_is_there
+        all_gain &= bool(spread[-1] and ends[-1].low > 0)  # of problems, the first, and then of seeds; NaN is not above 0
+        if over == "problems" and not all_gain:
+            columns["contribution"] = np.full_like(points, np.nan)
         shares = contribution(draws[over], draws[over][:, -1])
         found = interval(shares, columns["contribution"], counts[over], level)
         for end, values in zip(("low", "high"), found, strict=True):
-            columns[f"contribution_{prefix}{end}"] = np.where(spread & full_is_there, values, np.nan)
-    columns["contribution"] = np.where(shares_there, columns["contribution"], np.nan)
+            columns[f"contribution_{prefix}{end}"] = np.where(spread & all_gain, values, np.nan)
     rows = pd.DataFrame(
         {"layers": [*names, ALL], "layer": [float(name) if name.isdigit() else np.nan for name in [*names, ALL]], **columns}
     )

@@ -26,7 +26,7 @@ class LayerContribution:
             (its number, NaN for a set), `gain` in accuracy over the model before training, `low` and `high` (its interval for other
             problems like these, of paired problems), `seeds_low` and `seeds_high` (for other seeds of training); `contribution` C(k), and
             its intervals `contribution_low`, `..._high`, `..._seeds_low`, `..._seeds_high`; `seeds` and `problems`. An end that does not
-            exist is NaN: of C(k), and C(k) itself, unless the interval of the full gain lies above 0; for other seeds if there is one seed.
+            exist is NaN: C(k) unless the full gain's interval for other problems lies above 0; for other seeds if there is one seed.
         full: the row of the training of all layers, without a contribution.
         draws: by "problems" and "seeds", the gain on each bootstrap draw, resamples × rows of the table.
         base: accuracy of the model before training.
