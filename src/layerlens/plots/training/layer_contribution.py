@@ -69,7 +69,7 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
     figure = new_figure(float(np.clip(4.2 + 0.09 * max(layers), 4.8, 8)), 2.9 + 1.25 * len(curves))
     axes: np.ndarray = figure.subplots(1 + len(curves), 1, sharex=True, squeeze=False, height_ratios=[1.7, *[1] * len(curves)])[:, 0]
     shares = bool(table["contribution_low"].notna().any())
-    _draw_bars(axes[0], layers, table, shares)
+    _draw_bars(axes[0], layers, table, shares, 1.0 if shares else 100 * float(found.full["gain"]))
     for number, (ax, (label, curve)) in enumerate(zip(axes[1:], curves.items(), strict=True), 1):
         assert run is not None
         draw_curve(ax, depth(run, relative=False), curve, line_style(number), "", markers=48)
@@ -103,7 +103,7 @@ def _try(make: Curve, run: Run, options: MeanOptions) -> xr.Dataset | None:
         return None
 
 
-def _draw_bars(ax: Axes, layers: np.ndarray, table: pd.DataFrame, shares: bool) -> None:
+def _draw_bars(ax: Axes, layers: np.ndarray, table: pd.DataFrame, shares: bool, whole: float) -> None:
     name = "contribution" if shares else "gain"
     prefix = "contribution_" if shares else ""
     unit = 1.0 if shares else 100.0
@@ -116,8 +116,7 @@ def _draw_bars(ax: Axes, layers: np.ndarray, table: pd.DataFrame, shares: bool) 
     ax.vlines(layers, values[f"{prefix}low"], values[f"{prefix}high"], color=style.color, linewidth=3.2, alpha=0.55, label="over problems")
     ax.plot(layers, values[name], linestyle="", marker="o", color=style.color, markersize=4)
     ax.axhline(0, color="0.4", linewidth=0.7, zorder=0)
-    if shares:
-        ax.axhline(1, color="0.4", linewidth=0.7, linestyle=(0, (4, 2)), zorder=0)
+    ax.axhline(whole, color="0.4", linewidth=0.7, linestyle=(0, (4, 2)), zorder=0, label="all layers together")
     ax.set_ylabel("contribution C(k)" if shares else "gain in accuracy [points]")
     open_frame(ax)
 
