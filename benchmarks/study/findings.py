@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ Result = dict[str, Any]
 other problems (`low`, `high`), that for other seeds (`seeds_low`, `seeds_high`), or both, `unit`, and what it was found from."""
 
 
+@cache  # the questions share most of them
 def evaluation(out: Path, model: str, name: str) -> Evaluation:
     """The evaluation that a step left."""
     [folder] = [file.parent for file in (out / model / "evals" / name).glob("*/eval.json")] or [None]

@@ -53,6 +53,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
         ({"monitor_layer": 0, "monitor_every": 1}, "monitor_layer must be a layer from 1, got 0"),
         ({"internal_schedule": "1:2,3:2", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"train_layers": "3", "layer_lr_factors": "3-4:0.1"}, "layer_lr_factors names layer 4, which train_layers=3 freezes"),
+        (
+            {"train_layers": "1-3", "layer_lr_factors": "1-99999999999:0.1"},
+            "layer_lr_factors names layer 4, which train_layers=1-3 freezes",
+        ),
         ({"train_layers": "3", "layer_lr_decay": 0.1, "layer_lr_above": 2}, "layer_lr_decay is a factor of layers that train_layers may"),
         ({"internal_layer": "none", "layer_lr_decay": 0.1}, "needs layer_lr_above"),
         ({"internal_layer": "auto", "internal_rollouts": 0, "layer_lr_decay": 0.1}, "needs layer_lr_above"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -13,12 +13,12 @@ from trl.trainer.utils import get_config_model_id
 from layerlens.errors import TrainingError
 from layerlens.selection import LayerChoice
 from layerlens.train.choice_file import read_choice
-from layerlens.train.fields import BuPOFields
+from layerlens.train.fields import DEFAULTS, BuPOFields
 from layerlens.train.grpo_options import refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
-from layerlens.train.signal_options import asked_layers, signal_contradictions
+from layerlens.train.signal_options import OF_DISTILLATION, OF_TOKEN_MASK, asked_layers, signal_contradictions
 from layerlens.train.trained_weights import ALL, layers_text, parse_layers
 from layerlens.types import FORWARD_NORMS, RULES
 
@@ -47,7 +47,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         if not isinstance(args, GRPOConfig):
             raise TrainingError(f"BuPOTrainer needs a BuPOConfig or TRL's GRPOConfig as args, got {type(args).__name__}")
         adopted = cls.__new__(cls)  # not built again: a configuration that is built twice refuses what it has derived itself
-        adopted.__dict__ |= {each.name: each.default for each in fields(BuPOFields)} | {"layer_choice": None} | vars(args)
+        adopted.__dict__ |= DEFAULTS | {"layer_choice": None} | vars(args)
         return adopted
 
     def __post_init__(self) -> None:
@@ -72,15 +72,10 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
 
     def _take_away_signals(self) -> None:
         """What `none` for distillation or token masks means: that nothing of a file's is left."""
-        if self.internal_loss == "none":
-            self._reset("internal_loss", "distill_layers", "distill_lambda", "distill_weights")
-        if self.token_signal == "none":
-            self._reset("token_signal", "token_layer", "token_quantile")
-
-    def _reset(self, *names: str) -> None:
-        defaults = {each.name: each.default for each in fields(BuPOFields)}
-        for name in names:
-            setattr(self, name, defaults[name])
+        for switch, settings in (("internal_loss", OF_DISTILLATION), ("token_signal", OF_TOKEN_MASK)):
+            if getattr(self, switch) == "none":
+                for name in (switch, *settings):
+                    setattr(self, name, DEFAULTS[name])
 
     def _contradictions(self) -> Iterator[str]:
         """Yields what is wrong with these settings, one message after the other."""
@@ -117,15 +112,11 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
         if self.layer_lr_factors and self.layer_lr_decay is not None:
             yield "give either layer_lr_factors or layer_lr_decay"
         named = parse_factors(self.layer_lr_factors) if self.layer_lr_factors else []  # which refuses what are no factors
-        still = [
-            layer
-            for first, last, _ in named
-            for layer in range(first, last + 1)
-            if self.trained_layers and layer not in self.trained_layers
-        ]
-        if still:
-            yield f"layer_lr_factors names layer {still[0]}, which train_layers={self.train_layers} freezes: name trained layers alone"
-        if self.trained_layers and self.layer_lr_decay is not None:
+        trained = self.trained_layers or ()
+        for first, last, _ in named if trained else ():
+            if frozen := next((layer for layer in range(first, last + 1) if layer not in trained), None):
+                yield f"layer_lr_factors names layer {frozen}, which train_layers={self.train_layers} freezes: name trained layers alone"
+        if trained and self.layer_lr_decay is not None:
             yield "layer_lr_decay is a factor of layers that train_layers may freeze: give layer_lr_factors of the trained ones"
         if self.layer_lr_decay is not None and self.layer_lr_decay < 0:
             yield f"layer_lr_decay must be 0 or more, got {self.layer_lr_decay:g}"

@@ -123,6 +123,10 @@ class BuPOFields:
     monitor_repeats: int = _field(4, "Fresh answers to each of the monitor's problems, for response length and stability of the answers.")
 
 
+DEFAULTS = {each.name: each.default for each in fields(BuPOFields)}
+"""What `BuPOConfig` has where nothing is given, by field."""
+
+
 def describe_fields(cls: type) -> Iterator[tuple[str, str]]:
     """Yields the name and the help of each field of one of these classes, with the default unless the help says it."""
     for each in fields(cls):

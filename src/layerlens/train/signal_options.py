@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
-from layerlens.train.fields import BuPOFields
+from layerlens.train.fields import DEFAULTS
 from layerlens.train.grpo_options import compiles
 from layerlens.train.schedule import WHOLE_RUN
 from layerlens.train.trained_weights import layers_text, parse_layers
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
 
 DISTILL_WEIGHTS = ("one", "positive", "absolute")
+OF_DISTILLATION = ("distill_layers", "distill_lambda", "distill_weights")
+"""Fields without effect unless `internal_loss` is distill."""
+OF_TOKEN_MASK = ("token_layer", "token_quantile")
+"""Fields without effect unless there is a `token_signal`."""
 TOKEN_SIGNALS = ("entropy", "kl_to_final", "settling_depth")
 
 
@@ -37,7 +40,7 @@ def signal_contradictions(args: BuPOConfig) -> Iterator[str]:
     distils = args.internal_loss == "distill"
     if distils and not asked_layers(args):
         yield "internal_loss=distill needs distill_layers, such as 7 or 4,8"
-    yield from _without_switch(args, distils, "internal_loss=distill", ("distill_layers", "distill_lambda", "distill_weights"))
+    yield from _without_switch(args, distils, "internal_loss=distill", OF_DISTILLATION)
     if args.distill_weights not in DISTILL_WEIGHTS:
         yield f"distill_weights is one of {', '.join(DISTILL_WEIGHTS)}, got {args.distill_weights!r}"
     if args.distill_lambda < 0:
@@ -48,9 +51,7 @@ def signal_contradictions(args: BuPOConfig) -> Iterator[str]:
         yield f"freeze_layers={args.freeze_layers} leaves nothing but norm and unembedding to distill into layer {asked_layers(args)[0]}"
     if args.token_signal not in (None, *TOKEN_SIGNALS):
         yield f"token_signal is one of {', '.join(TOKEN_SIGNALS)}, or none; got {args.token_signal!r}"
-    yield from _without_switch(
-        args, args.token_signal is not None, f"token_signal: {', '.join(TOKEN_SIGNALS)}", ("token_layer", "token_quantile")
-    )
+    yield from _without_switch(args, args.token_signal is not None, f"token_signal: {', '.join(TOKEN_SIGNALS)}", OF_TOKEN_MASK)
     if args.token_signal == "settling_depth" and args.token_layer is not None:
         yield "settling_depth is of all layers together: leave token_layer out"
     if args.token_signal in ("entropy", "kl_to_final") and (args.token_layer or 0) < 1:
@@ -65,9 +66,8 @@ def signal_contradictions(args: BuPOConfig) -> Iterator[str]:
 
 def _without_switch(args: BuPOConfig, on: bool, switch: str, names: Sequence[str]) -> Iterator[str]:
     """Yields that a setting would be without effect, if it was given and what it belongs to was not."""
-    defaults = {each.name: each.default for each in fields(BuPOFields)}
     if not on:
-        yield from (f"{name} needs {switch}" for name in names if getattr(args, name) != defaults[name])
+        yield from (f"{name} needs {switch}" for name in names if getattr(args, name) != DEFAULTS[name])
 
 
 def _impossible(args: BuPOConfig, what: str) -> Iterator[str]:

@@ -109,12 +109,11 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
-        if self.args.token_signal is not None and self._states is not None:
-            entropies = self._token_signal(self._states, entropies, mask)
-        kept: Tensor = super().get_high_entropy_mask(entropies, mask, threshold)
-        if self.args.token_signal is not None and self._states is not None:
-            sums = self.accelerator.reduce(torch.stack([kept.sum().float(), mask.sum().float()]), reduction="sum")
-            self._metrics["train" if self.model.training else "eval"][KEPT].append(float(sums[0] / sums[1]))
+        if self.args.token_signal is None or self._states is None:
+            return super().get_high_entropy_mask(entropies, mask, threshold)  # type: ignore[no-any-return]
+        kept: Tensor = super().get_high_entropy_mask(self._token_signal(self._states, entropies, mask), mask, threshold)
+        sums = self.accelerator.reduce(torch.stack([kept.sum().float(), mask.sum().float()]), reduction="sum")
+        self._metrics["train" if self.model.training else "eval"][KEPT].append(float(sums[0] / sums[1]))
         return kept
 
     def _token_signal(self, states: States, entropies: Tensor, mask: Tensor) -> Tensor:
