@@ -70,11 +70,12 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
     axes: np.ndarray = figure.subplots(1 + len(curves), 1, sharex=True, squeeze=False, height_ratios=[1.7, *[1] * len(curves)])[:, 0]
     shares = bool(table["contribution_low"].notna().any())
     _draw_bars(axes[0], layers, table, shares, 1.0 if shares else 100 * float(found.full["gain"]))
+    correlated = False
     for number, (ax, (label, curve)) in enumerate(zip(axes[1:], curves.items(), strict=True), 1):
         assert run is not None
         draw_curve(ax, depth(run, relative=False), curve, line_style(number), "", markers=48)
         ax.set_ylabel(label)
-        _tell_correlation(ax, found, dict(zip(run.layers, curve["mean"].values.tolist(), strict=True)))
+        correlated |= _tell_correlation(ax, found, dict(zip(run.layers, curve["mean"].values.tolist(), strict=True)))
         open_frame(ax)
     run_layout(axes[0])
     last = max(layers) if run is None else run.n_layers
@@ -88,7 +89,7 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
         f"{found.full['problems']} problems, {found.full['seeds']} seed(s)",
         f"bars: {100 * found.level:g}% bootstrap interval over problems, paired; thin: over seeds",
         "ρ: Spearman's with the gains, and its interval over problems; p: share of orders of the layers with as large a ρ"
-        if curves
+        if correlated
         else "",
         "" if run is None else "below: " + describe_runs(run, curves[next(iter(curves))].attrs if curves else ()),
     )
@@ -121,14 +122,16 @@ def _draw_bars(ax: Axes, layers: np.ndarray, table: pd.DataFrame, shares: bool, 
     open_frame(ax)
 
 
-def _tell_correlation(ax: Axes, found: LayerContribution, values: Mapping[int, float]) -> None:
+def _tell_correlation(ax: Axes, found: LayerContribution, values: Mapping[int, float]) -> bool:
+    """Whether there is a correlation to tell."""
     try:
         rho, low, high = found.rank_correlation(values)
     except SelectionError:  # too few layers
-        return
+        return False
     if np.isnan(rho):
-        return
+        return False
     ends = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
     ends += f", p {found.chance(values):.2g}"
     place: dict[str, Any] = {"xytext": (-2, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
     ax.annotate(f"ρ = {rho:.2f}{ends}", (1, 1), xycoords="axes fraction", **place)
+    return True
