@@ -14,21 +14,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.findings import plain
-from benchmarks.study.page import FIGURES, QUESTIONS, RESULTS
+from benchmarks.study.kept import Keeper
+from benchmarks.study.page import FIGURES, QUESTIONS, RESULTS, ROOT
 from benchmarks.study.settings import SIZES, held_out
 from benchmarks.study.steps import run_chains
 
 from layerlens.errors import LayerLensError
 from layerlens.storage.files import write_text
 
+KEPT = Path(__file__).with_name("kept.jsonl").relative_to(ROOT)
+
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of models, evaluations, runs and results")
-    parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, about 8 hours; full: a GPU")
+    parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, 10 to 20 hours; full: a GPU")
     parser.add_argument("--questions", default=",".join(QUESTIONS), help=f"some of {','.join(QUESTIONS)}")
     parser.add_argument("--seeds", type=int, help="of every training, in place of the size's; twice as many in (d)")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, one thread each")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        help="leave out the trainings and evaluations of which this file keeps what results read, and add to it what others leave:\n"
+        f"{KEPT} goes on with the study of the repository",
+    )
     parser.add_argument("--commit", action="store_true", help="copy results and figures into the repository; not of a smoke run")
     given = parser.parse_args(words)
     size, asked, out = SIZES[given.size], given.questions.split(","), given.out.resolve()
@@ -40,6 +49,7 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"unknown question {', '.join(sorted(unknown))}: choose from {', '.join(QUESTIONS)}")
     if given.commit and given.size == "smoke":
         parser.error("a smoke run says that the study runs, and nothing of the models: its results are not committed")
+    keeper = None if given.kept is None else Keeper(given.kept)
     try:
         held_out(size).run(out)
         for letter in asked:
@@ -47,7 +57,10 @@ def main(words: list[str] | None = None) -> int:
             if letter in "gh" and not size.pretraining:
                 print(f"({letter}) is left out at size {given.size}", file=sys.stderr)
                 continue
-            run_chains(question.chains(size), out, given.jobs)
+            chains = question.chains(size)
+            if keeper is not None:
+                chains = keeper.restore(chains, out)
+            run_chains(chains, out, given.jobs, lambda step: None if keeper is None else keeper.add(step, out))
             found = {"question": question.TITLE, "size": given.size, "how": question.method(size), **plain(question.result(out, size))}
             write_text(out / "results" / f"{letter}.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             if given.commit:

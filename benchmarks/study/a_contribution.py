@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.study import findings
 from benchmarks.study.findings import Result, claim, difference, difference_of_best, evaluations
-from benchmarks.study.settings import ALONE, Size, base_chain, fast_grpo, grpo, training
+from benchmarks.study.settings import ALONE, Size, base_chains, fast_grpo, grpo, training
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
@@ -20,7 +20,7 @@ TITLE = "What does each layer contribute when it is trained alone?"
 def chains(size: Size) -> list[Chain]:
     found: list[Chain] = []
     for model in size.models:
-        found += [base_chain(size, model), *grpo(size, model, size.seeds), *fast_grpo(size, model, size.seeds)]
+        found += [*base_chains(size, model), *grpo(size, model, size.seeds), *fast_grpo(size, model, size.seeds)]
     for seed in range(size.seeds):  # all layers with one seed first: a study that is stopped has seeds less, not layers
         for model in size.models:
             for layer in size.layers:

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.study import findings
 from benchmarks.study.figures import INTERVALS, by_layer
 from benchmarks.study.findings import Result, claim, difference, difference_of_best, evaluations
-from benchmarks.study.settings import Size, base_chain, bupo, grpo
+from benchmarks.study.settings import Size, base_chains, bupo, grpo
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
@@ -26,7 +26,7 @@ def layers(size: Size) -> list[int]:
 def chains(size: Size) -> list[Chain]:
     found: list[Chain] = []
     for model in size.models:
-        found += [base_chain(size, model), *grpo(size, model, size.seeds)]
+        found += [*base_chains(size, model), *grpo(size, model, size.seeds)]
         for layer in layers(size):
             found += bupo(size, model, layer, size.internal, size.seeds)
     return found

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from benchmarks.study import a_contribution, b_bupo_layers
+from benchmarks.study import a_contribution, b_bupo_layers, kept
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
 from benchmarks.study.settings import Size, gradients_chain
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
-from layerlens.results import open_training
 
 TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
 GAINS = {"C(k)": a_contribution, "BuPO's gain": b_bupo_layers}
@@ -40,9 +38,9 @@ def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
     run = ll.open_run(out / model / "run-final")
     settled = run.values("settling_depth").values
     found["tokens that settle at the layer"] = {layer: float((settled == layer).mean()) for layer in run.layers}
-    monitor = open_training(out / model / "grpo-0").monitor
-    found["drift under GRPO"] = {layer: float(monitor[f"drift/layer_{layer}"].iloc[-1]) for layer in run.layers}
-    gradients = json.loads((out / model / "gradients.json").read_text())
+    last = kept.kept(out, f"{model}/grpo-0")["last"]
+    found["drift under GRPO"] = {layer: last[f"drift/layer_{layer}"] for layer in run.layers}
+    gradients = kept.kept(out, f"{model}/gradients.json")
     for name in ("cosine, norm none", "cosine, norm final", "share of the gradient"):
         label = f"gradient's {name}" if "cosine" in name else "share of GRPO's squared gradient"
         found[label] = dict(zip(run.layers, gradients[name], strict=True))

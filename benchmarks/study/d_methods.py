@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim, difference, evaluations
-from benchmarks.study.settings import DISTILLED, LAYER, Size, base_chain, bupo, grpo, trainings
+from benchmarks.study.settings import DISTILLED, LAYER, Size, base_chains, bupo, grpo, trainings
 from benchmarks.study.steps import Chain
 
 TITLE = "Which of BuPO, distillation and token masks gains more than GRPO at equal rollouts?"
@@ -20,7 +20,7 @@ OTHERS = {
 
 
 def chains(size: Size) -> list[Chain]:
-    found = [base_chain(size, MODEL), *grpo(size, MODEL, size.many_seeds), *bupo(size, MODEL, LAYER, size.internal, size.many_seeds)]
+    found = [*base_chains(size, MODEL), *grpo(size, MODEL, size.many_seeds), *bupo(size, MODEL, LAYER, size.internal, size.many_seeds)]
     for name, options in OTHERS.items():
         found += trainings(size, MODEL, name, options, size.many_seeds)
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim, difference, evaluations
-from benchmarks.study.settings import LAYER, Size, base_chain, bupo, grpo, trainings
+from benchmarks.study.settings import LAYER, Size, base_chains, bupo, grpo, trainings
 from benchmarks.study.steps import Chain
 
 TITLE = "Does the final policy collapse if the internal phase is long, and what do norm and clipping change?"
@@ -16,7 +16,7 @@ OTHERS = {"norm final": ("norm-final", "--internal_norm final"), "max_grad_norm 
 
 
 def chains(size: Size) -> list[Chain]:
-    found = [base_chain(size, MODEL), *grpo(size, MODEL, size.seeds)]
+    found = [*base_chains(size, MODEL), *grpo(size, MODEL, size.seeds)]
     for rollouts in filter(None, size.internal_grid):
         found += bupo(size, MODEL, LAYER, rollouts, size.seeds)
     phase = f"--internal_layer {LAYER} --internal_rollouts {size.internal}"

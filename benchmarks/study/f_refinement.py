@@ -5,39 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from benchmarks.study import kept
+from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim, over_seeds
-from benchmarks.study.settings import LAYER, Size, base_chain, bupo, grpo
+from benchmarks.study.settings import LAYER, Size, base_chains, bupo, grpo
 from benchmarks.study.steps import Chain
-
-import layerlens as ll
-from layerlens.results import open_training
 
 TITLE = "Does the trained layer become more like the layers above it than under GRPO?"
 MODEL = "tiny-qwen3"
+WATCHED = {"similarity/above": ("cosine to the layers above", "cosine", 2.0), "kl/above": ("KL to the layers above", "nats", 20.0)}
+"""Column of a training's monitor -> what it is called, its unit, and the most that it can change by."""
 
 
 def chains(size: Size) -> list[Chain]:
-    return [base_chain(size, MODEL), *grpo(size, MODEL, size.seeds), *bupo(size, MODEL, LAYER, size.internal, size.seeds)]
+    return [*base_chains(size, MODEL), *grpo(size, MODEL, size.seeds), *bupo(size, MODEL, LAYER, size.internal, size.seeds)]
 
 
 def method(size: Size) -> str:
-    return f"""The mean cosine of layer {LAYER}'s state to those of the layers above it on watched problems, at the end of training less at
-its start: BuPO ({size.internal} of {size.max_steps} rollouts at layer {LAYER}) against GRPO with the same seed."""
+    return f"""What changes at layer {LAYER} on watched problems from the start of training to its end: the mean cosine of its state to
+those of the layers above it, and the mean KL divergence of its policy from theirs. BuPO ({size.internal} of {size.max_steps} rollouts at
+layer {LAYER}) against GRPO with the same seed."""
 
 
 def result(out: Path, size: Size) -> Result:
-    changes = {
-        name: np.array([_change(out / MODEL / f"{name}-{seed}") for seed in range(size.seeds)])
-        for name in ("grpo", f"bupo-{LAYER}-{size.internal}")
+    trained = f"bupo-{LAYER}-{size.internal}"
+    panels: dict[str, dict[str, Result]] = {}
+    for column, (title, unit, reach) in WATCHED.items():
+        changes = {name: np.array([_change(out, f"{name}-{seed}", column) for seed in range(size.seeds)]) for name in ("grpo", trained)}
+        both = changes[trained] - changes["grpo"]
+        panels[f"change of the {title}"] = {name: over_seeds(each, reach, unit) for name, each in {**changes, "difference": both}.items()}
+    cosines, divergences = panels.values()
+    caption = f"{MODEL}, layer {LAYER}: change in {size.max_steps} steps of training. {INTERVALS}"
+    return {
+        "claims": [
+            claim(f"the mean cosine of layer {LAYER} to the layers above it rises more than under GRPO", cosines["difference"]),
+            claim(f"the mean KL of layer {LAYER} to the layers above it rises more than under GRPO", divergences["difference"]),
+        ],
+        "table": [{"method": name, **{title: found[name] for title, found in panels.items()}} for name in cosines],
+        "figures": [forest(panels, [unit for _, unit, _ in WATCHED.values()], caption, out / "figures" / "f.png")],
     }
-    control, trained = changes.values()
-    table = [{"method": name, "seed": seed, "change": value} for name, each in changes.items() for seed, value in enumerate(each)]
-    text = f"mean cosine of layer {LAYER} to the layers above it rises more by the end of training than under GRPO"
-    logs = [open_training(out / MODEL / f"{name}-0") for name in changes]
-    figure = ll.plots.save(ll.plots.training_dynamics(logs, ["similarity/above", "kl/above"]), out / "figures" / "f.png")
-    return {"claims": [claim(text, over_seeds(trained - control, 2.0, "cosine"))], "table": table, "figures": [figure.name]}
 
 
-def _change(folder: Path) -> float:
-    similarity = open_training(folder).monitor["similarity/above"]
-    return float(similarity.iloc[-1] - similarity.iloc[0])
+def _change(out: Path, name: str, column: str) -> float:
+    found = kept.kept(out, f"{MODEL}/{name}")
+    return float(found["last"][column] - found["first"][column])

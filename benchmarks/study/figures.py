@@ -20,19 +20,25 @@ INTERVALS = "Thick: 95% interval for other problems like these; thin: for other 
 
 
 @styled
-def forest(panels: Mapping[str, Mapping[str, Result]], label: str, caption: str, file: Path, scale: float = 1.0, at: float = 0.0) -> str:
-    """One row for each finding, in a panel for each group: its estimate times `scale` with both intervals, and a line at `at`."""
+def forest(panels: Mapping[str, Mapping[str, Result]], label: str | Sequence[str], caption: str, file: Path, scale: float = 1.0) -> str:
+    """One row for each finding, in a panel for each group: its estimate times `scale` with both intervals, and a line at 0.
+
+    Panels have one axis, or each its own if each has a label.
+    """
     rows = max(map(len, panels.values()))
     figure = new_figure(2.2 + 2.6 * len(panels), 1.2 + 0.24 * rows)
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=len({tuple(each) for each in panels.values()}) == 1)[0]
-    for ax, (title, found) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(
+        1, len(panels), squeeze=False, sharex=isinstance(label, str), sharey=len({tuple(each) for each in panels.values()}) == 1
+    )[0]
+    labels = [label] * len(panels) if isinstance(label, str) else label
+    for ax, (title, found), name in zip(axes, panels.items(), labels, strict=True):
         places = range(len(found), 0, -1)
         for place, each in zip(places, found.values(), strict=True):
             draw_ends(ax, place, each, scale, vertical=False)
-        ax.axvline(at, color=GREY, linewidth=0.7, linestyle=":")
-        ax.set_yticks(list(places), [plain(name) for name in found])
+        ax.axvline(0, color=GREY, linewidth=0.7, linestyle=":")
+        ax.set_yticks(list(places), [plain(each) for each in found])
         ax.set_title(plain(title))
-        ax.set_xlabel(label)
+        ax.set_xlabel(name)
     return _saved(axes, caption, file)
 
 

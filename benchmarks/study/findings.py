@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.study import kept
 
-from layerlens.errors import LayerLensError
-from layerlens.evaluate import Evaluation, avg_at_k, open_evaluation
+from layerlens.evaluate import Evaluation, avg_at_k
 from layerlens.evaluate.contribution import layer_contribution
 from layerlens.evaluate.scores import estimate_mean
 from layerlens.results.contribution import LayerContribution
@@ -25,10 +25,7 @@ other problems (`low`, `high`), that for other seeds (`seeds_low`, `seeds_high`)
 @cache  # the questions share most of them
 def evaluation(out: Path, model: str, name: str) -> Evaluation:
     """The evaluation that a step left."""
-    [folder] = [file.parent for file in (out / model / "evals" / name).glob("*/eval.json")] or [None]
-    if folder is None:
-        raise LayerLensError(f"{out}/{model}/evals/{name} holds no evaluation: run the question first")
-    return open_evaluation(folder)
+    return kept.evaluation(kept.kept(out, f"{model}/evals/{name}"))
 
 
 def evaluations(out: Path, model: str, name: str, seeds: int) -> list[Evaluation]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from benchmarks.study import kept
 from benchmarks.study.figures import lines
 from benchmarks.study.findings import Result
 from benchmarks.study.settings import BOTH, Size
 from benchmarks.study.steps import Chain, Step
-
-import layerlens as ll
 
 TITLE = "How do the entropy curves and phases form during pretraining?"
 
@@ -32,14 +31,16 @@ def _chain(size: Size, model: str, seed: int) -> Chain:
         f"--dtype float32 --max-new-tokens 256 --norm none --out {{out}}/{where}/{model}-{steps} {size.device}"
         for steps in size.pretraining
     }
-    return [Step(f"{where}/{model}", tuple(recipe.split())), *(Step(name, tuple(words.split())) for name, words in analyses.items())]
+    return [
+        Step(f"{where}/{model}", tuple(recipe.split())),
+        *(Step(name, tuple(words.split()), keep=kept.curves) for name, words in analyses.items()),
+    ]
 
 
 def curve(out: Path, model: str, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean entropy of the stream, and mean FFN ΔS, by layer."""
-    run = ll.open_run(out / f"pretraining/{seed}" / f"{model}-{steps}")
-    changes = run.mean("entropy_change")["mean"].sel(module="ffn").values
-    return run.mean("entropy")["mean"].sel(site="resid_post").values, changes
+    found = kept.kept(out, f"pretraining/{seed}/{model}-{steps}")
+    return np.array(found["entropy"]), np.array(found["ffn"])
 
 
 def method(size: Size) -> str:

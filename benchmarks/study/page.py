@@ -29,9 +29,10 @@ RESULTS, FIGURES, PAGE = ROOT / "benchmarks" / "study" / "results", ROOT / "figu
 HEAD = """# The study
 
 Does anything one can measure about a layer predict what training it will gain? Eight questions on the two bundled models, each
-answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, about eight hours; `--size full`
+answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, ten to twenty hours; `--size full`
 for a GPU), and goes on with if it is stopped. Numbers come from the files in [benchmarks/study/results](../benchmarks/study), and this
-page from `python -m benchmarks.study.page`.
+page from `python -m benchmarks.study.page`. From question (b) on, `benchmarks/study/kept.jsonl` has what each training and evaluation
+left: with `--kept` and that file, the study leaves those out and runs what is missing.
 
 A claim is **held** if its 95% intervals for other problems and for other seeds of training both lie above 0, **not held** if both lie
 below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds).

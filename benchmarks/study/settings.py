@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.study import kept
 from benchmarks.study.steps import Chain, Step
 
 HELD_OUT = 101
@@ -66,7 +67,7 @@ SIZES = {
         (0, 5, 20, -1), 256, (100, 400, 1000, 2000, 4200, 5400), 3, "--device cuda",
     ),
 }  # fmt: skip
-"""smoke: does it run; small: two cores, about eight hours; full: a GPU."""
+"""smoke: does it run; small: two cores, ten to twenty hours; full: a GPU."""
 
 
 def describe(size: Size) -> str:
@@ -85,7 +86,7 @@ def held_out(size: Size) -> Step:
     return Step("held-out", tuple(words.split()))
 
 
-def base_chain(size: Size, model: str) -> Chain:
+def base_chains(size: Size, model: str) -> list[Chain]:
     """The model before training: analysed under both norms, and evaluated."""
     analyses = [
         Step(
@@ -97,7 +98,7 @@ def base_chain(size: Size, model: str) -> Chain:
         )
         for norm in ("none", "final")
     ]
-    return [*analyses, _evaluation(size, model, model, "base")]
+    return [[step] for step in (*analyses, _evaluation(size, model, model, "base"))]
 
 
 def gradients_chain(size: Size, model: str) -> Chain:
@@ -115,7 +116,7 @@ def gradients_chain(size: Size, model: str) -> Chain:
     return [
         Step("training-problems", tuple(draw.split())),
         Step(answers, tuple(sample.split())),
-        Step(where, tuple(measure.split())),
+        Step(where, tuple(measure.split()), keep=kept.numbers),
     ]
 
 
@@ -127,7 +128,10 @@ def training(size: Size, model: str, name: str, options: str, seed: int) -> Chai
         f"{size.max_steps} --monitor_problems {min(16, size.samples)} --save_steps {max(1, size.max_steps // 3)} --save_total_limit 1 "
         f"--seed {seed} --problems_seed {seed} {options} --output_dir {{out}}/{where}"
     )
-    return [Step(where, tuple(words.split()), trains=True), _evaluation(size, model, f"{{out}}/{where}", f"{name}-{seed}")]
+    return [
+        Step(where, tuple(words.split()), trains=True, keep=kept.watched),
+        _evaluation(size, model, f"{{out}}/{where}", f"{name}-{seed}"),
+    ]
 
 
 def trainings(size: Size, model: str, name: str, options: str, seeds: int) -> list[Chain]:
@@ -156,4 +160,4 @@ def _evaluation(size: Size, model: str, folder: str, name: str) -> Step:
         f"layerlens eval {folder} --tasks {{out}}/held-out.jsonl --reward arithmetic --answers {size.answers} --dtype float32 "
         f"--max-new-tokens 256 --batch-size 128 --no-figure --out {{out}}/{model}/evals/{name} {size.device}"
     )
-    return Step(f"{model}/evals/{name}", tuple(words.split()))
+    return Step(f"{model}/evals/{name}", tuple(words.split()), keep=kept.scores)

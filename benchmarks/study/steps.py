@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from layerlens.errors import LayerLensError
 from layerlens.storage.files import write_text
@@ -21,7 +22,7 @@ from layerlens.storage.files import write_text
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 DONE = "done"
-"""Folder of a file for each step that has ended, with its command."""
+"""Folder of a file for each step that has ended, with its command and what results read of it."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Step:
         name: of the step, and of the folder that it fills.
         words: the command as it is typed; `{out}` stands for the study's folder.
         trains: whether it is a training, which goes on from its last checkpoint if it was stopped.
+        keep: from the path that the step fills to what results read of it; None if nothing but later steps or figures do.
     """
 
     name: str
     words: tuple[str, ...]
     trains: bool = False
+    keep: Callable[[Path], dict[str, Any]] | None = None
 
     def command(self, out: Path) -> list[str]:
         """The words to run: `layerlens ...`, or `python -m ...` for a recipe, with this Python."""
@@ -70,7 +73,11 @@ class Step:
             raise LayerLensError(f"{self.name} failed ({last}); see {log}, then run the same study again")
         for checkpoint in (out / self.name).glob("checkpoint-*") if self.trains else ():
             shutil.rmtree(checkpoint)
-        write_text(marker, json.dumps({"words": list(self.words)}) + "\n")
+        self.mark(out, None if self.keep is None else self.keep(out / self.name))
+
+    def mark(self, out: Path, kept: dict[str, Any] | None) -> None:
+        """Notes that the step has been run to its end, with what is kept of it."""
+        write_text(out / DONE / f"{self.name}.json", json.dumps({"words": list(self.words), "kept": kept}) + "\n")
 
 
 def _end_with_parent() -> None:
@@ -83,10 +90,11 @@ Chain = Sequence[Step]
 """Steps that need one another, in order."""
 
 
-def run_chains(chains: Iterable[Chain], out: Path, jobs: int) -> None:
+def run_chains(chains: Iterable[Chain], out: Path, jobs: int, ended: Callable[[Step], None] = lambda step: None) -> None:
     """Runs the steps of each chain in order, `jobs` chains at a time; a step in several chains is run once.
 
-    Raises LayerLensError for the first chain that failed, after the others have ended.
+    `ended` is called with each step that has been run to its end, now or before. Raises LayerLensError for the first chain that failed,
+    after the others have ended.
     """
     seen: set[str] = set()
     work = []
@@ -102,6 +110,7 @@ def run_chains(chains: Iterable[Chain], out: Path, jobs: int) -> None:
         try:
             for step in chain:
                 step.run(out)
+                ended(step)
                 print(f"done: {step.name}", file=sys.stderr, flush=True)
         except LayerLensError as error:
             return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from benchmarks.study import c_predictors, figures, page
 from benchmarks.study.__main__ import main
 from benchmarks.study.findings import claim, difference, difference_of_best, plain
 from benchmarks.study.gradients import advantages, gradients, summary
+from benchmarks.study.kept import Keeper, evaluation, kept, numbers, scores
 from benchmarks.study.page import QUESTIONS
 from benchmarks.study.problems import draw
 from benchmarks.study.settings import SIZES
@@ -19,8 +21,9 @@ from benchmarks.study.steps import Step, run_chains
 
 import layerlens as ll
 from layerlens.errors import LayerLensError
+from layerlens.evaluate import evaluate, open_evaluation
 from layerlens.train.config_file import read_config
-from tests.support.evaluations import evaluated
+from tests.support.evaluations import evaluated, some_problems
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import plain_logps
 
@@ -42,6 +45,46 @@ def test_steps_are_run_once_and_a_failed_one_again(tmp_path: Path) -> None:
     assert [(tmp_path / f"{name}.txt").read_text() for name in ("first", "second")] == ["ran\n", "ran\nran\n"]
     with pytest.raises(LayerLensError, match="was run with other settings"):
         Step("first", ("python", "-c", "pass")).run(tmp_path)
+
+
+def test_a_study_goes_on_elsewhere_from_what_was_kept(tmp_path: Path) -> None:
+    def chain(out: Path, words: str = "") -> list[Step]:
+        train, evaluate = (counting(name, out) for name in ("train", "evaluate"))
+        code = f"{evaluate.words[2]}; (f.parent / 'evaluate').write_text('[3]'); {words}"
+        return [train, replace(evaluate, words=("python", "-c", code), keep=numbers)]
+
+    here, there, file = tmp_path / "here", tmp_path / "there", tmp_path / "kept.jsonl"
+    here.mkdir(), there.mkdir()
+    keeper = Keeper(file)
+    steps = chain(here)
+    assert keeper.restore([steps], here) == [steps]
+    run_chains([steps], here, 1, lambda step: keeper.add(step, here))
+    assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == ["evaluate"]
+    assert Keeper(file).restore([steps], there) == []
+    assert kept(there, "evaluate") == [3]
+    other = chain(here, "pass")
+    assert Keeper(file).restore([other], tmp_path / "other") == [other], "by another command"
+    with pytest.raises(LayerLensError, match="train has not been run"):
+        kept(there, "train")
+
+
+def even_letters(completions: list[str], ground_truth: list[str], **columns: object) -> list[float]:
+    """1 for an answer with an even number of letters."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
+def test_kept_scores_give_the_same_results(tmp_path: Path) -> None:
+    model = ll.LensModel.wrap(tiny_model("llama"), tiny_tokenizer())
+    for seed in (0, 1):
+        generation = ll.Generation(max_new_tokens=6, seed=seed)
+        evaluate(model, some_problems(), 4, reward=even_letters, generation=generation, out=tmp_path / str(seed) / "toy", name="toy")
+    real = [open_evaluation(tmp_path / str(seed) / "toy") for seed in (0, 1)]
+    again = [evaluation(json.loads(json.dumps(scores(tmp_path / str(seed))))) for seed in (0, 1)]
+    assert 0 < again[0].correct.mean() < 1
+    assert difference(again[:1], again[1:]) == pytest.approx(difference(real[:1], real[1:]), nan_ok=True)
+    assert again[0].manifest == real[0].manifest
+    assert again[0].same_problems(again[1])
+    assert not again[0].sampled_otherwise(again[1])
 
 
 @pytest.mark.parametrize("size", SIZES)
