@@ -15,14 +15,12 @@ from pathlib import Path
 
 from benchmarks.study.findings import plain
 from benchmarks.study.kept import Keeper
-from benchmarks.study.page import FIGURES, QUESTIONS, RESULTS, ROOT
-from benchmarks.study.settings import SIZES, held_out
+from benchmarks.study.page import QUESTIONS
+from benchmarks.study.settings import FIGURES, KEPT, RESULTS, ROOT, SIZES, held_out
 from benchmarks.study.steps import run_chains
 
 from layerlens.errors import LayerLensError
 from layerlens.storage.files import write_text
-
-KEPT = Path(__file__).with_name("kept.jsonl").relative_to(ROOT)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
         "--kept",
         type=Path,
         help="leave out the trainings and evaluations of which this file keeps what results read, and add to it what others leave:\n"
-        f"{KEPT} goes on with the study of the repository",
+        f"{KEPT.relative_to(ROOT)} goes on with the study of the repository",
     )
     parser.add_argument("--commit", action="store_true", help="copy results and figures into the repository; not of a smoke run")
     given = parser.parse_args(words)

@@ -12,7 +12,6 @@ from benchmarks.study.settings import ALONE, Size, base_chains, fast_grpo, grpo,
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
-from layerlens.results.contribution import LayerContribution
 
 TITLE = "What does each layer contribute when it is trained alone?"
 
@@ -29,11 +28,6 @@ def chains(size: Size) -> list[Chain]:
     return found
 
 
-def contributions(out: Path, size: Size, model: str) -> LayerContribution:
-    """C(k) of the layers that were trained alone."""
-    return findings.contributions(out, model, size.seeds, {layer: f"layer-{layer}" for layer in size.layers})
-
-
 def method(size: Size) -> str:
     return f"""Block k alone is trained (`--train_layers k`) at a learning rate of {ALONE:g}, √12 times that of all layers: Adam moves each
 weight by about the rate in a step, so a block alone takes steps as long as those of all. C(k) is its gain in accuracy divided by that of
@@ -46,10 +40,11 @@ do."""
 def result(out: Path, size: Size) -> Result:
     claims, table, figures = [], [], []
     for model in size.models:
-        found = contributions(out, size, model)
-        base = [findings.evaluation(out, model, "base")] * size.seeds
+        before = findings.evaluation(out, model, "base")
+        base = [before] * size.seeds
         control, fast = (evaluations(out, model, name, size.seeds) for name in ("grpo", "grpo-fast"))
         alone = {layer: evaluations(out, model, f"layer-{layer}", size.seeds) for layer in size.layers}
+        found = ll.layer_contribution({"base": before, "all": control, **alone})
         gains = {**{str(layer): difference(each, base) for layer, each in alone.items()}, "all": difference(control, base)}
         shares = {row["layers"]: _share(row) for row in found.table.to_dict("records")}
         table += [{"model": model, "layers": name, "gain [points]": gain, "C(k)": shares.get(name)} for name, gain in gains.items()]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.study import findings
 from benchmarks.study.figures import INTERVALS, by_layer
 from benchmarks.study.findings import Result, claim, difference, difference_of_best, evaluations
 from benchmarks.study.settings import Size, base_chains, bupo, grpo
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
-from layerlens.results.contribution import LayerContribution
 from layerlens.types import RULES
 
 PAPERS_RULE = "boundary"
@@ -37,11 +35,6 @@ def method(size: Size) -> str:
 rule chooses from the analysis of the model before training; a layer between those that were trained stands for the nearest. A rule's
 regret is what the best layer gains over the one that it chose, and like the claim of the best layer free of luck: each quarter of seeds ×
 problems takes the layer that is best on the other seeds and other problems."""
-
-
-def contributions(out: Path, size: Size, model: str) -> LayerContribution:
-    """BuPO's gains at its layers over the model before training, with their draws."""
-    return findings.contributions(out, model, size.seeds, {layer: _name(size, layer) for layer in layers(size)})
 
 
 def result(out: Path, size: Size) -> Result:

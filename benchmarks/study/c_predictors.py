@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from benchmarks.study import a_contribution, b_bupo_layers, kept
+import numpy as np
+import pandas as pd
+from benchmarks.study import kept
 from benchmarks.study.figures import INTERVALS, forest
 from benchmarks.study.findings import Result, claim
-from benchmarks.study.settings import Size, gradients_chain
+from benchmarks.study.settings import RESULTS, Size, base_chains, gradients_chain, grpo
 from benchmarks.study.steps import Chain
 
 import layerlens as ll
+from layerlens.errors import LayerLensError
+from layerlens.metrics.intervals import LEVEL, RESAMPLES
+from layerlens.results.contribution import LayerContribution
 
 TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
-GAINS = {"C(k)": a_contribution, "BuPO's gain": b_bupo_layers}
-"""What layers are ranked by, and the question that measures it."""
-LEVEL = 0.05
+GAINS = {"C(k)": ("a", "layers", "gain [points]"), "BuPO's gain": ("b", "layer", "gain over GRPO [points]")}
+"""What layers are ranked by -> the question that has measured it, and the columns of its table."""
+CHANCE = 0.05
+QUANTILE = 1.96
+"""Of the normal distribution, at the ends of a 95% interval."""
 
 
 def chains(size: Size) -> list[Chain]:
-    gains = [chain for question in GAINS.values() for chain in question.chains(size)]
-    return [*gains, *(gradients_chain(size, model) for model in size.models)]
+    found: list[Chain] = []
+    for model in size.models:
+        found += [*base_chains(size, model), *grpo(size, model, 1), gradients_chain(size, model)]
+    return found
+
+
+def published(out: Path, size: Size, gain: str, model: str) -> LayerContribution | None:
+    """The gains that a question has found, with draws from their intervals, each layer's by itself; None if it has not been run.
+
+    Raises LayerLensError if it was run with other numbers of seeds.
+    """
+    letter, key, column = GAINS[gain]
+    files = [file for file in (out / "results" / f"{letter}.json", RESULTS / f"{letter}.json") if file.is_file()]
+    found = json.loads(files[0].read_text(encoding="utf-8")) if files else {"table": []}
+    rows = [row for row in found["table"] if row["model"] == model and str(row.get(key)).isdigit() and row.get(column)]
+    if not rows:
+        return None
+    gains = pd.DataFrame([row[column] for row in rows])
+    if set(gains["seeds"]) != {size.seeds}:
+        raise LayerLensError(
+            f"{files[0]} is of {gains['seeds'].iloc[0]} seeds, not {size.seeds}: run question ({letter}) at this size first"
+        )
+    noise = np.random.default_rng(0).standard_normal((RESAMPLES, len(rows)))
+    draws = {
+        over: gains["estimate"].to_numpy() + noise * (gains[f"{prefix}high"] - gains[f"{prefix}low"]).to_numpy() / (2 * QUANTILE)
+        for over, prefix in (("problems", ""), ("seeds", "seeds_"))
+    }
+    table = gains.rename(columns={"estimate": "gain"}).assign(layer=[int(row[key]) for row in rows])
+    counts = {name: int(gains[name].iloc[0]) for name in ("problems", "seeds")}
+    return LayerContribution(table, counts, float("nan"), model, "held-out", LEVEL, draws)
 
 
 def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
@@ -49,18 +85,21 @@ def quantities(out: Path, model: str) -> dict[str, dict[int, float]]:
 
 
 def method(size: Size) -> str:
-    return f"""Spearman's ρ of each quantity, measured before training (drift: after GRPO with seed 0), with the layers' gains. A claim here
-is decided by both intervals, which keep to these layers, and by chance: p is the share of all orders of the layers in which |ρ| is as large
-as it is, and must be under {LEVEL:g}. Quantities that rise or fall with depth are nearly one quantity: compare the row of depth itself."""
+    return f"""Spearman's ρ of each quantity, measured before training (drift: after GRPO with seed 0), with the layers' gains as (a) and
+(b) found them. Its intervals come from those of the gains, each layer drawn by itself: as layers share problems and the model before
+training, which moves all gains alike, these are wider than they need be. A claim is decided by both intervals, which keep to these layers,
+and by chance: p is the share of all orders of the layers in which |ρ| is as large as it is, and must be under {CHANCE:g}. Quantities that
+rise or fall with depth are nearly one quantity: compare the row of depth itself."""
 
 
 def result(out: Path, size: Size) -> Result:
     values = {model: quantities(out, model) for model in size.models}
     panels: dict[str, dict[str, Result]] = {}
     claims = []
-    for gain, question in GAINS.items():
+    for gain in GAINS:
         for model in size.models:
-            contribution = question.contributions(out, size, model)
+            if (contribution := published(out, size, gain, model)) is None:
+                continue
             panel = panels[f"{model}, {gain}"] = {}
             for name, each in values[model].items():
                 rho, low, high = contribution.rank_correlation(each)
@@ -70,14 +109,18 @@ def result(out: Path, size: Size) -> Result:
                     "p": contribution.chance(each), "unit": "ρ",
                 }  # fmt: skip
                 claims.append(claim(f"{model}: {name} rises with {gain}", found))
+    if not claims:
+        raise LayerLensError("(c) ranks layers by the gains of (a) and (b): run one of these first")
+    missing = [gain for gain in GAINS if not any(title.endswith(gain) for title in panels)]
     caption = f"Layers trained alone (C(k)), or by BuPO: {size.max_steps} steps. {INTERVALS}"
-    decided = [each for each in claims if each["verdict"] != "undecided" and each["p"] < LEVEL]
+    decided = [each for each in claims if each["verdict"] != "undecided" and each["p"] < CHANCE]
     return {
         "claims": decided,
         "table": [{"quantity": name, **{title: panel[name] for title, panel in panels.items()}} for name in values[size.models[0]]],
         "figures": [forest(panels, "Spearman's ρ", caption, out / "figures" / "c.png")],
         "note": f"Not held: it falls. {len(decided)} of {len(claims)} correlations are decided; if no quantity had to do with gains, "
-        f"chance would leave {LEVEL * len(claims):.0f} of them with so small a p.",
+        f"chance would leave {CHANCE * len(claims):.0f} of them with so small a p."
+        + "".join(f" {gain} is not there yet: ({GAINS[gain][0]}) has not been run." for gain in missing),
     }
 
 

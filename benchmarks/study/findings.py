@@ -13,9 +13,7 @@ import numpy as np
 from benchmarks.study import kept
 
 from layerlens.evaluate import Evaluation, avg_at_k
-from layerlens.evaluate.contribution import layer_contribution
 from layerlens.evaluate.scores import estimate_mean
-from layerlens.results.contribution import LayerContribution
 
 Result = dict[str, Any]
 """Of a question: `claims` (list of `claim`), `table` (rows by column) and `figures` (file names). Of a number: `estimate`, the interval for
@@ -31,12 +29,6 @@ def evaluation(out: Path, model: str, name: str) -> Evaluation:
 def evaluations(out: Path, model: str, name: str, seeds: int) -> list[Evaluation]:
     """Those of a training with each seed."""
     return [evaluation(out, model, f"{name}-{seed}") for seed in range(seeds)]
-
-
-def contributions(out: Path, model: str, seeds: int, trained: Mapping[int, str]) -> LayerContribution:
-    """The gain of each layer's trainings, whose names `trained` has, beside that of GRPO on all layers."""
-    layers = {layer: evaluations(out, model, name, seeds) for layer, name in trained.items()}
-    return layer_contribution({"base": evaluation(out, model, "base"), "all": evaluations(out, model, "grpo", seeds), **layers})
 
 
 def difference(after: Sequence[Evaluation], before: Sequence[Evaluation]) -> Result:

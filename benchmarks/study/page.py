@@ -16,7 +16,7 @@ from benchmarks.study import (
     g_pretraining,
     h_data_order,
 )
-from benchmarks.study.settings import SIZES, describe
+from benchmarks.study.settings import RESULTS, ROOT, SIZES, describe
 
 from layerlens.storage.files import write_text
 
@@ -24,8 +24,7 @@ QUESTIONS: dict[str, Any] = {
     "a": a_contribution, "b": b_bupo_layers, "c": c_predictors, "d": d_methods, "e": e_phase_settings, "f": f_refinement,
     "g": g_pretraining, "h": h_data_order,
 }  # fmt: skip
-ROOT = Path(__file__).parents[2]
-RESULTS, FIGURES, PAGE = ROOT / "benchmarks" / "study" / "results", ROOT / "figures" / "study", ROOT / "docs" / "study.md"
+PAGE = ROOT / "docs" / "study.md"
 HEAD = """# The study
 
 Does anything one can measure about a layer predict what training it will gain? Eight questions on the two bundled models, each

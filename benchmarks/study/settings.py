@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.study import kept
 from benchmarks.study.steps import Chain, Step
 
+ROOT = Path(__file__).parents[2]
+RESULTS, FIGURES, KEPT = (ROOT / name for name in ("benchmarks/study/results", "figures/study", "benchmarks/study/kept.jsonl"))
+"""What the repository has of the study."""
 HELD_OUT = 101
 """Seed of the held-out problems: no setting of this repository was chosen by these."""
 ALONE = 7e-4

@@ -133,22 +133,42 @@ def test_the_best_layer_is_chosen_on_other_seeds_and_problems() -> None:
     assert found["estimate"] == 0.25
 
 
-def test_layers_are_ranked_by_both_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    right = {layer: rng.binomial(1, 0.2 + 0.05 * layer, (2, 200, 8)).sum(-1) for layer in range(1, 13)}
-    every = {layer: [evaluated(list(counts), 8) for counts in seeds] for layer, seeds in right.items()}
-    base = {"base": evaluated([1] * 200, 8), "all": every[12]}
-    for question, step in (("a_contribution", 1), ("b_bupo_layers", 2)):
-        gains = ll.layer_contribution({**base, **{layer: each for layer, each in every.items() if layer % step == 0}})
-        monkeypatch.setattr(f"benchmarks.study.{question}.contributions", lambda *_, gains=gains: gains)
-    quantities = {"depth": {layer: float(layer) for layer in every}, "flat": dict.fromkeys(every, 1.0)}
+def test_layers_are_ranked_by_the_gains_that_were_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def published(letter: str, column: str, layers: range, seeds: int = 4) -> None:
+        rows = []
+        for layer in layers:
+            ends = {
+                name: 0.01 * layer + end for name, end in (("low", -0.002), ("high", 0.002), ("seeds_low", -0.05), ("seeds_high", 0.05))
+            }
+            gain = {"estimate": 0.01 * layer, **ends, "seeds": seeds, "problems": 501, "unit": "points"}
+            key = {"a": "layers", "b": "layer"}[letter]
+            rows += [{"model": model, key: str(layer) if letter == "a" else layer, column: gain} for model in SIZES["small"].models]
+        table = [*rows, {"model": "tiny-qwen3", "layers": "all", column: rows[0][column]}, {"model": "tiny-qwen3", "rule": "x", "layer": 3}]
+        (tmp_path / "results" / f"{letter}.json").write_text(json.dumps({"table": table}))
+
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(c_predictors, "RESULTS", tmp_path)
+    quantities = {"depth": {layer: float(layer) for layer in range(1, 13)}, "flat": dict.fromkeys(range(1, 13), 1.0)}
     monkeypatch.setattr(c_predictors, "quantities", lambda *_: quantities)
+    with pytest.raises(LayerLensError, match="run one of these first"):
+        c_predictors.result(tmp_path, SIZES["small"])
+    published("a", "gain [points]", range(1, 13))
+    found = c_predictors.result(tmp_path, SIZES["small"])
+    assert "BuPO's gain is not there yet: (b) has not been run" in found["note"]
+    published("b", "gain over GRPO [points]", range(1, 12, 2))
     found = c_predictors.result(tmp_path, SIZES["small"])
     assert [row["quantity"] for row in found["table"]] == ["depth", "flat"]
-    assert found["table"][0]["tiny-llama, BuPO's gain"]["estimate"] == pytest.approx(1)
+    depth = found["table"][0]["tiny-llama, BuPO's gain"]
+    assert depth["estimate"] == pytest.approx(1)
+    assert depth["low"] == pytest.approx(1), "gains of 10 points with intervals of 0.2 are never in another order"
+    assert depth["seeds_low"] < 0.95
     assert np.isnan(found["table"][1]["tiny-llama, C(k)"]["estimate"])
     assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with C(k)"}
     assert "of 8 correlations are decided" in found["note"]
+    assert "not there yet" not in found["note"]
+    published("a", "gain [points]", range(1, 13), seeds=8)
+    with pytest.raises(LayerLensError, match=r"is of 8 seeds, not 4: run question \(a\)"):
+        c_predictors.result(tmp_path, SIZES["small"])
 
 
 def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> None:
