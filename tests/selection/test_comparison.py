@@ -127,6 +127,16 @@ def test_a_rule_without_a_layer_leaves_it_empty() -> None:
     assert table["chosen_frequency"].item() == 1.0
 
 
+def test_layers_of_different_rules_are_not_to_be_compared() -> None:
+    runs = [settling(EARLY, "early"), settling(LATE, "late")]
+    (note,) = ll.compare(runs, **FEW).attrs["notes"]
+    assert "come from different rules (settled for early, skill for late)" in note
+    assert note.endswith("Ask one rule of all runs: --rule settled")
+    assert ll.compare(runs, rule="settled", **FEW).attrs["notes"] == []
+    no_layer = [make_run([-0.5] * 6, name="none"), RUNS[0]]
+    assert not any("different rules" in each for each in ll.compare(no_layer, rule="boundary", **FEW).attrs["notes"])
+
+
 def test_under_norm_final_the_shape_of_the_kl_gives_the_measures() -> None:
     runs = [settling(EARLY, "early"), settling(LATE, "late")]
     table = ll.compare(runs, **FEW)

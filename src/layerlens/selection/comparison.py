@@ -15,6 +15,7 @@ from layerlens.errors import SelectionError
 from layerlens.metrics import PhaseRule
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, difference_bounds, interval, share_existing
 from layerlens.results import Run
+from layerlens.selection.choice import LayerChoice
 from layerlens.selection.curves import Curves, read_curves
 from layerlens.selection.layer import select_layer
 from layerlens.selection.measures import BOUNDS, LAYERS, RELATIVE, SETTLING, measures
@@ -119,7 +120,20 @@ def compare_runs(
         ]
     differences = pd.DataFrame(rows_between)
     notes = [f"{name}: {choice.diagnosis}" for name, choice in zip(names, choices, strict=True) if choice.diagnosis]
+    notes += _rules_note(names, choices)
     return Comparison(table, differences, tuple(verdict(names, table, differences)), (*scale_note(table), *notes))
+
+
+def _rules_note(names: Sequence[str], choices: Sequence[LayerChoice]) -> list[str]:
+    """That recommended layers come from different rules, if they do."""
+    named = [(name, choice) for name, choice in zip(names, choices, strict=True) if choice.layer is not None]
+    if len({choice.rule for _, choice in named}) < 2:
+        return []
+    each = ", ".join(f"{choice.rule} for {name}" for name, choice in named)
+    return [
+        f"the recommended layers come from different rules ({each}), which look for different things: do not compare these "
+        f"layers. Ask one rule of all runs: --rule {named[0][1].rule}"
+    ]
 
 
 def numbered(names: Any) -> list[str]:
