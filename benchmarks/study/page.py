@@ -58,7 +58,7 @@ def _summary(found: dict[str, dict[str, Any]]) -> list[str]:
     claims = [(letter, claim) for letter, each in found.items() for claim in each["claims"]]
     lists = {
         verdict: [
-            f"- ({letter}) {claim['claim']}: {_found(claim)} {claim['unit']}\n" for letter, claim in claims if claim["verdict"] == verdict
+            f"- ({letter}) {claim['claim']}: {_in_unit(_found(claim), claim)}\n" for letter, claim in claims if claim["verdict"] == verdict
         ]
         for verdict in VERDICTS
     }
@@ -75,9 +75,13 @@ def _answer(found: dict[str, Any]) -> list[str]:
 
 
 def _claim_row(claim: dict[str, Any]) -> str:
-    estimate = f"{_number(claim['estimate'], claim['unit'])} {claim['unit']}{_chance(claim)}"
+    estimate = _in_unit(_number(claim["estimate"], claim["unit"]), claim) + _chance(claim)
     ends = " | ".join(_ends(claim, prefix) for prefix in ("", "seeds_"))
     return f"| {claim['claim']} | **{claim['verdict']}** | {estimate} | {ends} | {claim['seeds']} |\n"
+
+
+def _in_unit(text: str, found: dict[str, Any]) -> str:
+    return f"ρ {text}" if found["unit"] == "ρ" else f"{text} {found['unit']}"
 
 
 def _found(found: dict[str, Any]) -> str:
