@@ -17,6 +17,7 @@ from layerlens.plots.kit.labels import plain
 from layerlens.plots.kit.style import BLUE, GREY, VERMILLION, line_style, styled
 
 INTERVALS = "Thick: 95% interval for other problems like these; thin: for other seeds of training."
+SEEDS = "Lines: 95% interval for other seeds of training."
 
 
 @styled
@@ -37,6 +38,7 @@ def forest(panels: Mapping[str, Mapping[str, Result]], label: str | Sequence[str
             draw_ends(ax, place, each, scale, vertical=False)
         ax.axvline(0, color=GREY, linewidth=0.7, linestyle=":")
         ax.set_yticks(list(places), [plain(each) for each in found])
+        ax.set_ylim(0.4, len(found) + 0.6)
         ax.set_title(plain(title))
         ax.set_xlabel(name)
     return _saved(axes, caption, file)

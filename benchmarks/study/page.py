@@ -34,8 +34,11 @@ page from `python -m benchmarks.study.page`. From question (b) on, `benchmarks/s
 left: with `--kept` and that file, the study leaves those out and runs what is missing.
 
 A claim is **held** if its 95% intervals for other problems and for other seeds of training both lie above 0, **not held** if both lie
-below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds).
+below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds). A dash
+stands for an interval that does not exist, and the claim then rests on the other.
 """
+DIGITS = {"cosine": 4, "nats": 3}
+"""Behind the point, of units that need others than two."""
 VERDICTS = ("held", "not held", "undecided")
 
 
@@ -93,7 +96,7 @@ def _found(found: dict[str, Any]) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.{3 if unit in ('cosine', 'nats') else 2}f}"
+    return f"{100 * value:+.1f}" if unit == "points" else f"{value:+.{DIGITS.get(unit, 2)}f}"
 
 
 def _ends(found: dict[str, Any], prefix: str) -> str:
