@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def result(out: Path, size: Size) -> Result:
 def claims_of(title: str, panel: dict[str, Result]) -> list[Result]:
     """The correlations of a panel that are decided, or the strongest if none is; p is multiplied by how many there are."""
     model, gain = title.split(", ")
-    tried = {name: {**each, "p": min(1.0, each["p"] * len(panel))} for name, each in panel.items() if each["p"] == each["p"]}
+    tried = {name: {**each, "p": min(1.0, each["p"] * len(panel))} for name, each in panel.items() if not math.isnan(each["p"])}
     claims = {name: claim(f"{model}: {name} rises with {gain}", each) for name, each in tried.items()}
     decided = [each for each in claims.values() if each["verdict"] != "undecided" and each["p"] < CHANCE]
     if decided or not claims:

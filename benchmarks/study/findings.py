@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from benchmarks.study import kept
 
+from layerlens.errors import LayerLensError
 from layerlens.evaluate import Evaluation, avg_at_k
 from layerlens.evaluate.scores import estimate_mean
 
@@ -55,7 +56,10 @@ def difference_of_best(trained: Mapping[int, Sequence[Evaluation]], control: Seq
 
 
 def _gains(after: Sequence[Evaluation], before: Sequence[Evaluation]) -> np.ndarray:
-    """Seeds × problems."""
+    """Seeds × problems. Raises LayerLensError if they answered different problems, as those kept from another study may have."""
+    for a, b in zip(after, before, strict=True):
+        if not a.same_problems(b):
+            raise LayerLensError(f"{a.model} and {b.model} answered different problems: take both from one study")
     return np.array([avg_at_k(a.correct) - avg_at_k(b.correct) for a, b in zip(after, before, strict=True)])
 
 

@@ -32,9 +32,13 @@ def scores(folder: Path) -> Kept:
 
 
 def evaluation(kept: Kept) -> Evaluation:
-    """The evaluation of `scores`, without its texts; which answers to a problem are the right ones is lost, and no result asks."""
+    """The evaluation of `scores`, without its texts; which answers to a problem are the right ones is lost, and no result asks.
+
+    Problems are called by the digest of their set and a number, so that those of another set are told apart.
+    """
+    digest = kept["manifest"]["problems"]["digest"]
     problems = [
-        Problem(f"{i:04d}", "", tuple(Answer("", 0, True, float(number < right)) for number in range(kept["answers"])))
+        Problem(f"{digest}-{i:04d}", "", tuple(Answer("", 0, True, float(number < right)) for number in range(kept["answers"])))
         for i, right in enumerate(kept["right"])
     ]
     return Evaluation(tuple(problems), from_plain(EvaluationManifest, kept["manifest"]))

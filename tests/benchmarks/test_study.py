@@ -85,6 +85,10 @@ def test_kept_scores_give_the_same_results(tmp_path: Path) -> None:
     assert again[0].manifest == real[0].manifest
     assert again[0].same_problems(again[1])
     assert not again[0].sampled_otherwise(again[1])
+    kept_of_others = scores(tmp_path / "0")
+    kept_of_others["manifest"]["problems"]["digest"] = "other"
+    with pytest.raises(LayerLensError, match="answered different problems"):
+        difference([evaluation(kept_of_others)], again[1:])
 
 
 @pytest.mark.parametrize("size", SIZES)
