@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from layerlens.errors import ModelLayoutError, TrainingError
 from layerlens.results.training_log import open_training
 from layerlens.train import BuPOConfig
-from layerlens.train.grpo_options import refusals
+from layerlens.train.grpo_options import checkpoints_reentrantly, refusals
 from tests.support.tiny_models import tiny_model
 from tests.support.training import make_trainer
 
@@ -208,3 +208,9 @@ def test_reentrant_checkpointing_of_an_internal_phase_is_refused_on_several_proc
     assert list(refusals(args)) == []
     monkeypatch.setattr(BuPOConfig, "world_size", 2)
     assert [message for message in refusals(args) if "set use_reentrant to False" in message]
+
+
+def test_reentrant_checkpointing_is_seen_where_transformers_has_the_older_names_alone() -> None:
+    older = SimpleNamespace(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    assert checkpoints_reentrantly(older)
+    assert not checkpoints_reentrantly(SimpleNamespace(gradient_checkpointing=True, gradient_checkpointing_kwargs=None))

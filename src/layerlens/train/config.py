@@ -14,7 +14,7 @@ from layerlens.errors import TrainingError
 from layerlens.selection import LayerChoice
 from layerlens.train.choice_file import read_choice
 from layerlens.train.fields import DEFAULTS, BuPOFields
-from layerlens.train.grpo_options import refusals, require_values
+from layerlens.train.grpo_options import checkpoints_reentrantly, refusals, require_values
 from layerlens.train.layer_rates import parse_factors
 from layerlens.train.old_names import takes_old_names
 from layerlens.train.schedule import WHOLE_RUN, Schedule
@@ -104,9 +104,7 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield from refusals(self)
         if self.trained_layers and self.freeze_layers:
             yield "give either train_layers or freeze_layers"
-        options = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
-        checkpointing = self.activation_checkpointing or self.gradient_checkpointing
-        if checkpointing and options.get("use_reentrant") and (self.trained_layers or self.freeze_layers):
+        if checkpoints_reentrantly(self) and (self.trained_layers or self.freeze_layers):
             yield "reentrant checkpointing gives no gradient behind frozen weights: set use_reentrant to False"
         yield from signal_contradictions(self)
         if self.layer_lr_factors and self.layer_lr_decay is not None:

@@ -57,6 +57,14 @@ def compiles(args: BuPOConfig) -> bool:
     return bool(args.torch_compile) or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", "")
 
 
+def checkpoints_reentrantly(args: BuPOConfig) -> bool:
+    """Whether activations are computed again by reentrant checkpointing.
+
+    Recent versions of transformers call these options `activation_checkpointing…`, and give both names one value.
+    """
+    return bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
 def refusals(args: BuPOConfig) -> Iterator[str]:
     """Yields why an internal phase cannot be trained under these settings, one message after the other."""
     if args.use_liger_kernel:
@@ -70,7 +78,7 @@ def refusals(args: BuPOConfig) -> Iterator[str]:
         )
     if args.ddp_find_unused_parameters is False:
         yield "blocks above the layer take no part in an internal phase: leave ddp_find_unused_parameters unset, or set it to True"
-    if args.world_size > 1 and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if args.world_size > 1 and checkpoints_reentrantly(args):
         yield "reentrant checkpointing fails where weights take no part, as in an internal phase: set use_reentrant to False"
     if args.ddp_static_graph:
         yield "the graph of an internal phase is not that of GRPO: set ddp_static_graph=False, or internal_rollouts=0"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
 from layerlens.train.fields import DEFAULTS
-from layerlens.train.grpo_options import compiles
+from layerlens.train.grpo_options import checkpoints_reentrantly, compiles
 from layerlens.train.schedule import WHOLE_RUN
 from layerlens.train.trained_weights import layers_text, parse_layers
 
@@ -80,9 +80,7 @@ def _impossible(args: BuPOConfig, what: str) -> Iterator[str]:
         yield f"{what} reads states inside the forward pass, which torch_compile fixes: set torch_compile=False"
     if args.fsdp or args.deepspeed_plugin or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         yield f"{what} reads through a norm and an unembedding that FSDP and DeepSpeed spread over processes: use one process, or DDP"
-    checkpointing = args.activation_checkpointing or args.gradient_checkpointing
-    options = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
-    if checkpointing and options.get("use_reentrant"):
+    if checkpoints_reentrantly(args):
         yield f"reentrant checkpointing hides the gradients that {what} needs: set use_reentrant to False"
 
 
