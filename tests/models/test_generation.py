@@ -176,3 +176,19 @@ def test_every_token_that_is_drawn_is_counted_once(qwen: ll.LensModel) -> None:
     assert sum(new for _, new in told) == sum(len(sample.token_ids) - sample.response_start for sample in samples)
     assert [share for share, _ in told] == [step / 12 for step in range(len(told))]
     assert samples == generate_responses(qwen, PROMPTS[:3], ll.Generation(12, seed=4), [0, 1, 2]), "counting changes no response"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_attention_is_not_cudnns_while_a_response_is_sampled(qwen: ll.LensModel, before: bool) -> None:
+    """It need not give the same logits twice, so that a seed would not repeat its response."""
+    seen: list[bool] = []
+    at_start = torch.backends.cuda.cudnn_sdp_enabled()
+    hook = qwen.parts.blocks[0].register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    torch.backends.cuda.enable_cudnn_sdp(before)
+    try:
+        generate_responses(qwen, [ll.Sample([3, 4, 5], 3)], ll.Generation(2), [0])
+        assert seen == [False, False]
+        assert torch.backends.cuda.cudnn_sdp_enabled() is before
+    finally:
+        hook.remove()
+        torch.backends.cuda.enable_cudnn_sdp(at_start)

@@ -108,12 +108,18 @@ def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOK
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""
+    """Inside, the model is in evaluation mode, and torch's attention is not cuDNN's; afterwards all is as before.
+
+    cuDNN's attention, which torch prefers on Hopper, need not give the same numbers twice, and a few last bits change what is sampled.
+    """
     training = [module for module in model.modules() if module.training]
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         for module in training:  # one by one: a frozen block may be in another mode than its model
             module.training = True
 

@@ -239,7 +239,7 @@ class LensModel:
         return make_policy(self, mix, self.resolve_sites(site)[0], norm, temperature, spread, lens, several=layer is None)
 
     def evaluation_mode(self) -> AbstractContextManager[None]:
-        """Inside, the model is in evaluation mode; afterwards each of its modules is back in its former mode."""
+        """Inside, the model is in evaluation mode, and torch's attention is not cuDNN's; afterwards all is as before."""
         return evaluation_mode(self.parts.model)
 
 
