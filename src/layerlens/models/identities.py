@@ -113,7 +113,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     cuDNN's attention, which torch prefers on Hopper, need not give the same numbers twice, and a few last bits change what is sampled.
     """
     training = [module for module in model.modules() if module.training]
-    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch has no type for it
     model.eval()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
