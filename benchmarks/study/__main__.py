@@ -47,8 +47,8 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"unknown question {', '.join(sorted(unknown))}: choose from {', '.join(QUESTIONS)}")
     if given.commit and given.size == "smoke":
         parser.error("a smoke run says that the study runs, and nothing of the models: its results are not committed")
-    keeper = None if given.kept is None else Keeper(given.kept)
     try:
+        keeper = None if given.kept is None else Keeper(given.kept)
         held_out(size).run(out)
         for letter in asked:
             question = QUESTIONS[letter]

@@ -45,7 +45,7 @@ def result(out: Path, size: Size) -> Result:
         "table": [{"method": name, **{title: found[name] for title, found in panels.items()}} for name in cosines],
         "figures": [forest(panels, [unit for _, unit, _ in WATCHED.values()], caption, out / "figures" / "f.png")],
         "note": f"Before training the cosine is {start['similarity/above']:.3f} and the KL {start['kl/above']:.2f} nats (seed 0). Watched "
-        f"are {min(16, size.samples)} training problems, which the seed draws, the same for both methods.",
+        f"are {size.watched} training problems, which the seed draws, the same for both methods.",
     }
 
 

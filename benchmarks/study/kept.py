@@ -73,12 +73,17 @@ def kept(out: Path, name: str) -> Kept:
 
 
 class Keeper:
-    """One line for each step, in a file of the repository."""
+    """One line for each step, in a file of the repository. Raises LayerLensError for a line that is damaged."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._lock = file, Lock()
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self._rows = {row["name"]: row for row in map(json.loads, lines)}
+        self._rows: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
+            try:
+                row = json.loads(line)
+                self._rows[row["name"]] = {key: row[key] for key in ("name", "words", "kept")}
+            except (json.JSONDecodeError, TypeError, KeyError) as error:
+                raise LayerLensError(f"{file}, line {number} is damaged ({error}): remove the line, and its step is run again") from None
 
     def restore(self, chains: Iterable[Chain], out: Path) -> list[Chain]:
         """The chains that are left to run: without those of which all is kept, by the same commands; their results can then be read."""

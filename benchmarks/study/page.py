@@ -16,7 +16,7 @@ from benchmarks.study import (
     g_pretraining,
     h_data_order,
 )
-from benchmarks.study.settings import RESULTS, ROOT, SIZES, describe
+from benchmarks.study.settings import KEPT, RESULTS, ROOT, SIZES, describe
 
 from layerlens.storage.files import write_text
 
@@ -53,7 +53,9 @@ def page(results: Path = RESULTS) -> str:
         if letter in found:
             parts += _answer(found[letter])
         else:
-            parts.append(f"\nNot run. `python -m benchmarks.study --out study --questions {letter} --commit`\n")
+            parts.append(
+                f"\nNot run. `python -m benchmarks.study --out study --kept {KEPT.relative_to(ROOT)} --questions {letter} --commit`\n"
+            )
     return "".join(parts)
 
 

@@ -55,6 +55,11 @@ class Size:
     gradient_problems: int = 128
     device: str = ""
 
+    @property
+    def watched(self) -> int:
+        """Problems on which a training's monitor looks."""
+        return min(16, self.samples)
+
 
 BOTH, TWELVE = ("tiny-qwen3", "tiny-llama"), tuple(range(1, 13))
 SIZES = {
@@ -129,7 +134,7 @@ def training(size: Size, model: str, name: str, options: str, seed: int) -> Chai
     where = f"{model}/{name}-{seed}"
     words = (
         f"layerlens train --config tiny-qwen3-cpu --model {model} {size.rollout} --max_steps {size.max_steps} --monitor_every "
-        f"{size.max_steps} --monitor_problems {min(16, size.samples)} --save_steps {max(1, size.max_steps // 3)} --save_total_limit 1 "
+        f"{size.max_steps} --monitor_problems {size.watched} --save_steps {max(1, size.max_steps // 3)} --save_total_limit 1 "
         f"--seed {seed} --problems_seed {seed} {options} --output_dir {{out}}/{where}"
     )
     return [

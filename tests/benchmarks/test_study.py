@@ -47,6 +47,15 @@ def test_steps_are_run_once_and_a_failed_one_again(tmp_path: Path) -> None:
         Step("first", ("python", "-c", "pass")).run(tmp_path)
 
 
+@pytest.mark.parametrize("line", ['{"name": "grpo-0", "wor', "[]", '{"name": "grpo-0", "kept": {}}'])
+def test_a_damaged_line_of_what_is_kept_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept.jsonl"
+    file.write_text(f'{{"name": "base", "words": [], "kept": {{}}}}\n{line}\n')
+    assert main(["--out", str(tmp_path), "--size", "smoke", "--kept", str(file)]) == 2
+    assert f"{file}, line 2 is damaged" in capsys.readouterr().err
+    assert file.read_text().endswith(f"{line}\n")
+
+
 def test_a_study_goes_on_elsewhere_from_what_was_kept(tmp_path: Path) -> None:
     def chain(out: Path, words: str = "") -> list[Step]:
         train, evaluate = (counting(name, out) for name in ("train", "evaluate"))
