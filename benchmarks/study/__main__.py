@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.findings import plain
-from benchmarks.study.kept import Keeper
+from benchmarks.study.kept import Keeper, made_with
 from benchmarks.study.page import QUESTIONS
 from benchmarks.study.settings import FIGURES, KEPT, RESULTS, ROOT, SIZES, held_out
 from benchmarks.study.steps import run_chains
@@ -26,10 +26,13 @@ from layerlens.storage.files import write_text
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of models, evaluations, runs and results")
-    parser.add_argument("--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, 10 to 20 hours; full: a GPU")
+    parser.add_argument(
+        "--size", choices=SIZES, default="small", help="smoke: does it run; small: two cores, 10 to 20 hours; full: for a GPU"
+    )
     parser.add_argument("--questions", default=",".join(QUESTIONS), help=f"some of {','.join(QUESTIONS)}")
     parser.add_argument("--seeds", type=int, help="of every training, in place of the size's; twice as many in (d)")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, one thread each")
+    parser.add_argument("--cuda", action="store_true", help="train and evaluate on this machine's CUDA card")
     parser.add_argument(
         "--kept",
         type=Path,
@@ -58,8 +61,9 @@ def main(words: list[str] | None = None) -> int:
             chains = question.chains(size)
             if keeper is not None:
                 chains = keeper.restore(chains, out)
-            run_chains(chains, out, given.jobs, lambda step: None if keeper is None else keeper.add(step, out))
-            found = {"question": question.TITLE, "size": given.size, "how": question.method(size), **plain(question.result(out, size))}
+            run_chains(chains, out, given.jobs, lambda step: None if keeper is None else keeper.add(step, out), given.cuda)
+            about = {"question": question.TITLE, "size": given.size, "how": question.method(size)}
+            found = {**about, "torch": made_with(question.chains(size), out), **plain(question.result(out, size))}
             write_text(out / "results" / f"{letter}.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             if given.commit:
                 write_text(RESULTS / f"{letter}.json", (out / "results" / f"{letter}.json").read_text())

@@ -24,11 +24,11 @@ def _chain(size: Size, model: str, seed: int) -> Chain:
     snapshots = " ".join(f"--snapshot {steps}" for steps in size.pretraining)
     recipe = (
         f"python -m recipes.tiny_models.train --model {model} --steps {size.pretraining[-1]} {snapshots} --seed {seed} "
-        f"--no-evaluate --out {{out}}/{where} {size.device}"
+        f"--no-evaluate --out {{out}}/{where}"
     )
     analyses = {
         f"{where}/{model}-{steps}": f"layerlens analyze {{out}}/{where}/{model}/step-{steps} arithmetic --limit {size.samples} "
-        f"--dtype float32 --max-new-tokens 256 --norm none --out {{out}}/{where}/{model}-{steps} {size.device}"
+        f"--dtype float32 --max-new-tokens 256 --norm none --out {{out}}/{where}/{model}-{steps}"
         for steps in size.pretraining
     }
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +71,12 @@ def kept(out: Path, name: str) -> Kept:
     if not marker.is_file():
         raise LayerLensError(f"{name} has not been run into {out}: run the question first")
     return json.loads(marker.read_text(encoding="utf-8"))["kept"]
+
+
+def made_with(chains: Iterable[Chain], out: Path) -> dict[str, int]:
+    """The versions of torch that evaluated models, with CUDA's if it was on a card -> how many."""
+    names = dict.fromkeys(step.name for chain in chains for step in chain if step.keep is scores)
+    return dict(Counter(kept(out, name)["manifest"]["versions"]["torch"] for name in names))
 
 
 class Keeper:

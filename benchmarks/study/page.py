@@ -28,10 +28,11 @@ PAGE = ROOT / "docs" / "study.md"
 HEAD = """# The study
 
 Does anything one can measure about a layer predict what training it will gain? Eight questions on the two bundled models, each
-answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, ten to twenty hours; `--size full`
-for a GPU), and goes on with if it is stopped. Numbers come from the files in [benchmarks/study/results](../benchmarks/study), and this
-page from `python -m benchmarks.study.page`. From question (b) on, `benchmarks/study/kept.jsonl` has what each training and evaluation
-left: with `--kept` and that file, the study leaves those out and runs what is missing.
+answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, ten to twenty hours; `--cuda` on a
+GPU, where `--size full` asks for more of all), and goes on with if it is stopped. Numbers come from the files in
+[benchmarks/study/results](../benchmarks/study), and this page from `python -m benchmarks.study.page`. From question (b) on,
+`benchmarks/study/kept.jsonl` has what each training and evaluation left: with `--kept` and that file, the study leaves those out and runs
+what is missing.
 
 A claim is **held** if its 95% intervals for other problems and for other seeds of training both lie above 0, **not held** if both lie
 below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds). A dash
@@ -76,7 +77,13 @@ def _answer(found: dict[str, Any]) -> list[str]:
     claims = [_claim_row(claim) for claim in found["claims"]]
     head = ["\n| claim | | estimate | other problems | other seeds | seeds |\n|---|---|---|---|---|---|\n"] if claims else []
     note = [f"\n{found['note']}\n"] if found.get("note") else []
-    return [f"\n{how}\n", *figures, *head, *claims, "\n" + _table(found["table"]), *note]
+    torch = [f"\nEvaluated with torch {_counted(found['torch'])}.\n"] if found.get("torch") else []
+    return [f"\n{how}\n", *figures, *head, *claims, "\n" + _table(found["table"]), *note, *torch]
+
+
+def _counted(versions: dict[str, int]) -> str:
+    """One version, or each with the number of models."""
+    return next(iter(versions)) if len(versions) == 1 else ", ".join(f"{name} ({count} models)" for name, count in versions.items())
 
 
 def _claim_row(claim: dict[str, Any]) -> str:

@@ -53,7 +53,6 @@ class Size:
     pretraining: tuple[int, ...]
     pretraining_seeds: int
     gradient_problems: int = 128
-    device: str = ""
 
     @property
     def watched(self) -> int:
@@ -72,11 +71,11 @@ SIZES = {
         (100, 400, 1000), 3,
     ),
     "full": Size(
-        BOTH, TWELVE, 8, 16, 40, "--per_device_train_batch_size 128 --gradient_accumulation_steps 1 --use_cpu false", 1024, 16, 5,
-        (0, 5, 20, -1), 256, (100, 400, 1000, 2000, 4200, 5400), 3, "--device cuda",
+        BOTH, TWELVE, 8, 16, 40, "--per_device_train_batch_size 128 --gradient_accumulation_steps 1", 1024, 16, 5, (0, 5, 20, -1), 256,
+        (100, 400, 1000, 2000, 4200, 5400), 3,
     ),
 }  # fmt: skip
-"""smoke: does it run; small: two cores, ten to twenty hours; full: a GPU."""
+"""smoke: does it run; small: two cores, ten to twenty hours; full: for a GPU."""
 
 
 def describe(size: Size) -> str:
@@ -102,7 +101,7 @@ def base_chains(size: Size, model: str) -> list[Chain]:
             f"{model}/run-{norm}",
             tuple(
                 f"layerlens analyze {model} arithmetic --limit {size.samples} --dtype float32 --max-new-tokens 256 --norm {norm} "
-                f"--metrics all,js_to_final --out {{out}}/{model}/run-{norm} {size.device}".split()
+                f"--metrics all,js_to_final --out {{out}}/{model}/run-{norm}".split()
             ),
         )
         for norm in ("none", "final")
@@ -115,7 +114,7 @@ def gradients_chain(size: Size, model: str) -> Chain:
     problems, answers, where = "{out}/training-problems.jsonl", f"{model}/training-answers", f"{model}/gradients.json"
     sample = (
         f"layerlens eval {model} --tasks {problems} --reward arithmetic --answers 8 --dtype float32 --max-new-tokens 112 --batch-size 128 "
-        f"--no-figure --out {{out}}/{answers} {size.device}"
+        f"--no-figure --out {{out}}/{answers}"
     )
     measure = (
         f"python -m benchmarks.study.gradients {model} {{out}}/{answers}/training-problems --problems {problems} --out {{out}}/{where}"
@@ -167,6 +166,6 @@ def bupo(size: Size, model: str, layer: int, rollouts: int, seeds: int) -> list[
 def _evaluation(size: Size, model: str, folder: str, name: str) -> Step:
     words = (
         f"layerlens eval {folder} --tasks {{out}}/held-out.jsonl --reward arithmetic --answers {size.answers} --dtype float32 "
-        f"--max-new-tokens 256 --batch-size 128 --no-figure --out {{out}}/{model}/evals/{name} {size.device}"
+        f"--max-new-tokens 256 --batch-size 128 --no-figure --out {{out}}/{model}/evals/{name}"
     )
     return Step(f"{model}/evals/{name}", tuple(words.split()), keep=kept.scores)

@@ -21,6 +21,13 @@ from layerlens.storage.files import write_text
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+ON_A_CARD = {
+    "layerlens train": ("--use_cpu", "false"),
+    "layerlens analyze": ("--device", "cuda"),
+    "layerlens eval": ("--device", "cuda"),
+    "python -m recipes.tiny_models.train": ("--device", "cuda"),
+}
+"""How a command begins -> what has it use a CUDA card. A step is the same step wherever it runs."""
 DONE = "done"
 """Folder of a file for each step that has ended, with its command and what results read of it."""
 
@@ -41,20 +48,22 @@ class Step:
     trains: bool = False
     keep: Callable[[Path], dict[str, Any]] | None = None
 
-    def command(self, out: Path) -> list[str]:
+    def command(self, out: Path, cuda: bool = False) -> list[str]:
         """The words to run: `layerlens ...`, or `python -m ...` for a recipe, with this Python."""
         words = [word.format(out=out) for word in self.words]
+        if cuda:
+            words += next((more for start, more in ON_A_CARD.items() if " ".join(words).startswith(f"{start} ")), ())
         start = ["-m", "layerlens"] if words[0] == "layerlens" else words[1:3]
         return [sys.executable, *start, *words[1 if words[0] == "layerlens" else 3 :]]
 
-    def run(self, out: Path) -> None:
+    def run(self, out: Path, cuda: bool = False) -> None:
         """Runs the command unless it has been run to its end. Raises LayerLensError if it fails, or was another command before."""
         marker = out / DONE / f"{self.name}.json"
         if marker.is_file():
             if json.loads(marker.read_text())["words"] != list(self.words):
                 raise LayerLensError(f"{marker}: {self.name} was run with other settings: take a new --out, or remove this file")
             return
-        command = self.command(out)
+        command = self.command(out, cuda)
         if self.trains:
             folder = out / self.name
             if any(folder.glob("checkpoint-*")):
@@ -90,8 +99,10 @@ Chain = Sequence[Step]
 """Steps that need one another, in order."""
 
 
-def run_chains(chains: Iterable[Chain], out: Path, jobs: int, ended: Callable[[Step], None] = lambda step: None) -> None:
-    """Runs the steps of each chain in order, `jobs` chains at a time; a step in several chains is run once.
+def run_chains(
+    chains: Iterable[Chain], out: Path, jobs: int, ended: Callable[[Step], None] = lambda step: None, cuda: bool = False
+) -> None:
+    """Runs the steps of each chain in order, `jobs` chains at a time, on a CUDA card if asked; a step in several chains is run once.
 
     `ended` is called with each step that has been run to its end, now or before. Raises LayerLensError for the first chain that failed,
     after the others have ended.
@@ -109,7 +120,7 @@ def run_chains(chains: Iterable[Chain], out: Path, jobs: int, ended: Callable[[S
     def run(chain: Chain) -> LayerLensError | None:
         try:
             for step in chain:
-                step.run(out)
+                step.run(out, cuda)
                 ended(step)
                 print(f"done: {step.name}", file=sys.stderr, flush=True)
         except LayerLensError as error:

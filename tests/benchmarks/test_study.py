@@ -47,6 +47,16 @@ def test_steps_are_run_once_and_a_failed_one_again(tmp_path: Path) -> None:
         Step("first", ("python", "-c", "pass")).run(tmp_path)
 
 
+def test_a_card_is_no_other_step(tmp_path: Path) -> None:
+    """What was trained on a CPU is not trained again for a card, and each command that can use one is told to."""
+    steps = {step.name: step for question in QUESTIONS.values() for chain in question.chains(SIZES["small"]) for step in chain}
+    for step in steps.values():
+        words, on_card = step.command(tmp_path), step.command(tmp_path, cuda=True)
+        more = on_card[len(words) :]
+        assert on_card[: len(words)] == words
+        assert more == (["--use_cpu", "false"] if step.trains else [] if words[2].startswith("benchmarks.") else ["--device", "cuda"])
+
+
 @pytest.mark.parametrize("line", ['{"name": "grpo-0", "wor', "[]", '{"name": "grpo-0", "kept": {}}'])
 def test_a_damaged_line_of_what_is_kept_is_named(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "kept.jsonl"
