@@ -110,7 +110,7 @@ def check_identities(parts: DecoderParts, seed: int = 0, tokens: int = PROBE_TOK
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode, and torch's attention is not cuDNN's; afterwards all is as before.
 
-    cuDNN's attention, which torch prefers on Hopper, need not give the same numbers twice, and a few last bits change what is sampled.
+    torch prefers cuDNN's attention on Hopper. It need not give the same numbers twice, and a few last bits change what is sampled.
     """
     training = [module for module in model.modules() if module.training]
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]  # torch has no type for it
