@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import layerlens as ll
 from layerlens.errors import ModelLoadError
+from layerlens.models.gguf import gguf_loading
 from layerlens.plots.kit.caption import describe_runs
 from tests.support.architectures import perturb
 
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "xy"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -51,7 +54,7 @@ def write_gguf(file: Path, model: torch.nn.Module, architecture: str = "qwen2") 
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "x y"])  # earlier versions of transformers misread a list of one
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
@@ -106,3 +109,9 @@ def test_gguf_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("layerlens.models.gguf.find_spec", lambda name: None)
     with pytest.raises(ModelLoadError, match=r"pip install 'layerlens-policy\[gguf\]'"):
         ll.load(whole)
+
+
+def test_a_transformers_without_gguf_settings_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    with pytest.raises(ModelLoadError, match=r"needs a newer transformers: pip install -U 'layerlens-policy\[gguf\]'$"):
+        gguf_loading()

@@ -43,6 +43,13 @@ def test_another_trl_is_refused_when_the_trainer_is_asked_for(version: str | Non
         assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("version", ["4.57.6", "5.4.0", "5.16.1"])
+def test_transformers_too_old_for_training_is_refused_by_its_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"trl": "1.16.0", "transformers": version}.__getitem__)
+    with pytest.raises(TrainingError, match=rf"transformers 5\.17 or newer; installed is {version}: pip install 'transformers>=5\.17'"):
+        require_trl_contract()
+
+
 def test_a_trl_with_another_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, batch: None)
     with pytest.raises(TrainingError, match=r"GRPOTrainer\._compute_loss lacks inputs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from layerlens.errors import ModelLoadError
 
@@ -28,6 +29,15 @@ def find_gguf(name: str | Path) -> Path | None:
     if len(files) > 1:
         raise ModelLoadError(f"{name} holds {len(files)} GGUF files: name one of them, e.g. {files[0]}")
     return _readable(files[0]) if files else None
+
+
+def gguf_loading() -> dict[str, Any]:
+    """The arguments with which transformers dequantises a GGUF file. Raises ModelLoadError if transformers is too old to."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        raise ModelLoadError("reading GGUF files needs a newer transformers: pip install -U 'layerlens-policy[gguf]'") from None
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def gguf_quantisation(file: Path) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 from layerlens.errors import ModelLayoutError, ModelLoadError, one_line
 from layerlens.models.adapters import adapter_tokenizer, base_model, holds_adapters, with_adapters
-from layerlens.models.gguf import find_gguf, gguf_quantisation
+from layerlens.models.gguf import find_gguf, gguf_loading, gguf_quantisation
 from layerlens.models.layout import require_readable, text_config
 from layerlens.models.quantised import describe, describe_quantisation, finish_loading, prepare_loading, quantisation_config
 from layerlens.models.tokenizer import read_tokenizer
@@ -56,7 +56,7 @@ def load_pretrained(
             number), they hold another model than their configuration says, or a library that reads them is missing.
         ModelLayoutError: the architecture cannot be read; raised before any weight is read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
@@ -88,11 +88,7 @@ def load_pretrained(
             config = AutoConfig.from_pretrained(folder, **common)
             require_readable(config)
             _require_one_name(config, source)
-            weights = (
-                {"quantization_config": GgufConfig(dequantize=True)}
-                if file
-                else {"use_safetensors": True, **prepare_loading(config, source, quantize)}
-            )
+            weights = gguf_loading() if file else {"use_safetensors": True, **prepare_loading(config, source, quantize)}
             stored = quantisation_config(config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -7,7 +7,7 @@ import inspect
 
 from layerlens.errors import TrainingError
 
-TRL = "1.16"
+TRL, TRANSFORMERS = "1.16", (5, 17)
 METHODS = {
     "_generate_and_score_completions": {"inputs"},
     "_get_per_token_logps_and_entropies": {"model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"},
@@ -32,7 +32,7 @@ KERNEL = (
 
 
 def require_trl_contract() -> None:
-    """Raises TrainingError if TRL is missing, or if its inner methods are not those that BuPO was written against."""
+    """Raises TrainingError if TRL is missing, transformers too old, or TRL's inner methods not those that BuPO was written against."""
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError:
@@ -41,6 +41,12 @@ def require_trl_contract() -> None:
     if not version.startswith(f"{TRL}."):
         raise TrainingError(
             f"BuPO needs TRL {TRL}, since it overrides inner methods that change between versions; installed is {version}: {remedy}"
+        )
+    transformers = importlib.metadata.version("transformers")
+    if tuple(int(part) for part in transformers.split(".")[:2]) < TRANSFORMERS:
+        least = ".".join(map(str, TRANSFORMERS))
+        raise TrainingError(
+            f"training needs transformers {least} or newer; installed is {transformers}: pip install 'transformers>={least}'"
         )
     from trl import GRPOTrainer
     from trl.generation.vllm_generation import VLLMGeneration
