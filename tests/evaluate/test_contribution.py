@@ -16,6 +16,7 @@ import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.evaluate import Evaluation
 from layerlens.metrics.contribution import contribution
+from layerlens.storage.training_folder import TrainedAs
 from tests.support.evaluations import evaluated, sampled
 
 
@@ -30,6 +31,19 @@ def seeds(*mean_rights: int, problems: int = 40, answers: int = 8) -> list[Evalu
 
 def answered_by(found: Evaluation, layer: str) -> Evaluation:
     return replace(found, manifest=replace(found.manifest, config=replace(found.manifest.config, layer=layer)))
+
+
+def trained_as(
+    found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0
+) -> list[Evaluation]:
+    """The evaluations as of models that a training made, one of each seed."""
+    return [
+        replace(
+            each,
+            manifest=replace(each.manifest, model=replace(each.manifest.model, trained=TrainedAs(layers, objective, steps, first + seed))),
+        )
+        for seed, each in enumerate(found)
+    ]
 
 
 TRAINED = {"base": seeds(2), "all": seeds(6, 6, 6), 3: seeds(4, 4, 4), "1-2": seeds(2, 2, 2), 11: seeds(6, 6, 6)}
@@ -139,3 +153,27 @@ def test_evaluations_that_do_not_fit_together_are_refused(change: dict[int | str
         ll.layer_contribution({**TRAINED, **change})
     with pytest.raises(SelectionError, match="no layer trained alone"):
         ll.layer_contribution({"base": TRAINED["base"], "all": TRAINED["all"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({3: trained_as(seeds(4, 4, 4), "4")}, "m is given as layer 3, but its training says layer 4"),
+        ({"1-2": trained_as(seeds(4, 4, 4), "all")}, "m is given as layers 1-2, but its training says all layers"),
+        ({"all": trained_as(seeds(6, 6, 6), "3")}, "m is given as all layers, but its training says layer 3"),
+        (
+            {3: trained_as(seeds(4, 4, 4), "3", "policy of layer 11 for 5 rollouts (norm none), final policy")},
+            r"m \(3\) was trained otherwise than m \(all\): objective policy of layer 11 .* final policy, not final policy;",
+        ),
+        ({3: trained_as(seeds(4, 4, 4), "3", steps=9)}, r"m \(3\) was trained otherwise than m \(all\): steps 9, not 8; .* seed by seed"),
+        ({3: trained_as(seeds(4, 4, 4), "3", first=1)}, r"m \(3\) was trained otherwise than m \(all\): seed 1, not 0"),
+    ],
+)
+def test_trainings_that_do_not_go_together_are_refused(change: dict[int | str, list[Evaluation]], message: str) -> None:
+    told = {
+        "base": TRAINED["base"], "all": trained_as(TRAINED["all"], "all"), 3: trained_as(TRAINED[3], "3"),
+        "1-2": trained_as(TRAINED["1-2"], "1-2"), 11: trained_as(TRAINED[11], "11", steps=None),
+    }  # fmt: skip
+    assert ll.layer_contribution(told).table.equals(ll.layer_contribution(TRAINED).table)
+    with pytest.raises(SelectionError, match=message):
+        ll.layer_contribution({**told, **change})

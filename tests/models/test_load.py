@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, PreTraine
 import layerlens as ll
 from layerlens.errors import ModelLayoutError, ModelLoadError
 from layerlens.storage.bundled import MODELS, bundled_model
+from layerlens.storage.training_folder import TrainedAs
 from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -136,6 +137,12 @@ def test_load_brings_the_tokenizer(saved: Path) -> None:
     lens = ll.load(saved)
     assert ll.read_prompts(["w1"], lens) == ll.read_prompts(["w1"], tiny_tokenizer())
     assert ll.load(saved, dtype=torch.bfloat16).parts.dtype == torch.bfloat16
+
+
+def test_a_trained_model_says_how_it_was_trained(saved: Path) -> None:
+    assert ll.load(saved).info().trained is None
+    (saved / "schedule.json").write_text('{"norm": "none", "phases": [], "train_layers": "2", "seed": 3}')
+    assert ll.load(saved).info().trained == TrainedAs("2", "final policy", None, 3)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

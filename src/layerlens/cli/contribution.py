@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +15,18 @@ from layerlens.errors import SelectionError
 if TYPE_CHECKING:
     from layerlens.results.contribution import LayerContribution
 
+WHAT = re.compile(r"base|all|\d+(?:[-,]\d+)*")
+"""What may be said to be trained in a folder."""
+
 
 def contribution(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="WHAT=FOLDER...",
+            metavar="[WHAT=]FOLDER...",
             help="Evaluations, as `layerlens eval --out` made them: base=FOLDER (before training), all=FOLDER (all layers trained) and "
-            "3=FOLDER (layer 3 alone, --train_layers 3). Several of one kind are its seeds, in one order.",
+            "3=FOLDER (layer 3 alone, --train_layers 3). Several of one kind are its seeds, in one order. Where `layerlens train` made the "
+            "model, FOLDER is enough: layers and seed are those of its training.",
         ),
     ],
     run: Annotated[
@@ -37,7 +42,7 @@ def contribution(
     1 is what all layers together gain; without a gain of theirs there is no C(k). In brackets: 95% intervals of paired problems, and for
     other seeds of training. All evaluations must be of the same problems, sampled alike.
 
-    Example: layerlens contribution base=evals/base all=evals/all-0 all=evals/all-1 3=evals/l3-0 3=evals/l3-1 --run runs/base
+    Example: layerlens contribution base=evals/base evals/all-0 evals/all-1 evals/l3-0 evals/l3-1 --run runs/base
     """
     import pandas as pd
 
@@ -64,14 +69,32 @@ def contribution(
 
 
 def _evaluations(given: list[str]) -> dict[int | str, Any]:
+    """The evaluations by what was trained: as the words say, or as the trainings do, and these in the order of their seeds."""
     from layerlens.evaluate import open_evaluation
 
     found: dict[int | str, Any] = {}
+    unnamed: dict[tuple[str, int], Any] = {}
     for word in given:
         what, equals, folder = word.partition("=")
-        if not equals or not folder:
-            raise SelectionError(f"say what was trained in each folder: base=FOLDER, all=FOLDER or LAYER=FOLDER; got {word!r}")
-        found.setdefault(what, []).append(open_evaluation(_evaluation_in(Path(folder).expanduser())))
+        named = equals and WHAT.fullmatch(what)
+        path = Path(folder if named else word).expanduser()
+        if not named and not path.exists():
+            raise SelectionError(f"no folder {word}: give evaluations as FOLDER, or base=FOLDER, all=FOLDER or LAYER=FOLDER")
+        evaluation = open_evaluation(_evaluation_in(path))
+        if named:
+            found.setdefault(what, []).append(evaluation)
+            continue
+        trained = evaluation.manifest.model.trained
+        if trained is None or trained.seed is None:
+            raise SelectionError(f"{word} does not say what was trained: give it as base={word}, all={word} or LAYER={word}")
+        twin = unnamed.setdefault((trained.layers, trained.seed), evaluation)
+        if twin is not evaluation:
+            raise SelectionError(
+                f"{twin.path} and {evaluation.path} are of two trainings of the same layers ({trained.layers}) with seed {trained.seed}: "
+                "leave one out"
+            )
+    for layers, seed in sorted(unnamed):
+        found.setdefault(layers, []).append(unnamed[layers, seed])
     return found
 
 

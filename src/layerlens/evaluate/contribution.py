@@ -17,6 +17,7 @@ from layerlens.metrics.contribution import contribution
 from layerlens.metrics.intervals import LEVEL, RESAMPLES, bootstrap_means, interval
 from layerlens.metrics.pass_at_k import avg_at_k
 from layerlens.results.contribution import LayerContribution
+from layerlens.storage.training_folder import TrainedAs
 
 BASE, ALL = "base", "all"
 """The keys of the model before training, and of the training of all layers."""
@@ -35,7 +36,8 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
         level, resamples, seed: of the bootstrap. Problems are drawn with the answers of all models, and seeds with all their models.
 
     Raises SelectionError if "base", "all" or every layer is missing, if the numbers of seeds differ, if the problems do or how they were
-    answered, if an evaluation is given twice, or if the model has no such layer.
+    answered, if an evaluation is given twice, or if the model has no such layer; and where evaluations say how `layerlens train` made
+    their models, if other layers were trained than is said here, or if objectives, steps or seeds differ.
     """
     listed = {str(key): [found] if isinstance(found, Evaluation) else list(found) for key, found in evaluations.items()}
     names = _checked(listed)
@@ -66,6 +68,38 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
     full = {name: value for name, value in rows.iloc[-1].items() if not str(name).startswith(("contribution", "layer"))}
     kept = {over: values[:, :-1] for over, values in draws.items()}
     return LayerContribution(rows.iloc[:-1], full, float(avg_at_k(base.correct).mean()), base.model, base.task, level, kept)
+
+
+def _numbers(layers: str) -> set[int] | str:
+    """The layers of "3" or "1-3,7"; "all" as it is."""
+    if layers == ALL:
+        return ALL
+    ends = [part.split("-") for part in layers.split(",")]
+    return {layer for each in ends for layer in range(int(each[0]), int(each[-1]) + 1)}
+
+
+def _require_trained_alike(evaluations: Mapping[str, Sequence[Evaluation]]) -> None:
+    """Raises SelectionError where evaluations say how their models were trained, and that is not what contributions compare."""
+    first: dict[int, tuple[str, TrainedAs]] = {}
+    for name, found in evaluations.items():
+        for number, each in enumerate(found):
+            trained = each.manifest.model.trained
+            if trained is None:
+                continue
+            if _numbers(trained.layers) != _numbers(name):
+                raise SelectionError(f"{each.label} is given as {_told(name)}, but its training says {_told(trained.layers)}")
+            label, other = first.setdefault(number, (f"{each.label} ({name})", trained))
+            for what in ("objective", "steps", "seed"):
+                ours, theirs = getattr(trained, what), getattr(other, what)
+                if ours != theirs and None not in (ours, theirs):
+                    raise SelectionError(
+                        f"{each.label} ({name}) was trained otherwise than {label}: {what} {ours}, not {theirs}; a contribution compares "
+                        "trainings that differ in their layers alone, seed by seed"
+                    )
+
+
+def _told(layers: str) -> str:
+    return "all layers" if layers == ALL else f"layer{'' if layers.isdigit() else 's'} {layers}"
 
 
 def _draws(gains: Float[np.ndarray, "units columns"], resamples: int, seed: int) -> Float[np.ndarray, "resamples columns"]:
@@ -106,6 +140,7 @@ def _checked(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[str]:
                     f"{each.path} is given twice, as {given[each.path]} and as {name}: name the evaluation of each training"
                 )
             given[each.path] = name
+    _require_trained_alike({name: evaluations[name] for name in [ALL, *names]})
     last = base.manifest.model.n_layers
     beyond = [name for name in names if last is not None and max(map(int, re.findall(r"\d+", name))) > last]
     if beyond:

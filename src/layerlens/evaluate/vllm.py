@@ -16,6 +16,7 @@ from layerlens.progress import OnTokens
 from layerlens.prompts.sample import Sample
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
+from layerlens.storage.training_folder import trained_as
 
 
 class VLLMEngine:
@@ -126,7 +127,7 @@ def vllm_info(name: str | Path, revision: str | None, dtype: str) -> ModelInfo:
     """The manifest's entry `model` of a model that vLLM runs."""
     folder = Path(name).expanduser()
     shown = folder.resolve().name if folder.is_dir() else str(name)
-    return ModelInfo(shown, _files_fingerprint(Path(_source(name))), dtype, revision=revision)
+    return ModelInfo(shown, _files_fingerprint(Path(_source(name))), dtype, revision=revision, trained=trained_as(name))
 
 
 def _source(name: str | Path) -> str | Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -32,6 +32,7 @@ from layerlens.models.sampling import checked_end_tokens
 from layerlens.models.transformer_lens import build_bridge, is_bridge, library_version, unwrap_bridge
 from layerlens.storage.bundled import bundled_model
 from layerlens.storage.manifest import ModelInfo
+from layerlens.storage.training_folder import TrainedAs, trained_as
 from layerlens.types import LIBRARIES, Norm, Site, resolve_layers, resolve_norm, resolve_sites
 
 
@@ -51,6 +52,8 @@ class LensModel:
     """How the weights are or were stored if not as numbers of the model's dtype: "GGUF Q4_K_M, dequantised"."""
     bridge: Any = None
     """TransformerLens' `TransformerBridge` that the model runs in, if it does: hooks on the bridge act on everything that is read."""
+    trained: TrainedAs | None = None
+    """How `layerlens train` made the model, if it was loaded from what that left."""
 
     @classmethod
     def wrap(cls, model: nn.Module | Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> LensModel:
@@ -130,6 +133,7 @@ class LensModel:
             discovered=self.discovered,
             quantisation=self.quantisation,
             library=None if self.bridge is None else library_version(),
+            trained=self.trained,
         )
 
     @property
@@ -294,7 +298,8 @@ def load(
     if backend == "transformer_lens":
         model = build_bridge(model, shown)
     lens = LensModel.wrap(model, tokenizer, name=shown, check=check)
-    return lens if lens.quantisation == quantisation else replace(lens, quantisation=quantisation)
+    vars(lens).update(quantisation=quantisation, trained=trained_as(name))  # in place: a digest that was taken stays
+    return lens
 
 
 def _display_name(name: str | Path) -> str:

@@ -16,6 +16,7 @@ from layerlens.results.folder import RunFolder
 from layerlens.results.opened import open_run
 from layerlens.results.run import Run
 from layerlens.storage.manifest import RunManifest
+from layerlens.storage.training_folder import SCHEDULE, STATE, read_schedule, read_state, signals
 
 MONITOR = "monitor"
 """Folder of the snapshots, below the training folder."""
@@ -25,10 +26,6 @@ LOW, HIGH = "/low", "/high"
 """After the name of a mean in a monitor's row: the ends of its 95% bootstrap interval over the probe problems."""
 CHANGE = "/change"
 """After the name of a mean in a monitor's row: the mean less that of the first snapshot; the ends of its interval follow it in turn."""
-STATE = "trainer_state.json"
-"""The trainer's own file, with its log."""
-SCHEDULE = "schedule.json"
-"""The file that says which layer is trained when."""
 PHASE = "bupo/internal_layer"
 """Column of the trainer's log: the layer whose internal policy was trained, or 0 for the final policy. An entry that covers several
 optimizer steps holds their mean."""
@@ -36,9 +33,6 @@ DISTILL = "distill/js_layer_"
 """In front of a layer's number, a column of the trainer's log: mean JS from the layer's policy to the final policy, bits."""
 Phase = tuple[int, int, int]
 """First optimizer step, last optimizer step, layer."""
-
-OLD_KEYS = {"rollout_steps": "rollouts", "first_step": "first_optimizer_step", "last_step": "last_optimizer_step"}
-"""From the keys of a phase in old files, which did not say which steps they count, to the keys that are written now."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +90,9 @@ class TrainingLog:
     @property
     def objective(self) -> str:
         """What is trained other than GRPO on every weight, in words; empty if nothing is, beside the phases."""
-        layers, distillation, tokens = (self.schedule.get(name) for name in ("train_layers", "distillation", "token_mask"))
-        told = [] if layers in (None, "all") else [f"layer{'' if layers.isdigit() else 's'} {layers} alone trained"]
-        if distillation:
-            told.append(f"layer {distillation['layers']} distilled (λ = {distillation['lambda']:g}, weights {distillation['weights']})")
-        if tokens:
-            at = "" if tokens["layer"] is None else f" at layer {tokens['layer']}"
-            told.append(f"tokens: the {tokens['quantile']:.0%} of largest {tokens['signal']}{at}")
-        return ", ".join(told)
+        layers = self.schedule.get("train_layers")
+        alone = [] if layers in (None, "all") else [f"layer{'' if layers.isdigit() else 's'} {layers} alone trained"]
+        return ", ".join([*alone, *signals(self.schedule)])
 
     def snapshot(self, which: int) -> Run:
         """The Run of a snapshot: 0 is the first, -1 the last. Raises SelectionError if there is no monitor."""
@@ -139,15 +128,6 @@ def open_training(path: str | Path) -> TrainingLog:
 def is_training(path: str | Path) -> bool:
     """Whether a folder is the output of a training run, rather than a Run."""
     return any((Path(path).expanduser() / name).exists() for name in (MONITOR, SCHEDULE, STATE))
-
-
-def read_schedule(file: Path) -> dict[str, Any]:
-    """`schedule.json`, with the keys of now whichever version wrote it. Raises RunError if it cannot be read or is damaged."""
-    schedule = _read_json(file)
-    phases = schedule.get("phases")
-    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
-        raise RunError(f"{file} is damaged: expected a list of phases, got {phases!r}")
-    return {**schedule, "phases": [{OLD_KEYS.get(key, key): value for key, value in phase.items()} for phase in phases]}
 
 
 def _phases_of_schedule(schedule: Mapping[str, Any], *frames: pd.DataFrame) -> list[Phase]:
@@ -188,7 +168,7 @@ def read_monitor(file: Path) -> pd.DataFrame:
 
 def _read_log(folder: Path) -> pd.DataFrame:
     """The training entries of the newest trainer state."""
-    states = {file: _read_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()}
+    states = {file: read_state(file) for file in [folder / STATE, *folder.glob(f"checkpoint-*/{STATE}")] if file.exists()}
     if not states:
         return pd.DataFrame()
     newest = max(states, key=lambda file: states[file]["global_step"])
@@ -200,25 +180,6 @@ def _read_log(folder: Path) -> pd.DataFrame:
         raise RunError(
             f"{newest} is damaged ({error or type(error).__name__}); each entry of log_history is an object with its step"
         ) from error
-
-
-def _read_state(file: Path) -> dict[str, Any]:
-    state = _read_json(file)
-    if not {"global_step", "log_history"} <= state.keys():
-        raise RunError(f"{file} is no trainer state: global_step or log_history is missing")
-    if not isinstance(state["global_step"], int):
-        raise RunError(f"{file} is damaged: expected a whole number for global_step, got {state['global_step']!r}")
-    return state
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{file} is damaged: expected an object, got {type(found).__name__}")
-    return found
 
 
 def _by_step(rows: list[dict[str, Any]]) -> pd.DataFrame:

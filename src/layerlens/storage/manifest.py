@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from layerlens.errors import RunError
 from layerlens.storage.files import write_text
 from layerlens.storage.plain import from_plain
+from layerlens.storage.training_folder import TrainedAs
 from layerlens.storage.versions import now, versions
 from layerlens.types import Keep, LensName, Norm, Rows, SimilarityRows
 
@@ -38,6 +39,7 @@ class ModelInfo:
         discovered: whether its layout was found in its own structure, rather than in the table of architectures.
         quantisation: how the weights were stored if not as they were read, in words.
         library: what ran the model if not transformers alone, with its version.
+        trained: how `layerlens train` made the model, if it did and its folder says so.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelInfo:
     discovered: bool = False
     quantisation: str | None = None
     library: str | None = None
+    trained: TrainedAs | None = None
 
 
 @dataclass(frozen=True)

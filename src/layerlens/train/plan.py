@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
-from layerlens.results.training_log import read_schedule
 from layerlens.selection import LayerChoice
 from layerlens.selection.words import nats
+from layerlens.storage.training_folder import read_schedule
 from layerlens.train.layer_rates import Factors, describe_rates
 from layerlens.train.schedule import WHOLE_RUN, Span
 from layerlens.train.signal_options import signal_contents, signal_rows

@@ -19,8 +19,8 @@ from trl.trainer.utils import RepeatSampler
 
 from layerlens.errors import LayerLensError, TrainingError, message_of
 from layerlens.storage.files import write_atomic
+from layerlens.storage.training_folder import STATE
 
-STATE = "trainer_state.json"
 TO_RESUME = ("optimizer", "scheduler", "scaler", "rng_state", "rollout_")
 """How names begin of files that a checkpoint has beside the model's and STATE."""
 ADAM = ("adamw_torch", "adamw_torch_fused")

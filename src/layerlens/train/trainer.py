@@ -26,10 +26,11 @@ from trl.trainer.utils import use_adapter
 from layerlens.errors import TrainingError
 from layerlens.models import Generation, count_blocks, read_lens, truncated_at
 from layerlens.prompts.sample import Sample
-from layerlens.results.training_log import PHASE, SCHEDULE
+from layerlens.results.training_log import PHASE
 from layerlens.rewards.boxed import last_boxed
 from layerlens.selection import LayerChoice
 from layerlens.storage.files import write_text
+from layerlens.storage.training_folder import SCHEDULE
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences

@@ -1,0 +1,110 @@
+"""What `layerlens train` leaves in a folder beside the model, read as it stands: which layers were trained, to what end, how long."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerlens.errors import RunError
+
+SCHEDULE = "schedule.json"
+"""The file that says which layer is trained when."""
+STATE = "trainer_state.json"
+"""The trainer's own file, with its log."""
+
+OLD_KEYS = {"rollout_steps": "rollouts", "first_step": "first_optimizer_step", "last_step": "last_optimizer_step"}
+"""From the keys of a phase in old files, which did not say which steps they count, to the keys that are written now."""
+
+LAYERS = re.compile(r"all|[1-9]\d*(-\d+)?(,\d+(-\d+)?)*")
+"""How `schedule.json` names the layers that are trained."""
+
+
+@dataclass(frozen=True)
+class TrainedAs:
+    """How the model in a training folder was trained.
+
+    Attributes:
+        layers: the layers whose weights alone were trained, as "3" or "1-3,7"; or "all".
+        objective: what was trained, in words; "final policy" for GRPO throughout.
+        steps: optimizer steps; None if the folder does not say.
+        seed: of the training; None if the folder does not say.
+    """
+
+    layers: str
+    objective: str
+    steps: int | None
+    seed: int | None
+
+
+def trained_as(folder: str | Path) -> TrainedAs | None:
+    """How the model in a folder was trained: in a training's output folder, or in a checkpoint of it.
+
+    None for a model that does not come from `layerlens train`, and if what that left is damaged: a model can be read without it.
+    """
+    place = Path(folder).expanduser()
+    file = next((each / SCHEDULE for each in (place, place.parent) if (each / SCHEDULE).is_file()), None)
+    if file is None or (file.parent != place and not place.name.startswith("checkpoint-")):
+        return None
+    try:
+        schedule = read_schedule(file)
+        phases = [_phase(phase, schedule) for phase in schedule["phases"]]
+        last = schedule["phases"][-1]["rollouts"] if phases else 0
+        objective = [*phases, *([] if last is None else ["final policy"]), *signals(schedule)]
+        steps = read_state(place / STATE)["global_step"] if (place / STATE).is_file() else None
+    except (RunError, KeyError, TypeError, ValueError):
+        return None
+    layers, seed = schedule.get("train_layers", "all"), schedule.get("seed")
+    if not isinstance(layers, str) or not LAYERS.fullmatch(layers) or not isinstance(seed, int | None):
+        return None
+    return TrainedAs(layers, ", ".join(objective), steps, seed)
+
+
+def _phase(phase: Mapping[str, Any], schedule: Mapping[str, Any]) -> str:
+    length = "" if phase["rollouts"] is None else f" for {phase['rollouts']:g} rollout{'' if phase['rollouts'] == 1 else 's'}"
+    lens = schedule.get("lens", "logit")
+    return f"policy of layer {phase['layer']}{length} (norm {schedule.get('norm')}{'' if lens == 'logit' else f', {lens}'})"
+
+
+def signals(schedule: Mapping[str, Any]) -> list[str]:
+    """Distillation and token mask, in words; empty if there is neither."""
+    distillation, tokens = (schedule.get(name) for name in ("distillation", "token_mask"))
+    told = []
+    if distillation:
+        told.append(f"layer {distillation['layers']} distilled (λ = {distillation['lambda']:g}, weights {distillation['weights']})")
+    if tokens:
+        at = "" if tokens["layer"] is None else f" at layer {tokens['layer']}"
+        told.append(f"tokens: the {tokens['quantile']:.0%} of largest {tokens['signal']}{at}")
+    return told
+
+
+def read_schedule(file: Path) -> dict[str, Any]:
+    """`schedule.json`, with the keys of now whichever version wrote it. Raises RunError if it cannot be read or is damaged."""
+    schedule = _read_object(file)
+    phases = schedule.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise RunError(f"{file} is damaged: expected a list of phases, got {phases!r}")
+    return {**schedule, "phases": [{OLD_KEYS.get(key, key): value for key, value in phase.items()} for phase in phases]}
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """`trainer_state.json`. Raises RunError if it cannot be read or is damaged."""
+    state = _read_object(file)
+    if not {"global_step", "log_history"} <= state.keys():
+        raise RunError(f"{file} is no trainer state: global_step or log_history is missing")
+    if not isinstance(state["global_step"], int):
+        raise RunError(f"{file} is damaged: expected a whole number for global_step, got {state['global_step']!r}")
+    return state
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file} is damaged: expected an object, got {type(found).__name__}")
+    return found
