@@ -7,15 +7,24 @@ from pathlib import Path
 import numpy as np
 from benchmarks.study import kept
 from benchmarks.study.figures import lines
-from benchmarks.study.findings import Result
+from benchmarks.study.findings import Result, claim, over_seeds
 from benchmarks.study.settings import BOTH, Size
 from benchmarks.study.steps import Chain, Step
 
+from layerlens.metrics.phases import PhaseRule, phase_spans
+
 TITLE = "How do the entropy curves and phases form during pretraining?"
+BUNDLED = "pretraining/bundled"
+MOST = 14.0
+"""Nats: no difference of two means of entropy changes is larger, with a vocabulary of 1,024."""
 
 
 def chains(size: Size) -> list[Chain]:
-    return [_chain(size, model, seed) for model in BOTH for seed in range(size.pretraining_seeds)]
+    seeds = range(size.pretraining_seeds)
+    return [
+        *([_analysis(size, model, f"{BUNDLED}/{model}")] for model in BOTH),
+        *(_chain(size, model, seed) for model in BOTH for seed in seeds),
+    ]
 
 
 def _chain(size: Size, model: str, seed: int) -> Chain:
@@ -26,44 +35,76 @@ def _chain(size: Size, model: str, seed: int) -> Chain:
         f"python -m recipes.tiny_models.train --model {model} --steps {size.pretraining[-1]} {snapshots} --seed {seed} "
         f"--no-evaluate --out {{out}}/{where}"
     )
-    analyses = {
-        f"{where}/{model}-{steps}": f"layerlens analyze {{out}}/{where}/{model}/step-{steps} arithmetic --limit {size.samples} "
-        f"--dtype float32 --max-new-tokens 256 --norm none --out {{out}}/{where}/{model}-{steps}"
-        for steps in size.pretraining
-    }
-    return [
-        Step(f"{where}/{model}", tuple(recipe.split())),
-        *(Step(name, tuple(words.split()), keep=kept.curves) for name, words in analyses.items()),
-    ]
+    analyses = [_analysis(size, f"{{out}}/{where}/{model}/step-{steps}", f"{where}/{model}-{steps}") for steps in size.pretraining]
+    return [Step(f"{where}/{model}", tuple(recipe.split())), *analyses]
 
 
-def curve(out: Path, model: str, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _analysis(size: Size, folder: str, name: str) -> Step:
+    options = f"--limit {size.samples} --dtype float32 --max-new-tokens 256 --norm none"
+    words = f"layerlens analyze {folder} arithmetic {options} --out {{out}}/{name}"
+    return Step(name, tuple(words.split()), keep=kept.curves)
+
+
+def curves(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean entropy of the stream, and mean FFN ΔS, by layer."""
-    found = kept.kept(out, f"pretraining/{seed}/{model}-{steps}")
+    found = kept.kept(out, name)
     return np.array(found["entropy"]), np.array(found["ffn"])
+
+
+def after(out: Path, model: str, steps: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both curves of the models of all seeds after so many steps, each seeds × layers."""
+    entropies, changes = zip(*(curves(out, f"pretraining/{seed}/{model}-{steps}") for seed in range(seeds)), strict=True)
+    return np.stack(entropies), np.stack(changes)
 
 
 def method(size: Size) -> str:
     return f"""Each family is pretrained with {size.pretraining_seeds} seeds (`recipes/tiny_models`), which fix weights and the order of
-the data, and analysed on {size.samples} problems after each number of steps."""
+the data, and analysed on {size.samples} problems after each number of steps, norm none. The bundled models are what the same recipe makes
+in 5,400 steps of one seed. Phases are found by the rule of `layerlens select` in the mean FFN ΔS of each model. The order of the phases is
+the mean FFN ΔS of the lower half of the layers less that of the upper half: above 0 where entropy grows first and falls later."""
 
 
 def result(out: Path, size: Size) -> Result:
-    table = []
+    claims, table = [], []
+    panels: dict[str, dict[str, list[np.ndarray]]] = {}
+    first, last = size.pretraining[0], size.pretraining[-1]
     for model in BOTH:
-        for steps in size.pretraining:
-            entropies, changes = (
-                np.array(each) for each in zip(*(curve(out, model, seed, steps) for seed in range(size.pretraining_seeds)), strict=True)
-            )
+        found = {steps: after(out, model, steps, size.pretraining_seeds) for steps in size.pretraining}
+        bundled = [each[None] for each in curves(out, f"{BUNDLED}/{model}")]
+        rows = {**{f"{steps:,} steps": both for steps, both in found.items()}, "5,400 steps (bundled)": bundled}
+        panels[model] = {name: list(entropies) for name, (entropies, _) in rows.items()}
+        for name, (entropies, changes) in rows.items():
+            spread = float(entropies.std(0, ddof=1).mean()) if len(entropies) > 1 else None
             table.append({
-                "model": model, "steps": steps, "seeds": size.pretraining_seeds,
-                "entropy by layer": entropies.mean(0).round(3).tolist(), "spread over seeds": float(entropies.std(0, ddof=1).mean()),
-                "layers with FFN ΔS above 0 in all seeds": [int(layer) for layer in np.flatnonzero((changes > 0).all(0)) + 1],
+                "model": model, "after": name, "seeds": len(entropies), "entropy by layer [nats]": entropies.mean(0).round(2).tolist(),
+                "spread over seeds [nats]": spread, "order of the phases [nats]": _order(changes).round(2).tolist(),
+                "exploration; integration; convergence": " / ".join(map(_phases, changes)),
             })  # fmt: skip
-    seeds = range(size.pretraining_seeds)
-    panels = {
-        model: {f"{steps} steps": [curve(out, model, seed, steps)[0] for seed in seeds] for steps in size.pretraining} for model in BOTH
-    }
-    caption = f"Residual stream, norm none, {size.samples} problems; a line for each of {size.pretraining_seeds} seeds of pretraining."
-    figure = lines(panels, "mean entropy [nats]", caption, out / "figures" / "g.png")
-    return {"claims": [], "table": table, "figures": [figure]}
+        entropy = {steps: entropies.mean(1) for steps, (entropies, _) in found.items()}
+        order = {steps: _order(changes) for steps, (_, changes) in found.items()}
+        claims += [
+            claim(
+                f"{model}: the mean entropy over layers is lower after {last} steps than after {first}",
+                over_seeds(entropy[first] - entropy[last], MOST, "nats"),
+            ),
+            claim(f"{model}: after {last} steps entropy grows first and falls later", over_seeds(order[last], MOST, "nats")),
+            claim(
+                f"{model}: that order is stronger after {last} steps than after {first}",
+                over_seeds(order[last] - order[first], MOST, "nats"),
+            ),
+        ]
+    shows = f"Residual stream, norm none, {size.samples} problems; a line for each of {size.pretraining_seeds} seeds of pretraining"
+    figure = lines(panels, "mean entropy [nats]", f"{shows}, and for the bundled model.", out / "figures" / "g.png")
+    return {"claims": claims, "table": table, "figures": [figure]}
+
+
+def _order(changes: np.ndarray) -> np.ndarray:
+    """Mean ΔS of the lower half of the layers less that of the upper half, for each row of seeds × layers; nats."""
+    half = changes.shape[-1] // 2
+    return np.asarray(changes[..., :half].mean(-1) - changes[..., -half:].mean(-1))
+
+
+def _phases(change: np.ndarray) -> str:
+    """The layers of each phase: "1–3; 4–9; 10–12", with a dash for an empty one."""
+    spans = phase_spans(PhaseRule().find(change), len(change))
+    return "; ".join("–" if span is None else f"{span[0]}–{span[1]}" for span in spans.values())

@@ -31,7 +31,7 @@ their root mean square difference over layers: that of the two families at one s
 
 def result(out: Path, size: Size) -> Result:
     last, seeds = size.pretraining[-1], range(size.pretraining_seeds)
-    curves = {(model, seed): g_pretraining.curve(out, model, seed, last)[0] for model in BOTH for seed in seeds}
+    curves = {(model, seed): g_pretraining.after(out, model, last, len(seeds))[0][seed] for model in BOTH for seed in seeds}
     between = [_distance(curves[BOTH[0], seed], curves[BOTH[1], seed]) for seed in seeds]
     within = [
         np.mean([_distance(curves[model, seed], curves[model, other]) for model in BOTH for other in seeds if other != seed])
