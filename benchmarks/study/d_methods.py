@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.study.figures import INTERVALS, forest
-from benchmarks.study.findings import Result, claim, difference, evaluations
+from benchmarks.study.findings import Result, claim, difference, evaluation, evaluations
 from benchmarks.study.settings import DISTILLED, LAYER, Size, base_chains, bupo, grpo, trainings
 from benchmarks.study.steps import Chain
 
@@ -18,6 +18,13 @@ OTHERS = {
     "mask-settling": f"--internal_layer none --token_signal settling_depth --monitor_layer {DISTILLED}",
 }
 
+LABELS = {
+    "distil": f"distillation into layer {DISTILLED}",
+    "mask-entropy": f"GRPO on tokens of large entropy at layer {DISTILLED}",
+    "mask-kl": f"GRPO on tokens of large KL at layer {DISTILLED}",
+    "mask-settling": "GRPO on tokens that settle late",
+}
+
 
 def chains(size: Size) -> list[Chain]:
     found = [*base_chains(size, MODEL), *grpo(size, MODEL, size.many_seeds), *bupo(size, MODEL, LAYER, size.internal, size.many_seeds)]
@@ -28,19 +35,23 @@ def chains(size: Size) -> list[Chain]:
 
 def method(size: Size) -> str:
     return f"""Each method less GRPO with the same seed, {size.max_steps} rollouts each, with the trainer's defaults.
-bupo-{LAYER}-{size.internal}: layer {LAYER}'s policy for {size.internal} rollouts, norm none. distil: internal distillation of the final
-policy into layer {DISTILLED} beside GRPO. mask-…: GRPO on the tokens with the largest entropy or KL to the final policy at layer
-{DISTILLED}, or on those that settle latest."""
+BuPO trains layer {LAYER}'s policy for the first {size.internal} rollouts, read with norm none. Distillation pulls layer {DISTILLED}'s
+policy towards the final one beside GRPO. The others train the final policy on a fifth of the tokens: those with the largest entropy at
+layer {DISTILLED}, with the largest KL of that layer's policy from the final one, or that settle latest."""
 
 
 def result(out: Path, size: Size) -> Result:
     control = evaluations(out, MODEL, "grpo", size.many_seeds)
     claims, table = [], []
     panel: dict[str, Result] = {}
-    for name in (f"bupo-{LAYER}-{size.internal}", *OTHERS):
-        found = panel[name] = difference(evaluations(out, MODEL, name, size.many_seeds), control)
-        table.append({"method": name, "gain over GRPO [points]": found, "seeds": found["seeds"]})
-        claims.append(claim(f"{name} gains more than GRPO", found))
+    for name, label in {f"bupo-{LAYER}-{size.internal}": f"BuPO at layer {LAYER}", **LABELS}.items():
+        trained = evaluations(out, MODEL, name, size.many_seeds)
+        found = panel[label] = difference(trained, control)
+        gain = difference(trained, [evaluation(out, MODEL, "base")] * size.many_seeds)
+        table.append({"method": label, "gain over GRPO [points]": found, "gain over no training [points]": gain, "seeds": found["seeds"]})
+        claims.append(claim(f"{label} gains more than GRPO", found))
+    gain = difference(control, [evaluation(out, MODEL, "base")] * size.many_seeds)
+    table.append({"method": "GRPO", "gain over no training [points]": gain, "seeds": gain["seeds"]})
     caption = f"At equal rollouts ({size.max_steps} steps). {INTERVALS}"
     figure = forest({MODEL: panel}, "gain over GRPO [points]", caption, out / "figures" / "d.png", scale=100)
     return {"claims": claims, "table": table, "figures": [figure]}

@@ -41,7 +41,7 @@ def forest(panels: Mapping[str, Mapping[str, Result]], label: str | Sequence[str
         ax.set_ylim(0.4, len(found) + 0.6)
         ax.set_title(plain(title))
         ax.set_xlabel(name)
-    return _saved(axes, caption, file)
+    return _saved(axes, f"{caption} {_counts(panels)}", file)
 
 
 @styled
@@ -71,7 +71,7 @@ def by_layer(
     axes[0].set_ylabel(label)
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(low, high + 0.6 * (high - low) * any(marks.values()))
-    return _saved(axes, caption, file)
+    return _saved(axes, f"{caption} {_counts(panels)}", file)
 
 
 @styled
@@ -99,6 +99,13 @@ def draw_ends(ax: Axes, place: float, found: Result, scale: float, vertical: boo
         ax.plot(*(ends if vertical else ends[::-1]), color=color, linewidth=width, solid_capstyle="butt")
     point = place, scale * found["estimate"]
     ax.plot(*(point if vertical else point[::-1]), "o", color="black", markersize=3, zorder=3)
+
+
+def _counts(panels: Mapping[str, Mapping[Any, Result]]) -> str:
+    """Of how many seeds and problems the findings are, as far as they say: "4 seeds; 501 problems"."""
+    found = [each for panel in panels.values() for each in panel.values()]
+    told = {what: sorted({each[what] for each in found if what in each}) for what in ("seeds", "problems")}
+    return "; ".join(f"{' or '.join(map(str, counts))} {what}" for what, counts in told.items() if counts) + "."
 
 
 def _saved(axes: np.ndarray, caption: str, file: Path) -> str:
