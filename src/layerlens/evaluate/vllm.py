@@ -127,7 +127,8 @@ def vllm_info(name: str | Path, revision: str | None, dtype: str) -> ModelInfo:
     """The manifest's entry `model` of a model that vLLM runs."""
     folder = Path(name).expanduser()
     shown = folder.resolve().name if folder.is_dir() else str(name)
-    return ModelInfo(shown, _files_fingerprint(Path(_source(name))), dtype, revision=revision, trained=trained_as(name))
+    source = _source(name)
+    return ModelInfo(shown, _files_fingerprint(Path(source)), dtype, revision=revision, trained=trained_as(source))
 
 
 def _source(name: str | Path) -> str | Path:

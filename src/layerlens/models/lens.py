@@ -284,8 +284,9 @@ def load(
     """
     if backend not in LIBRARIES:
         raise ModelLoadError(f"unknown backend {backend!r}: choose from {', '.join(LIBRARIES)}")
+    source = bundled_model(str(name)) or name
     model, tokenizer, quantisation = load_pretrained(
-        bundled_model(str(name)) or name,
+        source,
         revision=revision,
         dtype=dtype,
         device=device,
@@ -298,7 +299,7 @@ def load(
     if backend == "transformer_lens":
         model = build_bridge(model, shown)
     lens = LensModel.wrap(model, tokenizer, name=shown, check=check)
-    vars(lens).update(quantisation=quantisation, trained=trained_as(name))  # in place: a digest that was taken stays
+    vars(lens).update(quantisation=quantisation, trained=trained_as(source))  # in place: a digest that was taken stays
     return lens
 
 
