@@ -75,7 +75,7 @@ def by_layer(
 
 
 @styled
-def lines(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], label: str, caption: str, file: Path) -> str:
+def lines(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], label: str, caption: str, file: Path, log: bool = False) -> str:
     """Curves over layers, in a panel for each group; the curves of one name (of several seeds) share a style."""
     figure = new_figure(1.2 + 2.7 * len(panels), 3.0)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -87,7 +87,10 @@ def lines(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], label: 
                 ax.plot(np.arange(1, len(curve) + 1), curve, linewidth=1.0, alpha=0.8, label="" if which else name, **kind)
         ax.set_title(plain(title))
         ax.set_xlabel("layer")
-        ax.legend()
+        if log:
+            ax.set_yscale("log")
+        ax.set_xticks(range(2, len(curve) + 1, 2))
+    axes[0].legend()
     axes[0].set_ylabel(label)
     return _saved(axes, caption, file)
 

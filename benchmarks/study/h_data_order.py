@@ -41,7 +41,9 @@ def result(out: Path, size: Size) -> Result:
     table = [
         {"pair": f"{a[0]} seed {a[1]}, {b[0]} seed {b[1]}", "distance": _distance(curves[a], curves[b])} for a, b in combinations(curves, 2)
     ]
-    caption = f"Residual stream, norm none, after {last} steps; a line for each seed, which fixes the order of the data."
+    caption = (
+        f"Residual stream, norm none, {size.samples} problems, after {last} steps; a line for each seed, which fixes the order of the data."
+    )
     panels = {"both families": {model: [curves[model, seed] for seed in seeds] for model in BOTH}}
     figure = lines(panels, "mean entropy [nats]", caption, out / "figures" / "h.png")
     return {
