@@ -41,16 +41,17 @@ layer {DISTILLED}, with the largest KL of that layer's policy from the final one
 
 
 def result(out: Path, size: Size) -> Result:
+    before = [evaluation(out, MODEL, "base")] * size.many_seeds
     control = evaluations(out, MODEL, "grpo", size.many_seeds)
     claims, table = [], []
     panel: dict[str, Result] = {}
     for name, label in {f"bupo-{LAYER}-{size.internal}": f"BuPO at layer {LAYER}", **LABELS}.items():
         trained = evaluations(out, MODEL, name, size.many_seeds)
         found = panel[label] = difference(trained, control)
-        gain = difference(trained, [evaluation(out, MODEL, "base")] * size.many_seeds)
+        gain = difference(trained, before)
         table.append({"method": label, "gain over GRPO [points]": found, "gain over no training [points]": gain, "seeds": found["seeds"]})
         claims.append(claim(f"{label} gains more than GRPO", found))
-    gain = difference(control, [evaluation(out, MODEL, "base")] * size.many_seeds)
+    gain = difference(control, before)
     table.append({"method": "GRPO", "gain over no training [points]": gain, "seeds": gain["seeds"]})
     caption = f"At equal rollouts ({size.max_steps} steps). {INTERVALS}"
     figure = forest({MODEL: panel}, "gain over GRPO [points]", caption, out / "figures" / "d.png", scale=100)
