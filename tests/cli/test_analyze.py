@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,20 @@ def test_options_reach_the_analysis(layerlens: Layerlens, folder: Path, tmp_path
     assert run.manifest.config.thinking_marks == ("[", "]")
     assert run.manifest.model.dtype == "float64"
     assert run.sample(1).sizes["token"] == 1, "w4, without a template"
+
+
+def test_a_model_that_was_trained_on_other_prompts_is_told_of(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "trained"
+    shutil.copytree(folder / "model", model)
+    settings = {"system": "Think, and box.", "chat_template_kwargs": {"enable_thinking": False}}
+    (model / "settings.json").write_text(json.dumps({"settings": settings}))
+    command = ("analyze", model, folder / "prompts.txt", "--limit", 1, "--no-generate")
+    with pytest.warns(UserWarning, match="was trained on prompts with --system 'Think, and box.' and --no-thinking: add this"):
+        done = layerlens(*command, "-o", tmp_path / "a")
+    assert done.code == 0, done.err
+    for options in (("--system", "Else.", "--thinking"), ("--no-chat",)):
+        done = layerlens(*command, *options, "-o", tmp_path / options[0])
+        assert done.code == 0, done.err  # a warning would be an error here
 
 
 def test_model_and_prompt_options_are_the_same_for_every_verb(

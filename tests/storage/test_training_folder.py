@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerlens.storage.training_folder import TrainedAs, trained_as
+from layerlens.storage.training_folder import TrainedAs, prompted_with, trained_as
 from tests.support.training_folders import write_training
 
 OLD = Path(__file__).parents[1] / "formats" / "training-1"
@@ -45,3 +45,16 @@ def test_a_model_can_be_read_without_what_is_damaged(tmp_path: Path, text: str) 
     (tmp_path / "schedule.json").write_text(text)
     assert trained_as(tmp_path) is None
     assert trained_as(tmp_path / "no-folder") is None
+
+
+def test_a_training_says_how_its_prompts_were_put(tmp_path: Path) -> None:
+    assert prompted_with(tmp_path) == (None, None)
+    file, checkpoint = tmp_path / "settings.json", tmp_path / "checkpoint-20"
+    checkpoint.mkdir()
+    file.write_text(json.dumps({"settings": {"system": "Be brief.", "chat_template_kwargs": {"enable_thinking": False}}}))
+    assert prompted_with(tmp_path) == prompted_with(checkpoint) == ("Be brief.", False)
+    file.write_text(json.dumps({"settings": {"system": None, "chat_template_kwargs": None}}))
+    assert prompted_with(tmp_path) == (None, None)
+    for damaged in ("{", "[]", '{"settings": {}}', '{"settings": 1}', '{"settings": {"system": 1, "chat_template_kwargs": [1]}}'):
+        file.write_text(damaged)
+        assert prompted_with(tmp_path) == (None, None)

@@ -33,7 +33,7 @@ def analyze_command(
         typer.Argument(
             metavar="PROMPTS",
             help="A .parquet (verl's layout), .jsonl (prompt or messages, optional response) or .txt file (a prompt per line), texts that "
-            "inspect_ai (.eval), lm-evaluation-harness (samples_*.jsonl) or lighteval (details_*.parquet) sampled, "
+            "inspect_ai (.eval), lm-evaluation-harness (`samples_*.jsonl`) or lighteval (`details_*.parquet`) sampled, "
             "a dataset on the hub (owner/name), 'arithmetic' for the bundled problems, or the folder of a finished run, whose texts are "
             "read again as they are: under another norm, or by another model with the same tokenizer.",
         ),
@@ -209,6 +209,8 @@ def analyze_command(
     generation = sampling.generation(max_new_tokens) if generate and not reads_run else None
     loads = loading.keywords()
     samples: Any = None
+    if not reads_run:
+        reading.warn_of_training(model)
     if engine == "vllm" and generation is not None:
         samples = sample_with_vllm(
             model, lambda reader: reading.read(source, reader, limit), generation, out,

@@ -173,6 +173,7 @@ def eval_command(
         tensor_parallel=tensor_parallel,
         library=library,
     )
+    reading.warn_of_training(model)
     if select is not None and (layer is not None or not isinstance(model_engine, LensEngine)):
         raise SelectionError("--select reads the final policy's own layers: leave out --layer, and name --engine transformers")
     prompts = [reading.read(task.source, model_engine, limit) for task in chosen]

@@ -6,7 +6,9 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -19,6 +21,7 @@ import typer
 from layerlens.cli.device import pick_device
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
+from layerlens.storage.training_folder import prompted_with
 from layerlens.types import LARGEST_SEED, MOST, Library, Rows, Rule, Segment, Weighting
 
 if TYPE_CHECKING:
@@ -151,6 +154,14 @@ class PromptOptions:
 
         options = asdict(self)
         return read_prompts(source, model, limit=limit, enable_thinking=options.pop("thinking"), **options)
+
+    def warn_of_training(self, model: str) -> None:
+        """Warns if a model was trained on prompts with a system message or a switch that these options leave out."""
+        system, thinking = prompted_with(model) if self.chat else (None, None)
+        missing = [f"--system {shlex.quote(system)}"] if system is not None and self.system is None else []
+        missing += [f"--{'' if thinking else 'no-'}thinking"] if thinking is not None and self.thinking is None else []
+        if missing:
+            warnings.warn(f"{model} was trained on prompts with {' and '.join(missing)}: add this to ask in the same way", stacklevel=2)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""What `layerlens train` leaves in a folder beside the model, read as it stands: which layers were trained, to what end, how long."""
+"""What `layerlens train` leaves beside the model, read as it stands: which layers were trained, to what end, how long, on which prompts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from layerlens.errors import RunError
 
 SCHEDULE = "schedule.json"
 """The file that says which layer is trained when."""
+SETTINGS = "settings.json"
+"""The file that holds every setting of the training."""
 STATE = "trainer_state.json"
 """The trainer's own file, with its log."""
 
@@ -46,8 +48,8 @@ def trained_as(folder: str | Path) -> TrainedAs | None:
     None for a model that does not come from `layerlens train`, and if what that left is damaged: a model can be read without it.
     """
     place = Path(folder).expanduser()
-    file = next((each / SCHEDULE for each in (place, place.parent) if (each / SCHEDULE).is_file()), None)
-    if file is None or (file.parent != place and not place.name.startswith("checkpoint-")):
+    file = _file_of(place, SCHEDULE)
+    if file is None:
         return None
     try:
         schedule = read_schedule(file)
@@ -61,6 +63,28 @@ def trained_as(folder: str | Path) -> TrainedAs | None:
     if not isinstance(layers, str) or not LAYERS.fullmatch(layers) or not isinstance(seed, int | None):
         return None
     return TrainedAs(layers, ", ".join(objective), steps, seed)
+
+
+def prompted_with(folder: str | Path) -> tuple[str | None, bool | None]:
+    """The system message and `enable_thinking` of the prompts that the model in a folder was trained on; None for what none was given.
+
+    Both None for a model that does not come from `layerlens train`, and if what that left is damaged.
+    """
+    file = _file_of(Path(folder).expanduser(), SETTINGS)
+    if file is None:
+        return None, None
+    try:
+        settings = _read_object(file)["settings"]
+        system, thinking = settings["system"], (settings["chat_template_kwargs"] or {}).get("enable_thinking")
+    except (RunError, KeyError, TypeError, AttributeError):
+        return None, None
+    return system if isinstance(system, str) else None, thinking if isinstance(thinking, bool) else None
+
+
+def _file_of(place: Path, name: str) -> Path | None:
+    """A file of the training that left its model in a folder, which may be one of its checkpoints; None if there is none."""
+    folders = [place, place.parent] if place.name.startswith("checkpoint-") else [place]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _phase(phase: Mapping[str, Any], schedule: Mapping[str, Any]) -> str:

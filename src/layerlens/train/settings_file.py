@@ -11,12 +11,12 @@ from transformers import TrainerCallback
 
 from layerlens.errors import TrainingError
 from layerlens.storage.files import write_text
+from layerlens.storage.training_folder import SETTINGS
 from layerlens.train.fields import ScriptArguments
 
 if TYPE_CHECKING:
     from layerlens.train.config import BuPOConfig
 
-FILE = "settings.json"
 FIXED = (
     "model", "problems", "problems_limit", "problems_split", "problems_seed", "problems_difficulties", "max_prompt_length", "system",
     "chat_template", "lora_rank", "lora_alpha", "seed",
@@ -39,7 +39,7 @@ def changed_settings(folder: Path, settings: dict[str, Any]) -> Changes:
 
     Raises TrainingError for a setting that it cannot change, and for a damaged file.
     """
-    file = folder / FILE
+    file = folder / SETTINGS
     if not file.is_file():
         return {}
     try:
@@ -63,7 +63,7 @@ def describe_changes(changes: Changes) -> str:
 
 def keep_settings(folder: Path, settings: dict[str, Any], after: int, changes: Changes) -> None:
     """Writes the file of a run that starts, or adds to it what a run changes that goes on `after` so many optimizer steps."""
-    file = folder / FILE
+    file = folder / SETTINGS
     kept: dict[str, Any] = {"settings": settings, "resumed": []}
     if after and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
