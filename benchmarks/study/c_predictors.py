@@ -1,4 +1,4 @@
-"""(c) Does anything one can measure about a layer before training rank layers as their gains do, trained alone or by BuPO?"""
+"""(c) Does anything one can measure about a layer rank layers as their gains do, trained alone or by BuPO?"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.results.contribution import LayerContribution
 from layerlens.results.settling import settling_shares
 
-TITLE = "Does anything one can measure about a layer rank layers as C(k) or BuPO's gain does?"
-GAINS = {"C(k)": ("a", "layers", "gain [points]"), "BuPO's gain": ("b", "layer", "gain over GRPO [points]")}
+TITLE = "Does anything one can measure about a layer rank layers as what they gain alone, or by BuPO?"
+GAINS = {"gain alone": ("a", "layers", "gain [points]"), "BuPO's gain": ("b", "layer", "gain over GRPO [points]")}
 """What layers are ranked by -> the question that has measured it, and the columns of its table."""
 CHANCE = 0.05
 QUANTILE = 1.96
@@ -116,7 +116,7 @@ def result(out: Path, size: Size) -> Result:
     found = [each for panel in panels.values() for each in panel.values()]
     decided, small = sum(each["verdict"] != "undecided" for each in claims), sum(each["p"] < CHANCE for each in found)
     missing = [gain for gain in GAINS if not any(title.endswith(gain) for title in panels)]
-    caption = f"Layers trained alone (C(k)), or by BuPO: {size.max_steps} steps. {INTERVALS}"
+    caption = f"What layers gain alone, or by BuPO: {size.max_steps} steps. {INTERVALS}"
     return {
         "claims": claims,
         "table": [{"quantity": name, **{title: panel[name] for title, panel in panels.items()}} for name in values[size.models[0]]],
@@ -131,12 +131,12 @@ def claims_of(title: str, panel: dict[str, Result]) -> list[Result]:
     """The correlations of a panel that are decided, or the strongest if none is; p is multiplied by how many there are."""
     model, gain = title.split(", ")
     tried = {name: {**each, "p": min(1.0, each["p"] * len(panel))} for name, each in panel.items() if not math.isnan(each["p"])}
-    claims = {name: claim(f"{model}: {name} rises with {gain}", each) for name, each in tried.items()}
+    claims = {name: claim(f"{model}: {name} rises with the {gain}", each) for name, each in tried.items()}
     decided = [each for each in claims.values() if each["verdict"] != "undecided" and each["p"] < CHANCE]
     if decided or not claims:
         return decided
     name = min(tried, key=lambda name: (panel[name]["p"], -abs(panel[name]["estimate"])))
-    return [{**claims[name], "claim": f"{model}: {name}, the strongest of {len(panel)}, rises with {gain}", "verdict": "undecided"}]
+    return [{**claims[name], "claim": f"{model}: {name}, the strongest of {len(panel)}, rises with the {gain}", "verdict": "undecided"}]
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

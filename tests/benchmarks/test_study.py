@@ -185,8 +185,8 @@ def test_layers_are_ranked_by_the_gains_that_were_published(tmp_path: Path, monk
     assert depth["estimate"] == pytest.approx(1)
     assert depth["low"] == pytest.approx(1), "gains of 10 points with intervals of 0.2 are never in another order"
     assert depth["seeds_low"] < 0.95
-    assert np.isnan(found["table"][1]["tiny-llama, C(k)"]["estimate"])
-    assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with C(k)"}
+    assert np.isnan(found["table"][1]["tiny-llama, gain alone"]["estimate"])
+    assert {each["claim"] for each in found["claims"] if each["verdict"] == "held"} >= {"tiny-qwen3: depth rises with the gain alone"}
     assert "Of 8 correlations 2 are decided" in found["note"], "BuPO's, of six layers, reach 0 for other seeds"
     assert "not there yet" not in found["note"]
     published("a", "gain [points]", range(1, 13), seeds=8)
@@ -197,12 +197,12 @@ def test_layers_are_ranked_by_the_gains_that_were_published(tmp_path: Path, monk
 def test_the_strongest_of_many_correlations_is_not_held_by_luck() -> None:
     ends = {"low": 0.2, "high": 0.8, "seeds_low": 0.1, "seeds_high": 0.9, "seeds": 4, "unit": "ρ"}
     panel = {f"quantity {i}": {**ends, "estimate": 0.6, "p": 0.03 + i / 100} for i in range(17)}
-    (one,) = c_predictors.claims_of("tiny-llama, C(k)", panel)
-    assert (one["claim"], one["verdict"]) == ("tiny-llama: quantity 0, the strongest of 17, rises with C(k)", "undecided")
+    (one,) = c_predictors.claims_of("tiny-llama, gain alone", panel)
+    assert (one["claim"], one["verdict"]) == ("tiny-llama: quantity 0, the strongest of 17, rises with the gain alone", "undecided")
     assert one["p"] == pytest.approx(0.51)
     panel["depth"] = {**ends, "estimate": 0.9, "p": 0.001}
-    (one,) = c_predictors.claims_of("tiny-llama, C(k)", panel)
-    assert (one["claim"], one["verdict"]) == ("tiny-llama: depth rises with C(k)", "held")
+    (one,) = c_predictors.claims_of("tiny-llama, gain alone", panel)
+    assert (one["claim"], one["verdict"]) == ("tiny-llama: depth rises with the gain alone", "held")
 
 
 def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> None:
