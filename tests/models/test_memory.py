@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from benchmarks.sampling_batches import groups, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DeepseekV3Config, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    DeepseekV3Config,
+    DynamicCache,
+    Gemma4TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    Qwen3Config,
+)
 
+from layerlens.models import LAYOUTS
 from layerlens.models.memory import SHARE, SequenceCost, fitting_batch, free_bytes
 from tests.support.tiny_models import tiny_model
 
@@ -46,6 +59,20 @@ def test_costs_of_published_shapes() -> None:
     assert SequenceCost.of(GPT2Config(), 4).per_token == 12 * 12 * 64 * 2 * 4, "every head has keys of its own"
     latent = DeepseekV3Config(num_hidden_layers=2, num_attention_heads=4, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6)
     assert SequenceCost.of(latent, 1).per_token == 2 * 4 * (12 + 6)
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 2}
+    gemma = Gemma4TextConfig(num_hidden_layers=2, head_dim=8, global_head_dim=16, num_kv_shared_layers=0, **layers)
+    assert SequenceCost.of(gemma, 1).per_token == 2 * 2 * (8 + 16), "heads of full attention are wider"
+    assert SequenceCost.of(MambaConfig(), 2).per_token == 0, "what Mamba keeps does not grow with the text"
+
+
+@pytest.mark.parametrize("model_type", sorted(LAYOUTS))
+def test_every_row_has_a_cost_with_its_own_defaults(model_type: str) -> None:
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cost = SequenceCost.of(AutoConfig.for_model(model_type), 2)
+    assert min(cost.per_token, cost.per_prompt_token, cost.fixed) > 0
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

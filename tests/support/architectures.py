@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(GEMMA, **POST_NORM, softcap=30.0),
     "gemma3_text": Architecture({**GEMMA, "final_logit_softcapping": 7.0}, **POST_NORM, softcap=7.0),
     "gemma4_text": Architecture(
-        {"head_dim": 8, "global_head_dim": 8, "sliding_window": 8, "hidden_size_per_layer_input": 6}
+        {"head_dim": 8, "global_head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 6}
         | {"vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0, "final_logit_softcapping": 9.0}
         | {"layer_types": ["sliding_attention", "full_attention"] * 2},
         **POST_NORM,

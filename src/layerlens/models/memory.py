@@ -40,24 +40,32 @@ class SequenceCost:
     def of(cls, config: Any, itemsize: int) -> SequenceCost:
         """From a model's configuration and the bytes of one number of its dtype."""
         text = text_config(config)
-        heads = int(text.num_attention_heads)
-        d = int(text.hidden_size)
-        keys = int(getattr(text, "head_dim", None) or d // heads)
-        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-        values = keys
-        if getattr(text, "qk_rope_head_dim", None):  # latent attention: transformers caches the heads it is expanded to
-            keys, values, kv_heads = int(text.qk_nope_head_dim) + int(text.qk_rope_head_dim), int(text.v_head_dim), heads
-        inner = getattr(text, "intermediate_size", None) or 4 * d
-        inner = max(inner) if isinstance(inner, list | tuple) else int(inner)
+        layers = list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text] * int(text.num_hidden_layers)
+        inner = max(_inner_width(layer) for layer in layers)
         return cls(
-            per_token=int(text.num_hidden_layers) * kv_heads * (keys + values) * itemsize,
-            per_prompt_token=(3 * inner + 6 * d) * itemsize,
+            per_token=sum(map(_cached_numbers, layers)) * itemsize,
+            per_prompt_token=(3 * inner + 6 * int(text.hidden_size)) * itemsize,
             fixed=5 * 4 * int(text.vocab_size),
         )
 
     def bytes(self, prompt: int, new_tokens: int) -> int:
         """Bytes of a sequence of `prompt` tokens and `new_tokens` more."""
         return (prompt + new_tokens) * self.per_token + prompt * self.per_prompt_token + self.fixed
+
+
+def _cached_numbers(layer: Any) -> int:
+    """Keys and values of one token in a layer with this configuration; none in a model without attention."""
+    heads = int(getattr(layer, "num_attention_heads", None) or 0)
+    if getattr(layer, "qk_rope_head_dim", None):  # latent attention: transformers caches the heads it is expanded to
+        return heads * (int(layer.qk_nope_head_dim) + int(layer.qk_rope_head_dim) + int(layer.v_head_dim))
+    width = int(getattr(layer, "head_dim", None) or int(layer.hidden_size) // max(1, heads))
+    return 2 * width * int(getattr(layer, "num_key_value_heads", None) or heads)
+
+
+def _inner_width(layer: Any) -> int:
+    """Width of the widest FFN of a layer with this configuration."""
+    inner = getattr(layer, "intermediate_size", None) or 4 * int(layer.hidden_size)
+    return max(map(int, inner)) if isinstance(inner, list | tuple) else int(inner)
 
 
 def fitting_batch(cost: int, free: int, waiting: int, largest: int, processes: int = 1) -> int:
