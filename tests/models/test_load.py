@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, PreTraine
 
 import layerlens as ll
 from layerlens.errors import ModelLayoutError, ModelLoadError
+from layerlens.models.tokenizer import read_tokenizer
 from layerlens.storage.bundled import MODELS, bundled_model
 from layerlens.storage.training_folder import TrainedAs
 from tests.support.tiny_models import VOCABULARY, random_ids, tiny_model, tiny_tokenizer
@@ -137,6 +139,29 @@ def test_load_brings_the_tokenizer(saved: Path) -> None:
     lens = ll.load(saved)
     assert ll.read_prompts(["w1"], lens) == ll.read_prompts(["w1"], tiny_tokenizer())
     assert ll.load(saved, dtype=torch.bfloat16).parts.dtype == torch.bfloat16
+
+
+def test_a_mistral_keeps_its_template_where_mistral_common_is_installed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    plain = tiny_tokenizer()
+    theirs = type("MistralCommonBackend", (), {"__call__": lambda _, text: {"input_ids": [1]}, "decode": lambda _, ids: ""})()
+
+    def read(source: Path, other_file: bool, **options: Any) -> Any:
+        asked.append(options)
+        return plain if other_file and options.get("mistral_format") is False else theirs
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", partial(read, other_file=True))
+    assert read_tokenizer(saved, revision="main") is plain
+    assert asked == [{"revision": "main"}, {"revision": "main", "mistral_format": False}]
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", partial(read, other_file=False))
+    with pytest.warns(UserWarning, match="has a tokenizer of mistral-common alone, without a chat template"):
+        assert read_tokenizer(saved) is theirs
+
+
+@pytest.mark.parametrize(("rope", "context"), [({"rope_type": "yarn", "factor": 4.0}, 128), ({"rope_type": "linear", "factor": 4.0}, 40)])
+def test_yarn_lengthens_the_context(rope: dict[str, Any], context: int) -> None:
+    rope = {**rope, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+    assert ll.LensModel.wrap(tiny_model(context=40, rope_parameters=rope)).parts.context == context
 
 
 def test_a_trained_model_says_how_it_was_trained(saved: Path) -> None:

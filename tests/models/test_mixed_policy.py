@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import layerlens as ll
 from layerlens.errors import SelectionError
@@ -106,3 +107,17 @@ def test_a_policy_is_of_one_thing(model: ll.LensModel) -> None:
         model.policy(layers=[1, 9])
     with pytest.raises(SelectionError, match="with itself says nothing"):
         model.policy(contrast=(2, 2))
+
+
+def test_layers_on_several_devices_are_mixed_on_the_unembeddings(model: ll.LensModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values stand for two cards."""
+    width = model.parts.unembedding_weight.shape[1]
+
+    def forward(self: Any, ids: torch.Tensor, places: Any, on_state: Any, cache: Any = None) -> None:
+        for layer, site in places:
+            on_state(layer, site, torch.empty(1, 5, width, device=f"cuda:{layer - 2}"))
+
+    monkeypatch.setattr(ll.LensModel, "forward", forward)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        mixed = model.policy(layers=[2, 3])
+        assert mixed.read_stack(torch.zeros(1, 5, dtype=torch.long), None).device == model.parts.unembedding_weight.device

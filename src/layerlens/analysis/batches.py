@@ -59,13 +59,17 @@ class Analysis:
 
     @property
     def batches(self) -> list[list[int]]:
-        """Sample numbers in order; each batch holds as many texts as fit `batch_tokens` when padded, and at least one."""
+        """Sample numbers in order; each batch holds as many texts as fit `batch_tokens` when padded, and at least one.
+
+        Texts that the model must not read together are in batches of their own.
+        """
         batches: list[list[int]] = []
-        width = 0
+        width, mates = 0, self.model.parts.batch_mates
         for index in range(len(self.samples)) if self.numbers is None else self.numbers:
             length = len(self.samples[index].token_ids)
+            alike = mates.together(length, width)
             width = max(width, length)
-            if not batches or width * (len(batches[-1]) + 1) > self.batch_tokens:
+            if not batches or not alike or width * (len(batches[-1]) + 1) > self.batch_tokens:
                 batches.append([])
                 width = length
             batches[-1].append(index)

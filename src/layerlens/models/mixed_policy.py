@@ -127,6 +127,7 @@ class MixedPolicy(NextTokenPolicy):
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
+    rotary_switch: int | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:

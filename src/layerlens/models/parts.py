@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from layerlens.decode.unembedding import Unembedding
 from layerlens.errors import ModelLayoutError, ModelLoadError, SelectionError
+from layerlens.models.batch_mates import BatchMates
 from layerlens.models.fingerprint import fingerprint
 from layerlens.models.layout import HookPoint, Layout, layout_for, require_readable, resolve_factor, submodule_at, text_config
 from layerlens.models.offload import device_of, own_weights_in_memory
@@ -112,8 +113,17 @@ class DecoderParts:
 
     @property
     def context(self) -> int | None:
-        """The longest sequence the model was made for, in tokens; None if its configuration does not say."""
-        return getattr(self.config, "max_position_embeddings", None)
+        """The longest sequence the model was made for, in tokens, with YaRN's factor; None if its configuration does not say."""
+        longest: int | None = getattr(self.config, "max_position_embeddings", None)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if longest is None or rope.get("rope_type") != "yarn":
+            return longest
+        return max(longest, int(rope.get("factor", 1) * (rope.get("original_max_position_embeddings") or longest)))
+
+    @cached_property
+    def batch_mates(self) -> BatchMates:
+        """Which texts may share a forward pass."""
+        return BatchMates.of(self.decoder, self.config)
 
     def unembedding(self, temperature: float = 1.0) -> Unembedding:
         """How this model turns a vector into logits, divided by `temperature`."""

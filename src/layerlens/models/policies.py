@@ -43,12 +43,13 @@ def make_policy(
     def read_stack(ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "layers batch seq d"]:
         kept: dict[int, Tensor] = {}
         model.forward(ids, [(layer, site) for layer in mix.layers], lambda layer, _site, state: kept.update({layer: state}), cache)
-        return torch.stack([convention.vectors(layer, site, kept[layer]) for layer in mix.layers])
+        vectors = [convention.vectors(layer, site, kept[layer]) for layer in mix.layers]
+        return torch.stack([each.to(model.parts.unembedding_weight.device) for each in vectors])  # blocks may lie on several devices
 
     shared: dict[str, Any] = {
         "site": site, "norm": norm, "unembedding": model.unembedding(temperature), "require_fits_context": model.require_fits_context,
         "new_cache": partial(DynamicCache, config=model.parts.config), "tokenizer": model.tokenizer, "device": model.device,
-        "end_tokens": model.end_tokens,
+        "end_tokens": model.end_tokens, "rotary_switch": model.parts.batch_mates.rotary_switch,
     }  # fmt: skip
     if several:
         return MixedPolicy(mix=mix, read_stack=read_stack, **shared)

@@ -22,6 +22,9 @@ from layerlens.types import LensName, Norm, Site
 StateReader = Callable[[Int[Tensor, "batch seq"], Any], Float[Tensor, "batch seq d"]]
 """Takes token ids and a key-value cache (or None), and gives the vectors that a policy unembeds."""
 
+LINEAR_ATTENTIONS_FLAGS = ("is_conv_states_initialized", "is_recurrent_states_initialized")
+"""What a cache's layer of linear attention says of its states: one flag, or one for each state."""
+
 
 class NextTokenPolicy(ABC):
     """A distribution over the next token that can be sampled from: what the policies of one and of several layers share."""
@@ -32,6 +35,7 @@ class NextTokenPolicy(ABC):
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...]
+    rotary_switch: int | None
 
     @abstractmethod
     def next_logits(self, ids: Int[Tensor, "batch seq"], cache: Any) -> Float[Tensor, "batch vocabulary"]:
@@ -61,18 +65,19 @@ class NextTokenPolicy(ABC):
         tokens = self._tokens(ids, new=max_new_tokens).expand(n, -1)
         warpers = generation.warpers()
         generator = torch.Generator(self.unembedding.weight.device).manual_seed(seed)
-        cache, feed, drawn = self.new_cache(), tokens, [[] for _ in range(n)]  # type: ignore[var-annotated]
+        cache, feed, text = self.new_cache(), tokens, tokens
         ended = [False] * n
         for _ in range(max_new_tokens):
             scores = warpers(tokens, self.next_logits(feed, cache))
             feed = scores.argmax(-1, keepdim=True) if generation.greedy else torch.multinomial(scores.softmax(-1), 1, generator=generator)
-            for row, token in enumerate(feed[:, 0].tolist()):
-                drawn[row].append(token)
-                ended[row] |= token in self.end_tokens
+            feed = feed.to(self.device)
+            text = torch.cat([text, feed], 1)
+            ended = [done or token in self.end_tokens for done, token in zip(ended, feed[:, 0].tolist(), strict=True)]
             if all(ended):
                 break
-            feed = feed.to(self.device)
-        return [until_end(row, self.end_tokens) for row in drawn]
+            if not holds_states(cache) or text.shape[1] - 1 == self.rotary_switch:
+                cache, feed = self.new_cache(), text
+        return [until_end(row, self.end_tokens) for row in text[:, tokens.shape[1] :].tolist()]
 
     def _tokens(self, ids: Sequence[int] | Tensor | str, at_least: int = 1, new: int = 0) -> Int[Tensor, " seq"]:
         if isinstance(ids, str):
@@ -107,6 +112,8 @@ class InternalPolicy(NextTokenPolicy):
     tokenizer: Any
     device: torch.device
     end_tokens: tuple[int, ...] = ()
+    rotary_switch: int | None = None
+    """The length beyond which a text is read anew, as the model reads it with other rotary frequencies; None if there is none."""
     lens: LensName = "logit"
 
     def log_probs(self, ids: Sequence[int] | Tensor | str) -> Float[Tensor, " seq_minus_1"]:
@@ -141,3 +148,13 @@ class InternalPolicy(NextTokenPolicy):
     def _vectors(self, tokens: Int[Tensor, " seq"]) -> Float[Tensor, "seq d"]:
         with torch.inference_mode():
             return self.read_states(tokens[None], None)[0]
+
+
+def holds_states(cache: Any) -> bool:
+    """Whether a forward pass has written to a cache.
+
+    It has not if it ended before the first attention, or if the model (Mamba) takes its cache in another way: then the next token is read
+    with the whole text before it.
+    """
+    flags = [getattr(layer, name, False) for layer in cache.layers for name in ("is_initialized", *LINEAR_ATTENTIONS_FLAGS)]
+    return any(any(flag.values()) if isinstance(flag, dict) else flag for flag in flags)

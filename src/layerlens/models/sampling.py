@@ -22,7 +22,8 @@ class Generation:
         max_new_tokens: the longest response, in tokens.
         temperature: divides the logits before sampling; 0 takes the most likely token.
         top_p: share of the probability mass that is sampled from (nucleus sampling), in (0, 1].
-        seed: of the random number generators. Each response has its own generator, so batching and order change no response.
+        seed: of the random number generators. Each response has its own generator, so batching and order change no response (but where the
+            model itself looks at a whole batch: LLM.int8, and longrope beyond its first length).
 
     Raises PromptError if a setting is out of its range.
     """
