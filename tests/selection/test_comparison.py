@@ -200,6 +200,10 @@ def test_the_verdict_says_which_model_settles_later_and_how_sure() -> None:
         verdict,
     )
     assert compare_runs([late, early], **FEW).verdict[-1] == verdict, "in whichever order they come"
+    prompts = {"text_token_id": ("text", np.arange(12) // 2), "text_sample": ("text", np.arange(12))}
+    starts = {"response_start": ("sample", [1] * 12), "sample_index": ("sample", np.arange(12))}
+    both = [replace(run, data=run.data.assign_coords(prompts | starts)) for run in (early, late)]
+    assert "paired over 6 problems" in compare_runs(both, **FEW).verdict[-1], "two answers to each"
     twin = compare_runs([late, bumpy(LATE, "twin", 5)], **FEW).verdict[-1]
     assert "are not separated: what is left differs by" in twin
     assert "an interval that contains 0" in twin

@@ -34,7 +34,8 @@ class Comparison:
         table: one row per run, as `compare` describes it.
         differences: one row per pair of runs and measure that models of any depth share: `run` and `other` (models), `measure`,
             `difference` (run less other) with `difference_low` and `difference_high`, `exists` (share of resamples in which both
-            have the quantity) and `paired` (whether both runs answer the same problems, so that each resample draws the same ones of both).
+            have the quantity), `paired` (whether both runs answer the same problems, so that each resample draws the same ones of both) and
+            `problems` (how many: of the run with fewer).
         verdict: what the differences say, a sentence each.
         notes: what a reader must know before reading the table, a sentence each.
     """
@@ -198,5 +199,5 @@ def _differences(
             other = np.concatenate([other[:1], np.random.default_rng(seed).permutation(other[1:])])
         bounds = difference_bounds(BOUNDS.get(name, UNBOUNDED))
         difference = _with_interval("difference", values - other, problems, level, bounds, layers=name in LAYERS)
-        rows.append({"measure": name, **difference, "paired": paired})
+        rows.append({"measure": name, **difference, "paired": paired, "problems": problems})
     return [{"exists" if key == "difference_exists" else key: value for key, value in row.items()} for row in rows]

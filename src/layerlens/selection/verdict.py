@@ -41,10 +41,10 @@ def verdict(names: Sequence[str], table: pd.DataFrame, differences: pd.DataFrame
             yield f"{name}: {_points(row[MAIN])}%{ends} of the KL to the final policy is left at 90% of the depth{depth}"
     order = table.loc[known, MAIN].sort_values(ascending=False).index
     for late, early in pairwise(order):
-        yield _pair(names[late], names[early], int(table.loc[late, "samples"]), differences)
+        yield _pair(names[late], names[early], differences)
 
 
-def _pair(late: str, early: str, samples: int, differences: pd.DataFrame) -> str:
+def _pair(late: str, early: str, differences: pd.DataFrame) -> str:
     rows = differences[differences["measure"].isin([MAIN, "settle_depth"])].set_index(["run", "other", "measure"])
     turned = (late, early, MAIN) not in rows.index
     key = (early, late) if turned else (late, early)
@@ -55,7 +55,8 @@ def _pair(late: str, early: str, samples: int, differences: pd.DataFrame) -> str
         return (-value, -high, -low) if turned else (value, low, high)
 
     value, low, high = of(MAIN)
-    how = f"paired over {samples} problems" if bool(rows.loc[(*key, MAIN), "paired"]) else "of other problems, so not paired"
+    main = rows.loc[(*key, MAIN)]
+    how = f"paired over {int(main['problems'])} problems" if bool(main["paired"]) else "of other problems, so not paired"
     if pd.isna(low):
         return f"{late} and {early} cannot be told apart: one sample has no interval (their shares differ by {_points(value)} points)"
     size = f"{_points(value)} points ({_points(low)} to {_points(high)}; {how})"
