@@ -69,6 +69,23 @@ def test_a_model_that_was_trained_on_other_prompts_is_told_of(layerlens: Layerle
         assert done.code == 0, done.err  # a warning would be an error here
 
 
+def test_a_run_whose_template_writes_the_date_goes_on_tomorrow(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(folder / "model", model)
+    dated = "{% if strftime_now is defined %}{% set today = strftime_now('w%u') %}{% endif %}{{ today }} {{ messages[0]['content'] }} "
+    (model / "chat_template.jinja").write_text(dated)
+    command = ("analyze", model, folder / "prompts.txt", "--max-new-tokens", 4, "-o", out)
+    assert layerlens(*command, "--date", "2026-03-07").code == 0
+    weekday = ll.load(model).tokenizer.convert_tokens_to_ids("w6")
+    assert ll.open_run(out).sample(0)["text_token_id"].values[0] == weekday, "a Saturday"
+    for file in (out / "run.json", out / "texts" / "texts.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"created": "2026-03-07T23:59:59+00:00"}))
+    again = layerlens(*command)
+    assert again.code == 0, again.err
+    one_line(layerlens(*command, "--date", "2026-03-08"), "samples.digest")
+    one_line(layerlens(*command, "--date", "tomorrow"), "date must be a day such as 2026-11-28, got 'tomorrow'")
+
+
 def test_model_and_prompt_options_are_the_same_for_every_verb(
     layerlens: Layerlens, qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +104,20 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
     monkeypatch.setattr("layerlens.evaluate.engines.load", load)
     monkeypatch.setattr("layerlens.prompts.readers.read_prompts", reader)
     model = ("--dtype", "float64", "--device-map", "auto", "--revision", "main", "--trust-remote-code")
-    prompts = ("--limit", 3, "--split", "train", "--column", "q", "--no-chat", "--system", "Be brief.", "--no-thinking")
+    prompts = (
+        "--limit",
+        3,
+        "--split",
+        "train",
+        "--column",
+        "q",
+        "--no-chat",
+        "--system",
+        "Be brief.",
+        "--no-thinking",
+        "--date",
+        "2026-03-07",
+    )
     assert layerlens("check", "m", *model).code == 0
     one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
     one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
@@ -98,7 +128,7 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
         {"name": "m", **asked, **library},
         {"name": "m", **asked, **library},
     ]
-    options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False}
+    options = {"split": "train", "column": "q", "chat": False, "system": "Be brief.", "enable_thinking": False, "date": "2026-03-07"}
     assert read == [{"limit": 3, **options}] * 2
 
 

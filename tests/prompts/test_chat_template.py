@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -101,3 +102,19 @@ def test_named_templates_without_a_default_are_refused_in_one_line() -> None:
             ll.read_prompts(["Hi"], tokenizer, **options)
         assert "\n" not in str(told.value)
     assert ll.read_prompts(["Hi"], tokenizer, chat_template=CHAT)[0].token_ids == tuple(tokenizer("[user]Hi[assistant]")["input_ids"])
+
+
+DATED = (
+    "\n{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
+    '{% if strftime_now is defined %}{{ day() }}, {{ strftime_now("%A") }}{% endif %}'
+)
+
+
+def test_a_template_that_writes_todays_date_writes_the_day_that_it_is_given() -> None:
+    with_their_clock = text_of("Hi", DATED + CHAT)
+    assert text_of("Hi", DATED + CHAT, date=datetime.now().date().isoformat()) == with_their_clock, "all else is as it was"
+    assert text_of("Hi", DATED + CHAT, date="2026-03-07") == "\n07 Mar 2026, Saturday[user]Hi[assistant]"
+    assert text_of("Hi", CHAT, date="2026-03-07") == text_of("Hi", CHAT)
+    assert text_of("Hi", None, date="2026-03-07") == "Hi"
+    with pytest.raises(PromptError, match="date must be a day such as 2026-11-28, got '7 March'"):
+        text_of("Hi", CHAT, date="7 March")

@@ -210,6 +210,7 @@ def analyze_command(
     loads = loading.keywords()
     samples: Any = None
     if not reads_run:
+        reading = reading.since(out / "texts" / "texts.json", out / "run.json")
         reading.warn_of_training(model)
     if engine == "vllm" and generation is not None:
         samples = sample_with_vllm(

@@ -176,7 +176,7 @@ def eval_command(
     reading.warn_of_training(model)
     if select is not None and (layer is not None or not isinstance(model_engine, LensEngine)):
         raise SelectionError("--select reads the final policy's own layers: leave out --layer, and name --engine transformers")
-    prompts = [reading.read(task.source, model_engine, limit) for task in chosen]
+    prompts = [reading.since(out / task.name / "eval.json").read(task.source, model_engine, limit) for task in chosen]
     evaluations, figures, votes = [], [], []
     for task, problems, check in zip(chosen, prompts, rewards, strict=True):
         evaluation = evaluate(

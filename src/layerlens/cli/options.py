@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -22,6 +22,7 @@ from layerlens.cli.device import pick_device
 from layerlens.errors import SelectionError
 from layerlens.prompts.conversation import PROMPT_COLUMNS
 from layerlens.storage.training_folder import prompted_with
+from layerlens.storage.versions import now
 from layerlens.types import LARGEST_SEED, MOST, Library, Rows, Rule, Segment, Weighting
 
 if TYPE_CHECKING:
@@ -147,6 +148,15 @@ class PromptOptions:
         bool | None,
         typer.Option("--thinking/--no-thinking", help="Pass enable_thinking to the chat template (Qwen3's switch).", show_default=False),
     ] = None
+    date: Annotated[
+        str | None,
+        typer.Option(
+            help="The day for a chat template that writes today's, such as 2026-11-28. [default: the day (UTC) on which the folder was "
+            "begun, or today]",
+            show_default=False,
+            metavar="DAY",
+        ),
+    ] = None
 
     def read(self, source: Any, model: Any, limit: int | None) -> list[Sample]:
         """`read_prompts` with these options."""
@@ -155,6 +165,14 @@ class PromptOptions:
         options = asdict(self)
         return read_prompts(source, model, limit=limit, enable_thinking=options.pop("thinking"), **options)
 
+    def since(self, *manifests: Path) -> PromptOptions:
+        """These options, with the day on which the first manifest that is there was begun, or today's, if no day was named.
+
+        A folder is so continued on another day with the same prompts, even if the chat template writes the date.
+        """
+        begun = next(filter(None, map(_created, manifests)), None) or now()
+        return replace(self, date=self.date or begun[:10])
+
     def warn_of_training(self, model: str) -> None:
         """Warns if a model was trained on prompts with a system message or a switch that these options leave out."""
         system, thinking = prompted_with(model) if self.chat else (None, None)
@@ -162,6 +180,14 @@ class PromptOptions:
         missing += [f"--{'' if thinking else 'no-'}thinking"] if thinking is not None and self.thinking is None else []
         if missing:
             warnings.warn(f"{model} was trained on prompts with {' and '.join(missing)}: add this to ask in the same way", stacklevel=2)
+
+
+def _created(manifest: Path) -> str | None:
+    """When a manifest was made; None if there is none, or a damaged one, which is told of where it is read as a whole."""
+    try:
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

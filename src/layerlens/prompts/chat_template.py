@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from typing import Any
 
 from layerlens.errors import PromptError, message_of
@@ -14,6 +16,8 @@ from layerlens.errors import PromptError, message_of
 Message = Mapping[str, Any]
 SWITCH = "enable_thinking"
 """The variable by which most templates turn thinking on and off."""
+NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+"""How a template asks for today's date, in a form of strftime's."""
 SECONDS = 20.0
 """The longest that a chat template may take for one prompt; templates take milliseconds."""
 
@@ -95,6 +99,24 @@ def accepted_messages(messages: Sequence[Message], tokenizer: Any, options: Mapp
     if not _shows(messages, messages, tokenizer, options) and _shows(messages, parts, tokenizer, options):
         return list(parts)
     return list(messages)
+
+
+def with_date(template: str, day: date) -> str:
+    """A chat template that writes `day` where it would write today's date; the template itself if it writes none.
+
+    Token ids of a prompt are then the same on every day. A template that makes up the form of its date as it runs stays as it is.
+    """
+    if "strftime_now" not in template:
+        return template
+    said = {form: day.strftime(form) for _, form in NOW.findall(template)}
+    # the empty expression keeps the macro's end from taking away a line break that the template begins with
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {said!r}[form] }}}}{{%- endmacro -%}}{{{{ '' }}}}{template}" if said else template
+
+
+def template_of(tokenizer: Any, options: Mapping[str, Any]) -> str:
+    """The chat template that is used: of the options, or of the tokenizer, of several its default."""
+    template = options.get("chat_template") or tokenizer.chat_template
+    return template.get("default", "") if isinstance(template, dict) else str(template)
 
 
 def warn_of_unread_switch(tokenizer: Any, options: Mapping[str, Any], chat: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from layerlens.errors import PromptError
-from layerlens.prompts.chat_template import warn_of_unread_switch
+from layerlens.prompts.chat_template import has_template, template_of, warn_of_unread_switch, with_date
 from layerlens.prompts.conversation import Conversation, read_conversation, to_sample
 from layerlens.prompts.records import Record, read_records
 from layerlens.prompts.sample import Sample
@@ -25,6 +26,7 @@ def read_prompts(
     system: str | None = None,
     enable_thinking: bool | None = None,
     chat_template: str | None = None,
+    date: str | None = None,
 ) -> list[Sample]:
     """Reads prompts, and responses if the source holds any, and tokenises them for a model.
 
@@ -44,12 +46,15 @@ def read_prompts(
             is put in front of the first user message, with a warning.
         enable_thinking: passed to the chat template (Qwen3's switch) unless None; a warning says if the template does not read it.
         chat_template: a Jinja template in place of the model's own (`find_template` reads one).
+        date: the day, as "2026-11-28", for a template that writes today's (Llama 3.2, SmolLM3, gpt-oss); by default it is today, and
+            token ids differ tomorrow.
 
     Returns:
         One Sample per prompt, in order. A last message by the assistant counts as the response.
 
     Raises:
-        PromptError: the source is missing, malformed or empty, or a record has no prompt; the message names the record.
+        PromptError: the source is missing, malformed or empty, or a record has no prompt (the message names the record); or `date` is
+            no day.
     """
     tokenizer = getattr(model, "tokenizer", model)
     if tokenizer is None:
@@ -57,8 +62,17 @@ def read_prompts(
     options = {"enable_thinking": enable_thinking, "chat_template": chat_template}
     given = {name: value for name, value in options.items() if value is not None}
     warn_of_unread_switch(tokenizer, given, chat)
+    if date is not None and chat and has_template(tokenizer, given):
+        given["chat_template"] = with_date(template_of(tokenizer, given), _day(date))
     conversations = _conversations(source, limit, split, column, system)
     return [to_sample(conversation, tokenizer, chat=chat, template_options=given) for conversation in conversations]
+
+
+def _day(text: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise PromptError(f"date must be a day such as 2026-11-28, got {text!r}") from error
 
 
 def read_problems(
