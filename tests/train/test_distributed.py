@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from layerlens.results.training_log import open_training
+from layerlens.storage.bundled import bundled_model
 from tests.support.tiny_models import tiny_model
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -101,3 +103,16 @@ def test_the_monitor_of_sharded_weights_measures_what_one_process_measures(tied:
     # the probe answers are those sampled at the start; fresh answers of two models may part after a near-tie
     same = [name for name in alone.columns if not name.startswith(("stability", "response_length"))]
     np.testing.assert_allclose(sharded[same], alone[same], atol=2e-4, rtol=2e-4)
+
+
+def test_the_command_writes_the_whole_model_after_checkpoints_in_shards(tmp_path: Path) -> None:
+    train = [
+        "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path), "--max_steps", "1", "--monitor_every", "0",
+        "--max_completion_length", "8", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
+        "--problems_limit", "16", "--save_strategy", "steps", "--save_steps", "1", "--threads", "1",
+    ]  # fmt: skip
+    launch("command_worker.py", train, 2, FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"})
+    start = load_file(bundled_model("tiny-qwen3") / "model.safetensors")
+    trained = load_file(tmp_path / "model.safetensors")
+    assert {name: weight.shape for name, weight in trained.items()} == {name: weight.shape for name, weight in start.items()}
+    assert not list((tmp_path / "checkpoint-1").glob("*.safetensors"))

@@ -123,6 +123,8 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     loading = damage_in_one_line(trainer, checkpoint) if checkpoint and script.resume else nullcontext()
     with settings_in_one_line(while_true=lambda: trainer.state.global_step <= done), training_progress(trainer), loading:
         trainer.train(resume_from_checkpoint=str(checkpoint) if script.resume else None)
+    if trainer.is_fsdp_enabled:  # transformers writes no model from shards, which checkpoints may be in
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.create_model_card()
     trainer.save_state()
