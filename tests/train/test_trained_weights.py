@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from layerlens.errors import TrainingError
@@ -136,3 +138,33 @@ def test_an_internal_phase_trains_the_named_blocks_below_its_layer(tmp_path: Pat
     make_trainer(tmp_path, model, train_layers="1,4", internal_layer=2, internal_rollouts=-1).train()
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == {name for name in before if name.startswith("model.layers.0.")}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapters", "warned"), [(torch.bfloat16, False, True), (torch.float32, False, False), (torch.bfloat16, True, False)]
+)
+def test_weights_trained_in_16_bits_are_warned_of(
+    dtype: torch.dtype, adapters: bool, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if adapters else None
+    with caplog.at_level(logging.WARNING, "layerlens.train"):
+        make_trainer(tmp_path, tiny_model("qwen3").to(dtype), learning_rate=1e-6, peft_config=lora)
+    told = [record.getMessage() for record in caplog.records if record.name == "layerlens.train"]
+    rounding = "weights are trained in bfloat16, which rounds a step away that changes a weight by less than 0.002 of its size; at "
+    assert [message.startswith(f"{rounding}learning_rate 1e-06 that may be most steps: ") for message in told] == [True] * warned
+
+
+def test_float32_copies_that_fsdp_keeps_are_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    initialise = GRPOTrainer.__init__
+
+    def sharding(self: GRPOTrainer, *args: Any, **options: Any) -> None:
+        initialise(self, *args, **options)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(GRPOTrainer, "__init__", sharding)
+    for mixed, warnings in ((True, 0), (False, 1)):
+        caplog.clear()
+        make_trainer(tmp_path, tiny_model("qwen3").to(torch.bfloat16), bf16=mixed)
+        assert len([record for record in caplog.records if record.name == "layerlens.train"]) == warnings

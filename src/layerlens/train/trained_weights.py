@@ -1,15 +1,20 @@
-"""Which weights learn: layers that are frozen, or that alone are trained."""
+"""Which weights learn: layers that are frozen, or that alone are trained; and in which dtype."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
+
+import torch
 
 from layerlens.errors import TrainingError
 from layerlens.models import causal_lm, count_blocks, decoder_of
 from layerlens.models.layout import submodule_at
 from layerlens.train.layer_rates import blocks_path, layer_of
+
+log = logging.getLogger("layerlens.train")
 
 ALL = "all"
 """As the layers to train: every weight of the model, as GRPO does."""
@@ -83,3 +88,16 @@ def require_trainable(model: Any, layer: int, norm: str) -> None:
         if weight.requires_grad and takes_part:
             return
     raise TrainingError(f"no weight of layer {layer}'s policy is trained: give adapters to blocks 1 to {layer}, or train a higher layer")
+
+
+def warn_of_rounding(model: Any, learning_rate: float) -> None:
+    """Logs a warning if weights of 16 bits are trained themselves, as they are without adapters and without copies in float32."""
+    trained = {weight.dtype for weight in model.parameters() if weight.requires_grad and weight.dtype.itemsize == 2}
+    if hasattr(model, "peft_config") or not trained:
+        return
+    coarsest = max(trained, key=lambda dtype: torch.finfo(dtype).eps)
+    log.warning(
+        f"weights are trained in {str(coarsest).removeprefix('torch.')}, which rounds a step away that changes a weight by less than "
+        f"{torch.finfo(coarsest).eps / 4:.1g} of its size; at learning_rate {learning_rate:g} that may be most steps: load the weights in "
+        "float32 (--dtype float32), or train adapters (--lora_rank)"
+    )

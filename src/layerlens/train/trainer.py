@@ -40,7 +40,7 @@ from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
 from layerlens.train.resume import require_resumable_fsdp
 from layerlens.train.schedule import Schedule, Span
-from layerlens.train.trained_weights import freeze_up_to, require_trainable, train_alone
+from layerlens.train.trained_weights import freeze_up_to, require_trainable, train_alone, warn_of_rounding
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
 from layerlens.train.vllm_answers import vllm_answers
@@ -84,7 +84,8 @@ class BuPOTrainer(BaseTrainer):
         choice: how the layer was chosen, by "auto" or in the file that `internal_layer` names; None if its number was given.
 
     Raises TrainingError if the configuration asks for a layer that the model does not have, if the layer was chosen on a
-    model of another depth, and if "auto" finds no layer. Warns if the layer was chosen on other weights or under another norm.
+    model of another depth, and if "auto" finds no layer. Warns if the layer was chosen on other weights or under another norm,
+    and if weights are trained in 16 bits.
     """
 
     _tag_names = ["trl", "bupo"]  # noqa: RUF012
@@ -127,6 +128,9 @@ class BuPOTrainer(BaseTrainer):
             require_trainable(self.model, layer, args.internal_norm)
         for layer in args.distilled_layers:
             require_trainable(self.model, layer, "final")
+        keeps_float32 = self.is_deepspeed_enabled or (self.is_fsdp_enabled and self.accelerator.mixed_precision != "no")
+        if args.process_index == 0 and not keeps_float32:
+            warn_of_rounding(self.model, args.learning_rate)
         if self.schedule.phases and self.is_fsdp_enabled:
             require_resumable_fsdp(args, self.accelerator.state.fsdp_plugin)
         if args.trains_internally and args.decay_above and args.weight_decay > 0:
