@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -72,6 +72,7 @@ def truncated_at(model: Any, layer: int | None, norm: ForwardNorm = "none", lens
         else final_norm.register_forward_hook(lambda module, args, kwargs, output: input_of(args, kwargs), with_kwargs=True)
     )
     carried = None if lens is None else final_norm.register_forward_pre_hook(_carrying(lens, layer, len(blocks)), with_kwargs=True)
+    _hook_all_blocks(decoder)
     setattr(decoder, layout.blocks, nn.ModuleList(list(blocks)[:layer]))
     try:
         yield
@@ -80,6 +81,17 @@ def truncated_at(model: Any, layer: int | None, norm: ForwardNorm = "none", lens
         for hook in (skip, carried):
             if hook is not None:
                 hook.remove()
+
+
+def _hook_all_blocks(decoder: nn.Module) -> None:
+    """Has transformers put the hooks that collect router logits and hidden states on all blocks.
+
+    transformers does so once, at the first forward pass that collects any, on the modules that are there at that time.
+    """
+    with suppress(ImportError):  # in transformers 5.0, which leaves none behind
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+        maybe_install_capturing_hooks(decoder)
 
 
 def _carrying(lens: FittedLens, layer: int, n_layers: int) -> Callable[..., Any]:
