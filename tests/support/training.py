@@ -31,11 +31,9 @@ def make_trainer(out: Path, model: nn.Module | str | None = None, **settings: An
         "disable_tqdm": True,
         "gradient_checkpointing": False, "lr_scheduler_type": "constant", "seed": 0,
     }  # fmt: skip
-    peft_config = settings.pop("peft_config", None)
+    given = {name: settings.pop(name) for name in ("peft_config", "optimizers") if name in settings}
     args = BuPOConfig(output_dir=str(out), **{**defaults, **settings})
-    return BuPOTrainer(
-        model or tiny_model("qwen3"), reward, args, train_dataset=prompts(), processing_class=tiny_tokenizer(None), peft_config=peft_config
-    )
+    return BuPOTrainer(model or tiny_model("qwen3"), reward, args, train_dataset=prompts(), processing_class=tiny_tokenizer(None), **given)
 
 
 def trained_layers(trainer: BuPOTrainer, checkpoint: Path | None = None) -> list[int]:

@@ -48,6 +48,16 @@ def test_the_rate_that_is_logged_is_that_of_unscaled_layers_and_a_resumed_run_ke
             make_trainer(tmp_path, max_steps=2, **settings, **other).train(resume_from_checkpoint=True)
 
 
+def test_factors_multiply_the_rates_of_an_optimizer_that_is_given_once(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    slow, fast = ([weight for name, weight in model.named_parameters() if ("norm" in name) is is_norm] for is_norm in (True, False))
+    optimizer = torch.optim.AdamW([{"params": slow, "lr": 1e-4}, {"params": fast, "lr": 4e-3}])
+    trainer = make_trainer(tmp_path, model, layer_lr_factors="1-2:0.5", max_steps=1, optimizers=(optimizer, None))
+    for _ in range(2):
+        trainer.train()
+        assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 0.5e-4, 4e-3, 2e-3]
+
+
 @pytest.mark.parametrize("layer", [2, "auto"])
 def test_layer_lr_decay_acts_above_the_internal_layer(layer: int | str, tmp_path: Path) -> None:
     auto = {"internal_rule": "boundary", "internal_samples": 4} if layer == "auto" else {}

@@ -61,15 +61,19 @@ def blocks_path(model: Any) -> str:
     return f"{path}.{layout.blocks}"
 
 
-def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str, factors: Factors, lr: float) -> list[dict[str, Any]]:
-    """Splits optimizer groups by learning-rate factor, so that each group has one rate; all other settings stay the group's.
+def is_scaled(groups: list[dict[str, Any]]) -> bool:
+    """Whether optimizer groups are what `scaled_groups` returns."""
+    return any("layer_lr_factor" in group for group in groups)
+
+
+def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str, factors: Factors) -> list[dict[str, Any]]:
+    """Splits optimizer groups by the factor of their own learning rate, so that each has one rate; all other settings stay the group's.
 
     Args:
         groups: the optimizer's parameter groups.
         names: the name of each parameter, by the parameter's `id`.
         path: `blocks_path` of the model.
         factors: the factor of each layer; parameters outside the blocks have 1.
-        lr: the learning rate that the factors multiply.
 
     Returns:
         groups with `lr` as multiplied, and the factor under `layer_lr_factor`; first what has 1, the rate that transformers logs.
@@ -82,7 +86,7 @@ def scaled_groups(groups: list[dict[str, Any]], names: dict[int, str], path: str
             by_factor.setdefault(1.0 if layer is None else factors[layer], []).append(weight)
         rest = {key: value for key, value in group.items() if key != "params"}
         factors_in_order = sorted(by_factor, key=lambda factor: (factor != 1, factor))
-        out += [{**rest, "params": by_factor[factor], "lr": lr * factor, "layer_lr_factor": factor} for factor in factors_in_order]
+        out += [{**rest, "params": by_factor[factor], "lr": group["lr"] * factor, "layer_lr_factor": factor} for factor in factors_in_order]
     return out
 
 

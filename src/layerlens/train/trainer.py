@@ -34,7 +34,7 @@ from layerlens.storage.training_folder import SCHEDULE
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
-from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, layer_factors, scaled_groups
+from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, is_scaled, layer_factors, scaled_groups
 from layerlens.train.model_card import model_card
 from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
@@ -214,10 +214,9 @@ class BuPOTrainer(BaseTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
-        if set(self.layer_factors.values()) - {1.0}:
+        if set(self.layer_factors.values()) - {1.0} and not is_scaled(optimizer.param_groups):  # as an earlier call of train left them
             names = {id(weight): name for name, weight in self.model.named_parameters()}
-            groups = scaled_groups(optimizer.param_groups, names, blocks_path(self.model), self.layer_factors, self.args.learning_rate)
-            optimizer.param_groups[:] = groups
+            optimizer.param_groups[:] = scaled_groups(optimizer.param_groups, names, blocks_path(self.model), self.layer_factors)
         return optimizer
 
     def plan(self) -> list[tuple[str, str]]:
