@@ -81,6 +81,13 @@ def test_identity_maps_are_the_logit_lens(qwen: ll.LensModel, fitted: FittedLens
         np.testing.assert_allclose(through.data[name], expected, atol=1e-5, err_msg=str(name))
 
 
+def test_autocast_does_not_round_what_a_lens_carries(qwen: ll.LensModel, fitted: FittedLens) -> None:
+    states = torch.randn(5, fitted.d_model, generator=torch.Generator().manual_seed(0))
+    alone = fitted.carry(states, 2, "resid_post", qwen.n_layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fitted.carry(states, 2, "resid_post", qwen.n_layers), alone)
+
+
 def test_policy_through_a_lens_scores_as_the_analysis_and_is_final_at_the_top(qwen: ll.LensModel, fitted: FittedLens) -> None:
     run = ll.analyze(qwen, [ll.Sample(TEXT)], norm="final", lens=fitted)
     for layer, site in ((1, "resid_pre"), (2, "ffn_out"), (3, "resid_post"), (4, "resid_post")):

@@ -96,14 +96,15 @@ class FittedLens:
     def carry(
         self, states: Float[Tensor, "*rows d"], layer: int, site: Site, n_layers: int, sequential: bool = True
     ) -> Float[Tensor, "*rows d"]:
-        """T h + b of each state, float32 or better; T h of what a module adds. Arguments and errors as in `place`."""
+        """T h + b of each state, float32 or better, under autocast too; T h of what a module adds. Arguments and errors as in `place`."""
         found = self.place(layer, site, n_layers, sequential)
         if found is None:
             return states
         place, with_bias = found
         dtype = torch.promote_types(states.dtype, torch.float32)
         bias = self._on("bias", place, states.device, dtype) if with_bias and place in self.biases else None
-        return torch.nn.functional.linear(states.to(dtype), self._on("matrix", place, states.device, dtype), bias)
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.nn.functional.linear(states.to(dtype), self._on("matrix", place, states.device, dtype), bias)
 
     def require_shape(self, d_model: int, n_layers: int) -> None:
         """Raises SelectionError unless the lens was fitted to a model of this width and depth."""
