@@ -84,6 +84,17 @@ def test_a_checkpoint_without_its_rollout_goes_on_with_another_of_the_same_numbe
     assert trained_layers(make_trainer(tmp_path / "old", **settings), tmp_path / "checkpoint-3") == [2, 0, 0]
 
 
+def test_a_process_takes_the_batches_of_its_own_file_alone(tmp_path: Path) -> None:
+    shape, rollout = Shape(2, 2, 1), [{"advantages": torch.ones(1)}]
+    for writer in (0, 1):
+        folder = tmp_path / str(writer)
+        folder.mkdir()
+        save_position(str(folder), writer, shape, 3, rollout)
+        assert load_position(str(folder), writer, shape) == (3, rollout)
+    assert load_position(str(tmp_path / "0"), 1, shape) == (3, None), "process 0's are of other problems"
+    assert load_position(str(tmp_path / "1"), 0, shape) is None
+
+
 SMALL = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
 LARGE = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "gradient_accumulation_steps": 1}
 
@@ -189,6 +200,7 @@ def test_a_sharded_run_resumes_inside_at_the_end_of_and_after_the_internal_phase
     found = json.loads(out.read_text())
     assert found["differing"] == {f"{kind} {step}": [] for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT") for step in (3, 4, 5)}
     assert found["moved"] == found["weights"] > 40
+    assert found["rollouts"] == [2, 2], "both processes sample the unfinished rollout anew, and the one after it"
 
 
 def test_what_fsdp_could_not_resume_is_refused(tmp_path: Path) -> None:

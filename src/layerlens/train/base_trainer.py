@@ -28,8 +28,9 @@ class BaseTrainer(SignalTrainer):
     count of micro-batches and, inside a rollout, the rollout's batches; the order of problems depends on the epoch alone; and
     weights that have had no gradient yet have an optimizer state, which FSDP2 needs to resume.
 
-    A checkpoint without these files, of another number of processes, or of rollouts in more or fewer micro-batches is resumed too: what
-    is left of a rollout that it lies in is sampled anew. Another `learning_rate` takes effect, which transformers would not let it.
+    A checkpoint that lacks one of these files, of another number of processes, or of rollouts in more or fewer micro-batches is resumed
+    too: what is left of a rollout that it lies in is sampled anew, by all processes. Another `learning_rate` takes effect, which
+    transformers would not let it.
 
     Raises TrainingError in the middle of a run if a loss, a gradient or a weight is not finite, and if every reward of a rollout
     failed.
@@ -68,8 +69,11 @@ class BaseTrainer(SignalTrainer):
         if checkpoint is None:
             return
         kept = load_position(checkpoint, self.args.process_index, self._rollout_shape)
-        self._step, batches = kept or (self.state.global_step * self.args.gradient_accumulation_steps, None)
-        self._buffered_inputs = send_to_device(batches, self.args.device)
+        step, batches = kept or (self.state.global_step * self.args.gradient_accumulation_steps, None)
+        here = torch.tensor([[step, batches is not None]], device=self.accelerator.device)
+        everywhere = self.accelerator.gather(here)  # on disks of their own, some processes may find no file
+        self._step = int(everywhere[0, 0])
+        self._buffered_inputs = send_to_device(batches, self.args.device) if everywhere[:, 1].all() else None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         self._rate_is_ours = self._rate_is_ours or self.optimizer is None

@@ -48,19 +48,20 @@ def save_position(folder: str, process: int, shape: Shape, micro_batches: int, r
 def load_position(folder: str, process: int, shape: Shape) -> tuple[int, list[dict[str, Any]] | None] | None:
     """What `save_position` kept, on the CPU; None in a checkpoint without it.
 
-    If rollouts were cut otherwise, so many micro-batches are returned as the same rollouts have now, and no batches of an unfinished one.
+    A process whose own file is missing gets the count of process 0, and no batches. If rollouts were cut otherwise, so many micro-batches
+    are returned as the same rollouts have now, and no batches of an unfinished one.
 
     Raises TrainingError if the file is damaged.
     """
-    mine, main = position_file(folder, process), position_file(folder, 0)
-    if not main.is_file():
+    mine = position_file(folder, process)
+    file = mine if mine.is_file() else position_file(folder, 0)
+    if not file.is_file():
         return None
-    file = mine if mine.is_file() else main
     try:
         kept = torch.load(file, map_location="cpu", weights_only=True)
         before = Shape(*kept["shape"]) if "shape" in kept else shape._replace(processes=kept["processes"])  # before 0.2
         trained = kept["micro_batches"] * shape.micro_batches // before.micro_batches
-        return trained, kept["rollout"] if before == shape else None
+        return trained, kept["rollout"] if before == shape and file == mine else None
     except Exception as error:  # a damaged file fails in many ways
         raise TrainingError(f"{file} is damaged ({message_of(error)}); remove {folder} to go on from the checkpoint before it") from error
 
