@@ -305,6 +305,20 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     assert "a difference is of two runs, before and after; got 1" in capsys.readouterr().err
 
 
+def test_a_stopped_run_whose_layer_was_chosen_goes_on_without_another_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [
+        "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path), "--internal_layer", "auto",
+        "--internal_rule", "boundary", "--internal_samples", "4", "--per_device_train_batch_size", "8",
+        "--num_generations", "4", "--max_completion_length", "8", "--problems_limit", "16", "--monitor_every", "0", "--save_steps", "1",
+    ]  # fmt: skip
+    assert command(monkeypatch, *train, "--max_steps", "1") == 0
+    before = json.loads((tmp_path / "schedule.json").read_text())
+    monkeypatch.setattr("layerlens.train.layer_choice.analyze", None)
+    assert command(monkeypatch, *train, "--max_steps", "2", "--resume", "true") == 0
+    assert json.loads((tmp_path / "schedule.json").read_text()) == before
+    assert json.loads((tmp_path / "settings.json").read_text())["resumed"][0]["changed"] == {"max_steps": [1, 2]}
+
+
 def test_from_analysis_to_an_evaluated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run, out, answers = str(tmp_path / "run"), tmp_path / "bupo", str(tmp_path / "answers")
     analyze = ("analyze", "tiny-qwen3", "arithmetic", "--dtype", "float32", "--limit", "4", "--max-new-tokens", "48", "--out", run)

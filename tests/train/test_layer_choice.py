@@ -182,6 +182,22 @@ def test_the_choice_of_auto_is_on_disk(tmp_path: Path) -> None:
     assert kept["phases"] == [{"layer": trainer.choice.layer, "rollouts": None, "first_optimizer_step": 1, "last_optimizer_step": None}]
 
 
+def test_a_run_that_goes_on_keeps_the_layer_that_auto_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4, "internal_rollouts": 2}
+    auto |= {"max_steps": 2, "resume_from_checkpoint": str(tmp_path / "checkpoint-1")}
+    first = make_trainer(tmp_path, **auto, save_strategy="steps", save_steps=1)  # there is nothing yet to go on from
+    first.train()
+    monkeypatch.setattr("layerlens.train.layer_choice.analyze", None)
+    second = make_trainer(tmp_path, **auto)
+    assert second.schedule == first.schedule
+    assert second.choice.to_dict() == first.choice.to_dict()
+    second.train(resume_from_checkpoint=auto["resume_from_checkpoint"])
+    schedule = tmp_path / "schedule.json"
+    schedule.write_text(schedule.read_text().replace('"rule": "entropy_drop"', '"rule": "none"'))
+    with pytest.raises(TrainingError, match=r"schedule\.json is damaged \(a choice of layer has a rule .*: name the layer of its phases"):
+        make_trainer(tmp_path, **auto)
+
+
 def test_auto_does_not_analyse_if_there_is_no_internal_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerlens.train.layer_choice.analyze", None)
     trainer = make_trainer(tmp_path, internal_layer="auto", internal_rollouts=0)

@@ -112,6 +112,7 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     settings = settings_to_keep(script, args)
     changes = changed_settings(Path(args.output_dir), settings) if script.resume else {}
+    args.resume_from_checkpoint = str(checkpoint) if script.resume else None
     trainer = make_trainer(script, args)
     trainer.add_callback(KeepSettings(Path(args.output_dir), settings, changes))
     if changes and trainer.accelerator.is_main_process:
@@ -122,7 +123,7 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         )
     loading = damage_in_one_line(trainer, checkpoint) if checkpoint and script.resume else nullcontext()
     with settings_in_one_line(while_true=lambda: trainer.state.global_step <= done), training_progress(trainer), loading:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if script.resume else None)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_fsdp_enabled:  # transformers writes no model from shards, which checkpoints may be in
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()

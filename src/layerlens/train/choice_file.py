@@ -1,4 +1,4 @@
-"""The layer that a file of `layerlens select --json` names."""
+"""The layer that a file names: of `layerlens select --json`, or of a training whose layer `auto` chose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from layerlens.errors import SelectionError, TrainingError
 from layerlens.selection import LayerChoice
+from layerlens.storage.training_folder import SCHEDULE, read_schedule
 
 WRITE_ONE = "write one with `layerlens select RUN --json`"
 
@@ -35,6 +36,19 @@ def read_choice(path: str) -> LayerChoice:
     if choice.layer is None:
         raise TrainingError(f"{file} names no layer to train ({choice.reason}): give a layer, or choose by another --rule")
     return choice
+
+
+def kept_choice(folder: Path) -> LayerChoice | None:
+    """The choice that a training left in its folder; None if its layer was given by number, and without a `schedule.json`.
+
+    Raises RunError or TrainingError if the file is damaged.
+    """
+    file = folder / SCHEDULE
+    kept = read_schedule(file).get("choice") if file.is_file() else None
+    try:
+        return None if kept is None else LayerChoice.from_dict(kept)
+    except SelectionError as error:
+        raise TrainingError(f"{file} is damaged ({error}): name the layer of its phases with internal_layer") from error
 
 
 def _json_values(text: str) -> list[Any]:

@@ -32,6 +32,7 @@ from layerlens.selection import LayerChoice
 from layerlens.storage.files import write_text
 from layerlens.storage.training_folder import SCHEDULE
 from layerlens.train.base_trainer import FORWARD_EXTRAS, BaseTrainer
+from layerlens.train.choice_file import kept_choice
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
 from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, is_scaled, layer_factors, scaled_groups
@@ -44,6 +45,7 @@ from layerlens.train.trained_weights import freeze_up_to, require_trainable, tra
 from layerlens.train.trl_head import use_readout_head
 from layerlens.train.unshard import FullModel
 from layerlens.train.vllm_answers import vllm_answers
+from layerlens.train.waiting import on_main
 
 LAYER = "internal_layer"
 """Under this key a batch carries the layer that it trains, as a 0-d tensor (0-d tensors survive TRL's shuffle and split)."""
@@ -255,6 +257,10 @@ class BuPOTrainer(BaseTrainer):
     # ---- what reads the model: "auto" and the monitor
 
     def _analyse_and_choose(self) -> LayerChoice:
+        if self.args.resume_from_checkpoint:  # on other answers another layer may be chosen
+            kept = on_main(self.accelerator, partial(kept_choice, Path(self.args.output_dir)))
+            if kept is not None:
+                return kept
         prompts, args = self._prompts(self.args.internal_samples), self.args
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if self.use_vllm and not getattr(plugin, "cpu_ram_efficient_loading", False):  # which leaves the weights to one process
