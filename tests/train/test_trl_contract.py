@@ -56,6 +56,15 @@ def test_a_trl_with_another_method_is_refused(monkeypatch: pytest.MonkeyPatch) -
         require_trl_contract()
 
 
+def test_a_trl_whose_vllm_keeps_other_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def initialise(self: object) -> None:
+        self._dist = None
+
+    monkeypatch.setattr("trl.generation.vllm_generation.VLLMGeneration.__init__", initialise)
+    with pytest.raises(TrainingError, match="VLLMGeneration lacks _weight_metadata: pip install"):
+        require_trl_contract()
+
+
 def test_a_trl_with_another_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("trl.trainer.utils._ChunkedLogProbFunction")
     with pytest.raises(TrainingError, match="its log-probability kernel differs: pip install"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,28 @@ def test_weights_that_fsdp_has_not_sharded_yet_are_taken_as_they_are(tmp_path: P
     assert len(answered.token_ids) == 3 + 6
     assert vllm._dist.fsdp_version == 2
     assert not standing[0].awake
+
+
+class Server:
+    """What TRL asks of the client of a vLLM server, which receives each weight in the dtype that it was told."""
+
+    def update_named_params(self, told: list[tuple[str, str, list[int]]], sent: Iterator[tuple[str, torch.Tensor]]) -> None:
+        for (name, dtype, shape), (sent_name, weight) in zip(told, sent, strict=True):
+            assert (name, getattr(torch, dtype), shape) == (sent_name, weight.dtype, list(weight.shape))
+
+    def generate(self, prompts: list[list[int]], **options: Any) -> dict[str, Any]:
+        return {"prompt_ids": prompts, "completion_ids": [[8]] * len(prompts), "logprobs": None}
+
+    def reset_prefix_cache(self) -> None: ...
+
+
+def test_a_server_is_told_anew_of_weights_that_sharding_made_float32(tmp_path: Path) -> None:
+    vllm = trainer_with_vllm(tmp_path, sleeps=False, internal_layer=2, model=tiny_model("qwen3").to(torch.bfloat16)).vllm_generation
+    vllm.mode, vllm.vllm_client = "server", Server()
+    [answered] = vllm_answers(vllm, [Sample([8, 9, 10], 3)])
+    assert answered.token_ids == (8, 9, 10, 8)
+    vllm.model.to(torch.float32)
+    vllm.sync_weights()
 
 
 def test_the_monitor_samples_with_the_weights_of_its_step(tmp_path: Path) -> None:

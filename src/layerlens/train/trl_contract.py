@@ -25,6 +25,8 @@ METHODS = {
 """Methods of GRPOTrainer, its own or transformers', that BuPO overrides or calls, with the parameters that BuPO passes or reads."""
 VLLM = {"sync_weights": set(), "generate": {"prompts", "images", "num_generations"}}
 """Methods of TRL's VLLMGeneration that "auto" and the monitor call."""
+VLLM_STATE = ("_dist", "_weight_metadata")
+"""Attributes of it that `vllm_answers` sets."""
 KERNEL = (
     "ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping", "logit_scale", "outputs",
 )  # fmt: skip
@@ -59,6 +61,9 @@ def require_trl_contract() -> None:
                     f"the installed TRL {version} is not as released: {owner.__name__}.{name} lacks "
                     f"{', '.join(sorted(missing)) or 'everything'}: {remedy}"
                 )
+    for name in VLLM_STATE:
+        if name not in VLLMGeneration.__init__.__code__.co_names:
+            raise TrainingError(f"the installed TRL {version} is not as released: VLLMGeneration lacks {name}: {remedy}")
     from trl.trainer import utils
 
     kernel = getattr(utils, "_ChunkedLogProbFunction", None)

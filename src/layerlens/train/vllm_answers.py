@@ -35,11 +35,18 @@ def vllm_answers(vllm: Any, prompts: Sequence[Sample]) -> list[Sample]:
 
 @contextmanager
 def _told_of_shards(vllm: Any) -> Iterator[None]:
-    """Inside, TRL knows whether FSDP2 has sharded the weights: it takes them for shards, which they are not before training begins."""
+    """Inside, TRL knows whether FSDP2 has sharded the weights: it takes them for shards, which they are not before training begins.
+
+    TRL tells a server of names and dtypes of the weights as they were when it first sent them. It forgets here what it has noted before
+    sharding, which may change dtypes.
+    """
     version = vllm._dist.fsdp_version
-    if not any(isinstance(weight, DTensor) for weight in vllm.model.parameters()):
+    sharded = any(isinstance(weight, DTensor) for weight in vllm.model.parameters())
+    if not sharded:
         vllm._dist.fsdp_version = None
     try:
         yield
     finally:
         vllm._dist.fsdp_version = version
+        if not sharded:
+            vllm._weight_metadata = None
