@@ -112,14 +112,18 @@ def test_what_an_internal_phase_cannot_honour_is_refused_and_plain_grpo_takes_it
         ({"internal_layer": 2, "internal_rollouts": 3, "weight_decay": 0.1}, "would decay: set weight_decay=0, or decay_above=True"),
         ({"internal_layer": 2, "internal_rollouts": 3, "weight_decay": 0.0}, None),
         ({"internal_layer": 2, "internal_rollouts": 3, "weight_decay": 0.1, "decay_above": True}, None),
+        ({"layer_lr_factors": "1-2:0.5", "optimizer": True}, "take `optimizer` out of DeepSpeed's file, or leave layer_lr_factors"),
+        ({"layer_lr_decay": 0.0, "layer_lr_above": 2, "optimizer": True}, "with one learning rate for all layers"),
+        ({"layer_lr_factors": "1-2:0.5"}, None),
+        ({"optimizer": True}, None),
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused(
     settings: dict[str, Any], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = GRPOConfig.__post_init__
-
-    plugin = SimpleNamespace(zero_stage=settings.get("zero_stage", 2))
+    sections = {"optimizer": {"type": "AdamW"}} if "optimizer" in settings else {}
+    plugin = SimpleNamespace(zero_stage=settings.get("zero_stage", 2), hf_ds_config=SimpleNamespace(config=sections))
 
     def with_deepspeed(self: GRPOConfig) -> None:
         built(self)
@@ -127,7 +131,7 @@ def test_what_deepspeed_cannot_do_is_refused(
 
     monkeypatch.setattr(GRPOConfig, "__post_init__", with_deepspeed)
     with pytest.raises(TrainingError, match=message) if message else nullcontext():
-        build(tmp_path, **{name: value for name, value in settings.items() if name != "zero_stage"})
+        build(tmp_path, **{name: value for name, value in settings.items() if name not in ("zero_stage", "optimizer")})
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,12 @@ class BuPOConfig(BuPOFields, GRPOConfig):  # type: ignore[misc]
             yield "layer_lr_above needs layer_lr_decay: the factor of the blocks above it"
         if self.layer_lr_decay is not None and self.layer_lr_above is None and not (self.chooses_layer or self.named_layer):
             yield "layer_lr_decay needs layer_lr_above: the layer above which it acts"
+        rates = self.layer_lr_factors or self.layer_lr_decay is not None
+        if rates and self.deepspeed_plugin and "optimizer" in self.deepspeed_plugin.hf_ds_config.config:
+            yield (
+                "DeepSpeed makes the optimizer that its configuration names, with one learning rate for all layers: take `optimizer` out "
+                "of DeepSpeed's file, or leave layer_lr_factors and layer_lr_decay unset"
+            )
         if self.monitor_every < 0 or self.monitor_problems < 1 or self.monitor_repeats < 1:
             yield "monitor_every must be 0 or more, monitor_problems and monitor_repeats at least 1"
         if self.monitor_layer is not None and self.monitor_layer < 1:
