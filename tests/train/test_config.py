@@ -157,6 +157,21 @@ def test_slower_layers_that_are_not_there_are_refused(settings: dict[str, Any], 
         make_trainer(tmp_path, layer_lr_factors="3-5:0.1")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"internal_layer": "auto", "internal_rollouts": 1},
+        {"internal_loss": "distill", "distill_layers": 2},
+        {"token_signal": "kl_to_final", "token_layer": 2},
+    ],
+)
+def test_what_reads_layers_is_refused_on_a_model_spread_over_devices(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    model.hf_device_map = {"model.embed_tokens": 0, "model.layers": 0, "model.norm": 1, "lm_head": 1}
+    with pytest.raises(TrainingError, match="device_map spreads this one over 0, 1: load it without device_map"):
+        make_trainer(tmp_path, model, **settings)
+
+
 def test_an_architecture_without_a_cut_is_refused(tmp_path: Path) -> None:
     config = OpenAIGPTConfig(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2)
     with pytest.raises(ModelLayoutError, match="openai-gpt") as refusal:

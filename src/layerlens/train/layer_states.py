@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layerlens.decode import readout
 from layerlens.decode.unembedding import Unembedding
+from layerlens.errors import TrainingError
 from layerlens.metrics.settling import settling_depth
 from layerlens.models import causal_lm, decoder_of, find_decoder_parts
 from layerlens.models.layout import submodule_at
@@ -39,6 +40,16 @@ def kept_states(model: Any, layers: Collection[int]) -> Iterator[States]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def require_one_device(model: Any, reader: str) -> None:
+    """Raises TrainingError if the model's blocks are spread over devices. `reader` names, for the message, what reads their states."""
+    devices = sorted({str(device) for device in getattr(causal_lm(model), "hf_device_map", {}).values()})
+    if len(devices) > 1:
+        raise TrainingError(
+            f"{reader} reads the states of a model on one device, and device_map spreads this one over {', '.join(devices)}: load it "
+            "without device_map"
+        )
 
 
 class FinalReader:

@@ -14,7 +14,7 @@ from layerlens.errors import TrainingError
 from layerlens.models import count_blocks
 from layerlens.results.training_log import DISTILL
 from layerlens.train.internal_readings import INTERNAL, asks_internal, internal_readings
-from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states
+from layerlens.train.layer_states import FinalReader, States, answer_rows, kept_states, require_one_device
 
 KEPT = "token_mask/kept"
 """In the trainer's log: the share of tokens that the mask keeps."""
@@ -51,6 +51,7 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._rewards_ask and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise TrainingError("a reward asks for internal readings, and FSDP or DeepSpeed spreads the model: use one process, or DDP")
         if read or self._rewards_ask:
+            require_one_device(self.model, "distillation, token_signal or a reward with internal")
             self._n_layers = n_layers or count_blocks(self.model)
             self._read_layers = frozenset({*read, n_layers}) if read else frozenset()
             self._reader = FinalReader(self.model, self.temperature)

@@ -36,6 +36,7 @@ from layerlens.train.choice_file import kept_choice
 from layerlens.train.config import BuPOConfig
 from layerlens.train.layer_choice import choose_by_analysis, choose_together, require_layers, require_lens, warn_of_differences
 from layerlens.train.layer_rates import DecayWithoutGradient, blocks_path, is_scaled, layer_factors, scaled_groups
+from layerlens.train.layer_states import require_one_device
 from layerlens.train.model_card import model_card
 from layerlens.train.monitor import Monitor
 from layerlens.train.plan import plan_rows, require_same_schedule, schedule_contents
@@ -261,6 +262,7 @@ class BuPOTrainer(BaseTrainer):
             kept = on_main(self.accelerator, partial(kept_choice, Path(self.args.output_dir)))
             if kept is not None:
                 return kept
+        require_one_device(self.model, "internal_layer='auto'")
         prompts, args = self._prompts(self.args.internal_samples), self.args
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if self.use_vllm and not getattr(plugin, "cpu_ram_efficient_loading", False):  # which leaves the weights to one process
