@@ -124,14 +124,20 @@ def test_what_cannot_be_trained_is_told_in_one_line(
     assert not any(line.startswith(("usage", "Traceback")) for line in lines)
 
 
-def test_a_folder_with_another_model_is_not_trained_into(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config.json", "a model or a lens, which the trained model would replace"),
+        ("run.json", "a run or an evaluation, which the training would hide"),
+    ],
+)
+def test_a_folder_with_something_else_is_not_trained_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, told: str
 ) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("{}")
     assert command(monkeypatch, "train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path)) == 2
-    told = f"{tmp_path} holds a model or a lens, which the trained model would replace: take a new output_dir"
-    assert told in capsys.readouterr().err.splitlines()[-1]
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("config.json", "{}")]
+    assert f"{tmp_path} holds {told}: take a new output_dir" in capsys.readouterr().err.splitlines()[-1]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "{}")]
 
 
 def test_a_choice_on_a_model_of_another_depth_is_refused_before_the_model_is_loaded(

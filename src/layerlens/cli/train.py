@@ -108,6 +108,8 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         raise TrainingError(f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume true, or take a new output_dir")
     if (Path(args.output_dir) / "config.json").exists() and not is_training(args.output_dir):
         raise TrainingError(f"{args.output_dir} holds a model or a lens, which the trained model would replace: take a new output_dir")
+    if not done and any((Path(args.output_dir) / name).exists() for name in ("run.json", "eval.json")):
+        raise TrainingError(f"{args.output_dir} holds a run or an evaluation, which the training would hide: take a new output_dir")
     if args.eval_strategy != "no":
         raise TrainingError("layerlens train evaluates nothing while it trains: leave eval_strategy no, and use layerlens eval")
     settings = settings_to_keep(script, args)
