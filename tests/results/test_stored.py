@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -110,6 +112,35 @@ def test_curves_read_no_rows(pair: tuple[Run, Run], monkeypatch: pytest.MonkeyPa
     ll.plots.entropy_flow(stored, resamples=20)
     ll.plots.similarity(stored)
     assert ll.difference(stored, pair[0]).attrs["paired"] == 1
+
+
+FIGURES: dict[str, Callable[[Run], Any]] = {
+    "entropy_change": lambda run: ll.plots.entropy_change(run, ["ffn", "attn", "layer"], resamples=20),
+    "compare_families": lambda run: ll.plots.compare_families([run, run], resamples=20),
+    "family_grid": lambda run: ll.plots.family_grid([run, run]),
+    "entropy_curves": lambda run: ll.plots.entropy_curves(run, resamples=20),
+    "entropy_heatmap": lambda run: ll.plots.entropy_heatmap(run),
+    "difference_heatmap": lambda run: ll.plots.difference_heatmap(run, run, resamples=20),
+    **{
+        name: lambda run, name=name: ll.plots.metric_by_layer(run, name, resamples=20)
+        for name in ("skill", "agrees", "kl_to_final", "perplexity", "js_to_final")
+    },
+}
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_by_layer_of_means_alone_are_those_of_rows(pair: tuple[Run, Run], figure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory, stored = pair
+    monkeypatch.setattr(StoredRun, "keeps_rows", False)
+    expected, found = ll.plots.data(FIGURES[figure](in_memory)), ll.plots.data(FIGURES[figure](stored))
+    assert len(found) > 3
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_means_alone_name_the_sites_that_a_module_needs(qwen: ll.LensModel, tmp_path: Path) -> None:
+    run = ll.analyze(qwen, SAMPLES, sites=("ffn_out", "resid_post"), out=tmp_path / "run", keep="means")
+    with pytest.raises(SelectionError, match="ΔS of ffn needs the sites ffn_in and ffn_out; the run lacks ffn_in"):
+        ll.plots.entropy_change(run)
 
 
 def test_means_alone_give_curves_and_say_what_they_cannot(qwen: ll.LensModel, pair: tuple[Run, Run], tmp_path: Path) -> None:

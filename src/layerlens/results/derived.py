@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -47,17 +49,24 @@ def module_change(data: xr.Dataset, manifest: RunManifest, module: Module) -> xr
     if module not in MODULE_SITES:
         raise SelectionError(f"unknown module {module!r}: choose from {', '.join(MODULE_SITES)}")
     before, after = MODULE_SITES[module]
-    entropy, lens = variable(data, manifest, "entropy"), manifest.config.lens
-    lacking = [site for site in (before, after) if site not in data["site"].values]
+    entropy = variable(data, manifest, "entropy")
+    require_module(list(map(str, data["site"].values)), manifest, module)
+    change: xr.DataArray = xr.apply_ufunc(entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
+    change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
+    return change.rename("entropy_change")
+
+
+def require_module(sites: Sequence[str], manifest: RunManifest, module: Module) -> None:
+    """Raises SelectionError unless the sites that were analysed include the two of the module's ΔS."""
+    before, after = MODULE_SITES[module]
+    lens = manifest.config.lens
+    lacking = [site for site in (before, after) if site not in sites]
     absent = [site for site in lacking if site in manifest.config.absent_sites]
     if absent:
         raise SelectionError(f"ΔS of {module} does not exist here: {manifest.model.architecture} has no {' and no '.join(absent)}")
     if lacking:
         hint = "analyse it with them" if lens == "logit" else f"a {lens} lens reads no input of a module"
         raise SelectionError(f"ΔS of {module} needs the sites {before} and {after}; the run lacks {', '.join(lacking)}: {hint}")
-    change: xr.DataArray = xr.apply_ufunc(entropy_change, *(entropy.sel(site=site, drop=True) for site in (before, after)))
-    change.attrs = {"long_name": f"{METRIC_INFO['entropy_change'][0]}: {module}", "units": "nats", "module": module}
-    return change.rename("entropy_change")
 
 
 def token_depth(data: xr.Dataset, manifest: RunManifest, name: str, threshold: float = SETTLED, share: float = DEEP) -> xr.DataArray:

@@ -60,9 +60,9 @@ def draw_metric(
     Returns:
         The attrs of the mean of each run, and what a caption must say of layers that are hatched since they are not usable.
     """
+    require_metric(metric)
     attrs = []
     for number, (run, name) in enumerate(zip(runs, legend_names(runs), strict=True)):
-        require_metric(run, metric)
         curve = mean_at(run.mean(metric, **options), site, run)
         attrs.append(dict(curve.attrs))
         if scale == "share":

@@ -10,7 +10,8 @@ import xarray as xr
 from layerlens.errors import SelectionError
 from layerlens.plots.kit.labels import numbered
 from layerlens.results import Run
-from layerlens.types import METRIC_INFO, Rows, Segment, Weighting
+from layerlens.results.schema import DIMS
+from layerlens.types import DERIVED_FROM, METRIC_INFO, Rows, Segment, Weighting
 
 
 class MeanOptions(TypedDict, total=False):
@@ -55,16 +56,15 @@ def drawn_metric(metric: str) -> str:
     return "log_perplexity" if metric == "perplexity" else metric
 
 
-def require_metric(run: Run, metric: str) -> None:
+def require_metric(metric: str) -> None:
     """Raises SelectionError unless the metric has one value per token, layer and site (or module)."""
-    if metric in METRIC_INFO and metric not in ("perplexity", "entropy_change"):
-        dims = run.values(metric).dims
-        if len(dims) != 3 or dims[:2] != ("token", "layer"):
-            raise SelectionError(f"{metric!r} is not one value per layer and site: draw similarity and cka with plots.similarity")
-    elif metric not in METRIC_INFO:
+    if metric not in METRIC_INFO:
         raise SelectionError(
             f"unknown metric {metric!r}: choose from {', '.join(name for name in METRIC_INFO if not name.startswith('top_'))}"
         )
+    dims = DIMS.get(metric, DIMS["entropy"])
+    if metric in DERIVED_FROM or len(dims) != 3 or dims[:2] != ("token", "layer"):
+        raise SelectionError(f"{metric!r} is not one value per layer and site: draw similarity and cka with plots.similarity")
 
 
 def mean_without_interval(run: Run, metric: str, options: MeanOptions) -> xr.Dataset:

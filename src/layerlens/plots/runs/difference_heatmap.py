@@ -53,8 +53,7 @@ def difference_heatmap(
     Raises:
         SelectionError: the runs differ in layers, norm or, for one sample, tokens, or one lacks the metric, site or sample.
     """
-    for run in (before, after):
-        require_metric(run, metric)
+    require_metric(metric)
     if sample is None:
         return _of_means(before, after, metric, site, limits, ax, mean)
     if mean:

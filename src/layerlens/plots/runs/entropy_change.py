@@ -18,6 +18,7 @@ from layerlens.plots.kit.run_data import MeanOptions
 from layerlens.plots.kit.style import MODULE_NAMES, MODULE_STYLES, PHASE_TINTS, styled
 from layerlens.plots.kit.unusable import hatch_unusable
 from layerlens.results import Run
+from layerlens.results.derived import require_module
 from layerlens.types import Module
 
 Phases = Mapping[str, tuple[int, int] | None]
@@ -58,7 +59,7 @@ def entropy_change(
         raise SelectionError(f"layer {layer} was not analysed in the run of {run.model}; it has {', '.join(map(str, run.layers))}")
     spans = _spans(run, phases)
     for name in modules:
-        run.entropy_change(name)  # type: ignore[arg-type]  # raises, saying which sites are missing
+        require_module(run.sites, run.manifest, name)  # type: ignore[arg-type]
     changes = run.mean("entropy_change", **mean)
 
     target = ax or new_figure(float(np.clip(4.0 + 0.09 * len(run.layers), 4.8, 8)), 3.3).subplots()

@@ -70,7 +70,7 @@ def entropy_heatmap(
 
 def _by_site(run: Run, site: str | None, metric: str, limits: Limits, annotate: bool | None, ax: Axes | None, options: MeanOptions) -> Axes:
     metric = drawn_metric(metric)
-    require_metric(run, metric)
+    require_metric(metric)
     mean = mean_without_interval(run, metric, options)
     dim = column_dim(mean)
     names = [str(name) for name in mean[dim].values] if site is None else [site]
@@ -104,7 +104,7 @@ def _by_site(run: Run, site: str | None, metric: str, limits: Limits, annotate: 
 def _by_token(run: Run, sample: int | str, site: str | None, metric: str, tokens: slice | None, limits: Limits, ax: Axes | None) -> Axes:
     if metric == "perplexity":
         raise SelectionError("perplexity is of a whole run; draw metric='logp_next' for the tokens of one sample")
-    require_metric(run, metric)
+    require_metric(metric)
     rows = run.sample(sample)
     place, cells = cells_at(Run(rows, run.manifest).values(metric), metric, site, f"the run of {run.model}")
     n = rows.sizes["token"]

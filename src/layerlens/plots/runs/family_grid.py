@@ -47,8 +47,7 @@ def family_grid(
         SelectionError: a run lacks the metric, or no run has the sites.
     """
     runs, metric = as_runs(runs), drawn_metric(metric)
-    for run in runs:
-        require_metric(run, metric)
+    require_metric(metric)
     means = [mean_without_interval(run, metric, mean) for run in runs]
     dim = column_dim(means[0])
     wanted = resolve_sites(site) if dim == "site" else tuple(MODULE_SITES)
