@@ -110,9 +110,23 @@ def test_eval_compares_several_models_in_one_figure(tmp_path: Path, monkeypatch:
 def test_eval_tells_of_checks_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_broken_checker.py").write_text("def check(completions, ground_truth):\n    raise KeyError('oh')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    done = CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 1, "--no-figure", "--reward", "my_broken_checker:check"))
-    assert done.exit_code == 0, done.output
-    assert "check hung on 0 and raised on 3 of 3 answers (KeyError: 'oh')" in done.stderr
+    words = evaluation(tmp_path / "a", "--answers", 2, "--no-figure", "--reward", "my_broken_checker:check")
+    told = r"my_broken_checker:check checked none of the answers of tiny-qwen3 to arithmetic \(KeyError: 'oh'\): mend it"
+    with pytest.raises(LayerLensError, match=told):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    folder = tmp_path / "a" / "arithmetic"
+    assert json.loads((folder / "summary.json").read_text())["unchecked"] == 6
+    row = json.loads((folder / "answers" / "000000.jsonl").read_text().splitlines()[0])
+    assert (row["score"], row["unchecked"]) == (0.0, "KeyError: 'oh'")
+    (tmp_path / "my_broken_checker.py").write_text(
+        "def check(completions, ground_truth):\n    return [1.0 if ground_truth[0] == '29' else None]\n"
+    )
+    monkeypatch.setattr("layerlens.evaluate.engines.generate_responses", None)
+    some = CliRunner().invoke(app, words)
+    assert some.exit_code == 0, some.output
+    assert json.loads((folder / "summary.json").read_text())["unchecked"] == 4
+    assert "4 of 6 answers to arithmetic (the reward gave no number)" in some.stderr
+    assert "not checked           66.7" in some.stdout
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,15 @@ def answered_by(found: Evaluation, layer: str) -> Evaluation:
     return replace(found, manifest=replace(found.manifest, config=replace(found.manifest.config, layer=layer)))
 
 
+def unchecked(found: Evaluation) -> Evaluation:
+    """The evaluation as if the check of every answer had hung."""
+    hung = [
+        replace(problem, answers=tuple(replace(answer, score=0.0, unchecked="no answer in 10 s") for answer in problem.answers))
+        for problem in found.problems
+    ]
+    return replace(found, problems=tuple(hung))
+
+
 def trained_as(
     found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0
 ) -> list[Evaluation]:
@@ -145,6 +154,7 @@ def test_chance_is_the_share_of_orders_with_as_strong_a_correlation() -> None:
         ),
         ({3: [answered_by(each, "mix:1,2") for each in seeds(4, 4, 4)]}, "layer mix:1,2, not None; evaluate all alike"),
         ({13: seeds(4, 4, 4)}, "m has 12 layers, so layer 13 was not trained alone"),
+        ({3: [unchecked(each) for each in seeds(4, 4, 4)]}, r"reward checked none of the answers of m to toy \(no answer in 10 s\)"),
         ({3: [replace(each, path=Path("l3")) for each in seeds(4, 4, 4)]}, "l3 is given twice, as 3 and as 3"),
     ],
 )

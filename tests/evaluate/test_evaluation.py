@@ -108,6 +108,26 @@ def test_a_folder_that_says_samples_is_continued_in_the_words_of_now(qwen: ll.Le
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
+def test_answers_without_a_number_are_kept_and_checked_again(qwen: ll.LensModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumbling(completions: list[str], ground_truth: list[str]) -> list[float | None]:
+        numbers = even_words(completions, ground_truth)
+        return [{"1": None, "3": float("nan")}.get(truth, number) for number, truth in zip(numbers, ground_truth, strict=True)]
+
+    whole = run(qwen, tmp_path / "whole", 4)
+    stumbling.__name__ = even_words.__name__
+    found = run(qwen, tmp_path / "run", 4, reward=stumbling)
+    assert found.unchecked == ["the reward gave no number"] * 8
+    assert not found.correct[[1, 3]].any()
+    assert [problem.answers for problem in found.problems[::2]] == [problem.answers for problem in whole.problems[::2]]
+    assert open_evaluation(tmp_path / "run").problems == found.problems
+    assert open_evaluation(tmp_path / "run").summary()["unchecked"] == found.pass_at()["unchecked"].iloc[0] == 8
+    found.require_checked()
+    monkeypatch.setattr("layerlens.evaluate.engines.generate_responses", None)
+    assert run(qwen, tmp_path / "run", 4).problems == whole.problems, "the mended reward scores what was sampled"
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert run(qwen, tmp_path / "run", 4, reward=stumbling).problems == whole.problems, "what was checked stays"
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_changes_no_answer(qwen: ll.LensModel, batch_size: int) -> None:
     assert run(qwen, None, 3, batch_size=batch_size).problems == run(qwen, None, 3).problems
@@ -214,7 +234,7 @@ def test_what_is_kept(qwen: ll.LensModel, tmp_path: Path) -> None:
     found = run(qwen, tmp_path / "run", 4, name="toy")
     rows = [json.loads(line) for line in (tmp_path / "run" / "answers" / "000001.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == [0, 1, 2, 3]
-    assert rows[2] == {"answer": 2} | vars(found.problems[1].answers[2])
+    assert {**rows[2], "unchecked": None} == {"answer": 2} | vars(found.problems[1].answers[2])
     assert all(row["tokens"] == 6 or row["finished"] for row in rows)
     [first, *_] = (tmp_path / "run" / "problems.jsonl").read_text().splitlines()
     assert json.loads(first)["ground_truth"] == "0"
@@ -299,7 +319,9 @@ def test_other_mistakes(qwen: ll.LensModel) -> None:
         run(qwen, None, 1, batch_size=0)
     with pytest.raises(SelectionError, match=r"1\.\.4"):
         run(qwen, None, 1, layer=5)
-    with pytest.raises(LayerLensError, match="a number for each of 4 answers"):
-        run(qwen, None, 4, reward=lambda completions, ground_truth: [None, *np.ones(len(completions) - 1)])
+    with pytest.raises(LayerLensError, match="a score for each of 4 answers"):
+        run(qwen, None, 4, reward=lambda completions, ground_truth: np.ones(len(completions) - 1))
+    with pytest.raises(SelectionError, match=r"checked none of the answers of tiny-random to problems \(the reward gave no number\)"):
+        run(qwen, None, 4, reward=lambda completions, ground_truth: [None] * len(completions)).require_checked()
     with pytest.raises(PromptError, match="tokenizer"):
         run(ll.LensModel.wrap(qwen.parts.model), None, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +51,11 @@ def contribution(
     import layerlens as ll
     from layerlens.storage.files import write_text
 
-    found = ll.layer_contribution(_evaluations(folders))
+    evaluations = _evaluations(folders)
+    found = ll.layer_contribution(evaluations)
+    for each in chain.from_iterable(evaluations.values()):
+        if each.unchecked:
+            print(f"not checked, counted as wrong: {each.unchecked_text} in {each.path}", file=sys.stderr)
     before = None if run is None else ll.open_run(run)
     rows = pd.concat([found.table, pd.DataFrame([{"layers": "all", **found.full}])])
     write_text(out / "contribution.csv", rows.assign(base=found.base).to_csv(index=False))

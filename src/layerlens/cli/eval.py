@@ -197,22 +197,24 @@ def eval_command(
         _write_summary(evaluation, vote)
         if figure:
             figures.append(_draw([*earlier[task.name], evaluation], task.name, out))
-    failed = _failed_checks(rewards)
-    if failed:
-        print(f"not checked, scored 0: {failed}", file=sys.stderr)
+    for each in evaluations:
+        if each.unchecked:
+            print(f"not checked, counted as wrong: {each.unchecked_text}; the same command checks them again", file=sys.stderr)
     if as_json:
         summaries = [
             _summary(each, vote) | ({"gain_over": _gains(each, earlier[each.task])} if compare else {})
             for each, vote in zip(evaluations, votes, strict=True)
         ]
         print_json({"tasks": summaries, "figures": [str(path) for path in figures]})
-        return
-    for each, vote in zip(evaluations, votes, strict=True):
-        show_evaluations([*earlier[each.task], each])
-        if vote is not None:
-            show_vote(vote)
-    for path in figures:
-        print(path)
+    else:
+        for each, vote in zip(evaluations, votes, strict=True):
+            show_evaluations([*earlier[each.task], each])
+            if vote is not None:
+                show_vote(vote)
+        for path in figures:
+            print(path)
+    for each in evaluations:
+        each.require_checked()
 
 
 def _require_distinct(tasks: Sequence[Task], given: str) -> None:
@@ -231,16 +233,6 @@ def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
     if engine.context is None:
         return LONGEST_ANSWER
     return max(1, min(LONGEST_ANSWER, engine.context - max(problem.response_start for problem in problems)))
-
-
-def _failed_checks(rewards: Sequence[Any]) -> str:
-    """On how many answers the rewards' checks hung or raised, in words; empty if every answer was checked."""
-    counts = {reward.__name__: reward.counts for reward in rewards if hasattr(reward, "counts")}
-    return "; ".join(
-        f"{name} hung on {count.hung} and raised on {count.raised} of {count.answers} answers ({count.last_error})"
-        for name, count in counts.items()
-        if count.hung or count.raised
-    )
 
 
 def _gains(evaluation: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:

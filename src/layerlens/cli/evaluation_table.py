@@ -43,11 +43,14 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
         table.add_row(f"Pass@{k}", *cells)
     per_problem = [each.per_problem() for each in evaluations]
     table.add_row("ended by themselves", *(f"{100 * rows['finished'].mean():.1f}" for rows in per_problem))
+    if any(each.unchecked for each in evaluations):
+        table.add_row("not checked", *(f"{100 * len(each.unchecked) / each.correct.size:.1f}" for each in evaluations))
     table.add_row("mean tokens", *(f"{rows['tokens'].mean():.0f}" for rows in per_problem))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     told = [BRACKETS] if any(len(each.problems) > 1 or each.n_answers > 1 for each in evaluations) else []
     told += [BOUNDS] if any(cell.endswith(MARK) for column in table.columns for cell in map(str, column.cells)) else []
+    told += [f"Not checked, so counted as wrong, are {each.unchecked_text} of {each.label}." for each in earlier if each.unchecked]
     for each, same in zip(earlier, paired, strict=True):
         differs = last.sampled_otherwise(each, policies=False) if same else ""
         told += [f"The gain over {each.label} is not of the model alone: the new evaluation has {differs}."] if differs else []

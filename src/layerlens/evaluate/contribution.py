@@ -141,6 +141,9 @@ def _checked(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[str]:
                 )
             given[each.path] = name
     _require_trained_alike({name: evaluations[name] for name in [ALL, *names]})
+    for found in evaluations.values():
+        for each in found:
+            each.require_checked()
     last = base.manifest.model.n_layers
     beyond = [name for name in names if last is not None and max(map(int, re.findall(r"\d+", name))) > last]
     if beyond:

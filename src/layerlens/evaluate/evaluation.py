@@ -13,7 +13,7 @@ from layerlens.analysis.forecast import sampling_forecast
 from layerlens.errors import PromptError, RunError, SelectionError
 from layerlens.evaluate.engines import Engine, LensEngine
 from layerlens.evaluate.folder import AnswerFolder, AnswerMemory
-from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunction, reward_name, score_texts
+from layerlens.evaluate.result import Answer, Evaluation, Problem, RewardFunction, checked, reward_name
 from layerlens.models import FittedLens, Generation, LensModel
 from layerlens.progress import OnTokens, Progress, progress_bar
 from layerlens.prompts.sample import Sample
@@ -47,7 +47,9 @@ def evaluate(
     Args:
         model: from `load` or `LensModel.wrap`, or an engine from `open_engine` (vLLM, say).
         problems: prompts with ground truths, from `read_prompts`. Their responses, if any, are left out.
-        reward: TRL's signature, `f(completions, ground_truth) -> scores`; an answer is right if its score is above 0.5.
+        reward: TRL's signature, `f(completions, ground_truth) -> scores`; an answer is right if its score is above 0.5. An answer that
+            gets no number (None or NaN, or a check in a process of its own that hung or raised) counts as wrong and says why
+            (`Answer.unchecked`); the next call checks it again.
         generation: how answers are sampled; by default T = 1, top_p = 1 and 1024 tokens at most.
         out: folder to keep every answer in. A run that was stopped continues there and ends with the same answers; asking for
             more answers later adds to those that are there; another configuration is refused. None keeps answers in memory.
@@ -83,6 +85,7 @@ def evaluate(
     if out is not None:
         store = AnswerFolder.begin(out, manifest, evaluation.problems())
         manifest = store.manifest()
+    _check_again(store, evaluation)
     rounds, size = store.plan(k, len(evaluation.prompts)), batch_size or engine.batch_size
     if isinstance(engine, LensEngine) and engine.in_batches:
         evaluation.announce(
@@ -126,12 +129,13 @@ class EvaluationRun:
         numbers = [problem * SEEDS_PER_PROBLEM + number for problem, number in wanted]
         ids = self.engine.answer(prompts, self.generation, numbers, on_tokens)
         texts = [self.engine.tokenizer.decode(answer, skip_special_tokens=True) for answer in ids]
-        scores = score_texts(self.reward, texts, [str(prompt.ground_truth) for prompt in prompts])
         ends = self.engine.end_tokens
-        return [
-            Answer(text, len(answer), bool(answer) and answer[-1] in ends, score)
-            for text, answer, score in zip(texts, ids, scores, strict=True)
-        ]
+        answers = [Answer(text, len(answer), bool(answer) and answer[-1] in ends, 0.0) for text, answer in zip(texts, ids, strict=True)]
+        return self.checked(answers, [problem for problem, _ in wanted])
+
+    def checked(self, answers: Sequence[Answer], problems: Sequence[int]) -> list[Answer]:
+        """The answers, each to the problem of that number, with their scores."""
+        return checked(self.reward, answers, [str(self.prompts[problem].ground_truth) for problem in problems])
 
     def announce(self, model: LensModel, left: int, batch: int, progress: bool | None) -> None:
         """Says what sampling the answers that are left takes, if that is long or may not fit."""
@@ -198,6 +202,25 @@ def _pieces(problems: int, rounds: Sequence[int], batch_size: int) -> Iterator[l
             Piece(f"group-{start}-{stop}-{first:06d}", range(first, min(first + size, problems)), blocks)
             for first in range(0, problems, size)
         ]
+
+
+def _check_again(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun) -> None:
+    """Checks the answers that an earlier call could not check, in one of the processes that fill the folder."""
+    with store.claim("unchecked") as ours:
+        if not ours:
+            return
+        unchecked = [
+            (problem, number, answer)
+            for problem in range(len(evaluation.prompts))
+            for number, answer in store.read(problem).items()
+            if answer.unchecked is not None
+        ]
+        if unchecked:
+            problems, numbers, answers = zip(*unchecked, strict=True)
+            again = evaluation.checked(answers, problems)
+            for problem in set(problems):
+                of_problem = zip(problems, numbers, again, strict=True)
+                store.write(problem, {number: answer for each, number, answer in of_problem if each == problem})
 
 
 def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, rounds: Sequence[int], batch_size: int, report: Progress) -> None:

@@ -4,7 +4,8 @@
 eval.json             what was run on what; a folder holds one configuration
 problems.jsonl        id, ground_truth and prompt text of each problem
 rounds.json           the numbers of answers per problem that were asked for, growing
-answers/000000.jsonl  the answers to the first problem, one JSON object a line: answer (its number), text, tokens, finished, score
+answers/000000.jsonl  the answers to the first problem, one JSON object a line: answer (its number), text, tokens, finished, score,
+                      and unchecked (why the reward gave no number) if it was not checked
 ```
 Answer numbers count from 0. Lines written by earlier versions say `sample` for `answer`; both are read.
 Processes that fill one folder claim groups of problems by file locks, which end with the process.
@@ -44,8 +45,8 @@ class AnswerMemory:
         return dict(self._answers.get(problem, {}))
 
     def write(self, problem: int, answers: Mapping[int, Answer]) -> None:
-        """Adds answers to those that are there, which stay."""
-        self._answers[problem] = {**answers, **self._answers.get(problem, {})}
+        """Adds answers to those that are there, of which only one that was not checked is replaced."""
+        self._answers[problem] = _merged(self._answers.get(problem, {}), answers)
 
     def plan(self, answers: int, problems: int) -> list[int]:
         """The rounds to work through: the number of answers that each problem has after each round."""
@@ -102,10 +103,10 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
             raise RunError(f"{file} is damaged ({error}); remove it and run the same evaluation again to restore it") from error
 
     def write(self, problem: int, answers: Mapping[int, Answer]) -> None:
-        """Adds answers to those that are there, which stay."""
+        """Adds answers to those that are there, of which only one that was not checked is replaced."""
         with self.lock(f"problem-{problem:06d}"):
-            merged = {**answers, **self.read(problem)}
-            write_text(self._answers_file(problem), _lines([{NUMBER: number} | asdict(merged[number]) for number in sorted(merged)]))
+            merged = _merged(self.read(problem), answers)
+            write_text(self._answers_file(problem), _lines([{NUMBER: number} | _plain(merged[number]) for number in sorted(merged)]))
 
     def plan(self, answers: int, problems: int) -> list[int]:
         """As in memory. Rounds that were begun are finished in their own batches, so that a resumed run ends the same to the last bit."""
@@ -120,6 +121,14 @@ class AnswerFolder(SharedFolder[EvaluationManifest]):
 
     def _answers_file(self, problem: int) -> Path:
         return self.path / ANSWERS / f"{problem:06d}.jsonl"
+
+
+def _merged(there: Mapping[int, Answer], fresh: Mapping[int, Answer]) -> dict[int, Answer]:
+    return {**there, **{number: answer for number, answer in fresh.items() if number not in there or there[number].unchecked is not None}}
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    return {name: value for name, value in asdict(answer).items() if value is not None}
 
 
 def _pop_number(row: dict[str, Any]) -> int:

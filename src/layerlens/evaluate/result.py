@@ -16,6 +16,8 @@ from layerlens.errors import LayerLensError, SelectionError
 from layerlens.evaluate.scores import BoundEstimate, Estimate, estimate_mean, estimate_over_answers, pass_table
 from layerlens.metrics.intervals import LEVEL, RESAMPLES
 from layerlens.metrics.pass_at_k import avg_at_k
+from layerlens.rewards.isolation import Failure
+from layerlens.rewards.rewards import Reward
 from layerlens.storage.manifest import EvaluationManifest
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
@@ -33,13 +35,15 @@ class Answer:
         text: the answer without special tokens.
         tokens: its length in tokens, the end-of-sequence token included.
         finished: whether it ended with an end-of-sequence token, rather than at the limit of new tokens.
-        score: what the reward gave it.
+        score: what the reward gave it; 0 if it was not checked.
+        unchecked: why the reward gave no number, if it gave none: its check hung or raised, or it returned None.
     """
 
     text: str
     tokens: int
     finished: bool
     score: float
+    unchecked: str | None = None
 
     @property
     def correct(self) -> bool:
@@ -109,18 +113,39 @@ class Evaluation:
         """For each problem and answer number, whether the answer is correct."""
         return np.array([problem.correct for problem in self.problems], dtype=bool)
 
+    @property
+    def unchecked(self) -> list[str]:
+        """Of each answer to any problem that the reward gave no number, why. These answers count as wrong."""
+        return [answer.unchecked for problem in self.problems for answer in problem.answers if answer.unchecked is not None]
+
+    @property
+    def unchecked_text(self) -> str:
+        """How many answers were not checked and why the last was not, in words; empty if all were."""
+        reasons = self.unchecked
+        return f"{len(reasons)} of {self.correct.size} answers to {self.task} ({reasons[-1]})" if reasons else ""
+
+    def require_checked(self) -> None:
+        """Raises SelectionError if the reward gave no answer a number: a mean of 0 then says nothing of the model."""
+        if len(self.unchecked) == self.correct.size:
+            raise SelectionError(
+                f"{self.manifest.config.reward} checked none of the answers of {self.label} to {self.task} ({self.unchecked[-1]}): "
+                "mend it and run the same `layerlens eval` again, which samples nothing anew"
+            )
+
     def pass_at(self, ks: Sequence[int] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """Pass@k for k = 1, 2, 4, ... up to K (or `ks`), one row per k: the table that `plots.pass_curves` draws.
 
         Columns: `model`, `task`, `k`, `mean` over problems, `low` and `high` (its interval for other problems like these; bounds if
         `bound`), `answers_low` and `answers_high` (for other answers to these very problems), `problems` and `answers` (how many, and
-        how many to each), `temperature`, `level`. Raises ValueError for a k outside 1..K.
+        how many to each), `unchecked` (how many of all answers were not checked), `temperature`, `level`. Raises ValueError for a k
+        outside 1..K.
         """
         table = pass_table(self.correct, ks, level=level, resamples=resamples, seed=seed)
         table.insert(0, "model", self.label)
         table.insert(1, "task", self.task)
         temperature = self.manifest.config.generate.temperature
-        return table.assign(problems=len(self.problems), answers=self.n_answers, temperature=temperature, level=level)
+        counts = {"problems": len(self.problems), "answers": self.n_answers, "unchecked": len(self.unchecked)}
+        return table.assign(**counts, temperature=temperature, level=level)
 
     def avg(self, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """Avg@K, the mean over problems of the share of correct answers, with its interval for other problems like these.
@@ -192,7 +217,7 @@ class Evaluation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per answer: `problem` and `answer` (their numbers, from 0), `id`, `ground_truth`, `text`, `tokens`, `finished`,
-        `score`, `correct`."""
+        `score`, `unchecked` (why it was not checked, else None), `correct`."""
         rows = [
             {"problem": index, "id": problem.id, "ground_truth": problem.ground_truth, "answer": number}
             | asdict(answer)
@@ -221,6 +246,7 @@ class Evaluation:
             | _answers_json(self.avg_over_answers(level=level)),
             "pass": {str(row.k): _pass_json(row) for row in passes.itertuples()},
             "level": level,
+            "unchecked": len(self.unchecked),
             "finished": float(per_problem["finished"].mean()),
             "tokens": float(per_problem["tokens"].mean()),
             "folder": None if self.path is None else str(self.path),
@@ -228,11 +254,10 @@ class Evaluation:
 
     def rescored(self, reward: RewardFunction) -> Evaluation:
         """An evaluation in memory with the same answers, scored by another reward. The folder on disk is not changed."""
-        problems = []
-        for problem in self.problems:
-            scores = score_texts(reward, [answer.text for answer in problem.answers], [problem.ground_truth] * len(problem.answers))
-            answers = tuple(replace(answer, score=score) for answer, score in zip(problem.answers, scores, strict=True))
-            problems.append(replace(problem, answers=answers))
+        problems = [
+            replace(problem, answers=tuple(checked(reward, problem.answers, [problem.ground_truth] * self.n_answers)))
+            for problem in self.problems
+        ]
         config = replace(self.manifest.config, reward=reward_name(reward))
         return Evaluation(tuple(problems), replace(self.manifest, config=config))
 
@@ -253,9 +278,25 @@ def reward_name(reward: RewardFunction) -> str:
     return str(getattr(reward, "target", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
-def score_texts(reward: RewardFunction, texts: Sequence[str], truths: Sequence[str]) -> list[float]:
-    """The reward's score of each text against its ground truth. Raises LayerLensError unless the reward gives one number per text."""
-    scores = list(reward(completions=list(texts), ground_truth=list(truths)))
-    if len(scores) != len(texts) or any(score is None or np.isnan(score) for score in scores):
-        raise LayerLensError(f"the reward {reward_name(reward)} must give a number for each of {len(texts)} answers, got {scores[:8]}")
-    return [float(score) for score in scores if score is not None]
+def checked(reward: RewardFunction, answers: Sequence[Answer], truths: Sequence[str]) -> list[Answer]:
+    """The answers with the reward's score of each against its ground truth; those that get no number say why.
+
+    Raises LayerLensError unless the reward gives one score per answer.
+    """
+    texts = [answer.text for answer in answers]
+    scores: Sequence[float | None]
+    failures: dict[int, Failure] = {}
+    if isinstance(reward, Reward):
+        scores, failures = reward.checked(texts, list(truths))
+    else:
+        scores = list(reward(completions=texts, ground_truth=list(truths)))
+    if len(scores) != len(answers):
+        raise LayerLensError(f"the reward {reward_name(reward)} must give a score for each of {len(answers)} answers, got {scores[:8]}")
+    found = []
+    for number, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+        if number in failures or score is None or np.isnan(score):
+            why = failures[number].error if number in failures else "the reward gave no number"
+            found.append(replace(answer, score=0.0, unchecked=why))
+        else:
+            found.append(replace(answer, score=float(score), unchecked=None))
+    return found

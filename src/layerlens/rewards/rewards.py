@@ -97,6 +97,16 @@ class Reward:
         Raises RewardError if ground truths are missing that the check needs, a completion is neither a text nor chat messages, or a
         checking process cannot start.
         """
+        scores, failures = self.checked(completions, ground_truth, **columns)
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/hung", float(sum(failure.hung for failure in failures.values())))
+            log_metric(f"{self.__name__}/raised", float(sum(not failure.hung for failure in failures.values())))
+        return scores
+
+    def checked(
+        self, completions: Sequence[Any], ground_truth: Sequence[Any] | None = None, **columns: Any
+    ) -> tuple[list[float], dict[int, Failure]]:
+        """The scores that a call gives, and for each completion whose check failed, by its place, why. Raises what a call raises."""
         texts = [completion_text(completion) for completion in completions]
         scores: list[float | None] = [None] * len(texts)
         if self.fast_path is not None:
@@ -108,14 +118,13 @@ class Reward:
         rows["completions"] = list(completions)
         unscored = [i for i, score in enumerate(scores) if score is None]
         checked = self._check([{key: [value[i]] for key, value in rows.items()} for i in unscored])
-        for i, (score, _) in zip(unscored, checked, strict=True):
+        failures = {}
+        for i, (score, failure) in zip(unscored, checked, strict=True):
             scores[i] = score
-        failed = [failure for _, failure in checked if failure]
-        self._count(len(texts), failed)
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/hung", float(sum(failure.hung for failure in failed)))
-            log_metric(f"{self.__name__}/raised", float(sum(not failure.hung for failure in failed)))
-        return [0.0 if score is None else score for score in scores]
+            if failure is not None:
+                failures[i] = failure
+        self._count(len(texts), list(failures.values()))
+        return [0.0 if score is None else score for score in scores], failures
 
     def close(self) -> None:
         """Ends the checking processes; the next call starts new processes."""

@@ -66,6 +66,12 @@ def test_one_problem_has_no_band() -> None:
     draw(pass_curves(table(answers=1)))
 
 
+def test_answers_that_were_not_checked_are_told() -> None:
+    found = [table().assign(unchecked=0), table("Llama-3B").assign(unchecked=7)]
+    assert "unbiased · 0 / 7 answers not checked, counted as wrong · T = 1" in caption_of(pass_curves(found))
+    assert "not checked" not in caption_of(pass_curves(found[0]))
+
+
 def test_mistakes() -> None:
     with pytest.raises(SelectionError, match=r"low, high missing"):
         pass_curves(table().drop(columns=["low", "high"]))

@@ -18,8 +18,8 @@ from layerlens.plots.kit.labels import numbered
 from layerlens.plots.kit.style import line_style, styled
 
 COLUMNS = ("model", "task", "k", "mean", "low", "high")
-"""Columns that a table of Pass@k must have; if it has `problems`, `answers`, `temperature` and `level`, the caption names them, and
-`answers_low` and `answers_high` are drawn as bars."""
+"""Columns that a table of Pass@k must have; if it has `problems`, `answers`, `unchecked`, `temperature` and `level`, the caption names
+them, and `answers_low` and `answers_high` are drawn as bars."""
 
 
 @styled
@@ -101,6 +101,7 @@ def _caption(curves: list[pd.DataFrame], names: list[str]) -> str:
         f"Pass@k of {listed(names)}",
         _counted(problems, "problem", "problems"),
         _counted(answers, "answer each", "answers each, unbiased"),
+        _unchecked(curves),
         _temperature(curves),
         _interval(curves, problems),
         "bars: for other answers to these very problems" if any(map(_has_bars, curves)) else "",
@@ -112,6 +113,11 @@ def _counted(counts: list[int], one: str, many: str) -> str:
     if not all(counts):
         return ""
     return f"{' / '.join(map(str, dict.fromkeys(counts)))} {one if set(counts) == {1} else many}"
+
+
+def _unchecked(curves: list[pd.DataFrame]) -> str:
+    counts = [int(curve["unchecked"].iloc[0]) if "unchecked" in curve else 0 for curve in curves]
+    return f"{' / '.join(map(str, counts))} answers not checked, counted as wrong" if any(counts) else ""
 
 
 def _temperature(curves: list[pd.DataFrame]) -> str:
