@@ -116,5 +116,9 @@ def test_a_template_that_writes_todays_date_writes_the_day_that_it_is_given() ->
     assert text_of("Hi", DATED + CHAT, date="2026-03-07") == "\n07 Mar 2026, Saturday[user]Hi[assistant]"
     assert text_of("Hi", CHAT, date="2026-03-07") == text_of("Hi", CHAT)
     assert text_of("Hi", None, date="2026-03-07") == "Hi"
+    several: Any = {"tools": DATED, "rag": DATED}
+    with pytest.raises(PromptError, match="the chat template refuses it"):
+        text_of("Hi", several, date="2026-03-07")
+    assert text_of("Hi", several | {"default": CHAT}, date="2026-03-07") == text_of("Hi", CHAT)
     with pytest.raises(PromptError, match="date must be a day such as 2026-11-28, got '7 March'"):
         text_of("Hi", CHAT, date="7 March")

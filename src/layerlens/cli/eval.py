@@ -162,6 +162,7 @@ def eval_command(
     _require_distinct(chosen, tasks)
     rewards = [load_reward(reward or task.reward) for task in chosen]
     earlier = {task.name: [open_evaluation(folder) for folder in _evaluation_folders(compare or [], task.name)] for task in chosen}
+    reading.warn_of_training(model)
     model_engine = open_engine(
         model,
         engine,
@@ -173,7 +174,6 @@ def eval_command(
         tensor_parallel=tensor_parallel,
         library=library,
     )
-    reading.warn_of_training(model)
     if select is not None and (layer is not None or not isinstance(model_engine, LensEngine)):
         raise SelectionError("--select reads the final policy's own layers: leave out --layer, and name --engine transformers")
     prompts = [reading.since(out / task.name / "eval.json").read(task.source, model_engine, limit) for task in chosen]

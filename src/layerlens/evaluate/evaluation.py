@@ -215,12 +215,14 @@ def _check_again(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun) 
             for number, answer in store.read(problem).items()
             if answer.unchecked is not None
         ]
-        if unchecked:
-            problems, numbers, answers = zip(*unchecked, strict=True)
-            again = evaluation.checked(answers, problems)
-            for problem in set(problems):
-                of_problem = zip(problems, numbers, again, strict=True)
-                store.write(problem, {number: answer for each, number, answer in of_problem if each == problem})
+        if not unchecked:
+            return
+        again = evaluation.checked([answer for _, _, answer in unchecked], [problem for problem, _, _ in unchecked])
+        found: dict[int, dict[int, Answer]] = {}
+        for (problem, number, _), answer in zip(unchecked, again, strict=True):
+            found.setdefault(problem, {})[number] = answer
+        for problem, answers in found.items():
+            store.write(problem, answers)
 
 
 def _fill(store: AnswerMemory | AnswerFolder, evaluation: EvaluationRun, rounds: Sequence[int], batch_size: int, report: Progress) -> None:

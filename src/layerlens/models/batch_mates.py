@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from layerlens.models.layout import text_config
-
 INT8_PRODUCT = "Linear8bitLt"
 """bitsandbytes' module of LLM.int8, which looks over all rows of a product, whichever text each is of, for columns to leave in 16 bits."""
 
@@ -29,9 +27,10 @@ class BatchMates:
 
     @classmethod
     def of(cls, model: nn.Module, config: Any) -> BatchMates:
+        """From a decoder and the configuration of its text part."""
         products: list[Any] = [module for module in model.modules() if type(module).__name__ == INT8_PRODUCT]
         alone = any(product.state.threshold > 0 for product in products)
-        return cls(alone, _rotary_switch(text_config(config)))
+        return cls(alone, _rotary_switch(config))
 
     def together(self, length: int, other: int) -> bool:
         """Whether texts of two lengths may share a forward pass, padded to the longer one."""

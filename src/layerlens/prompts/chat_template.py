@@ -101,21 +101,21 @@ def accepted_messages(messages: Sequence[Message], tokenizer: Any, options: Mapp
     return list(messages)
 
 
-def with_date(template: str, day: date) -> str:
-    """A chat template that writes `day` where it would write today's date; the template itself if it writes none.
+def writes_date(template: str) -> bool:
+    """Whether a chat template writes today's date, in a form that it names. One that makes up the form as it runs is not seen."""
+    return NOW.search(template) is not None
 
-    Token ids of a prompt are then the same on every day. A template that makes up the form of its date as it runs stays as it is.
-    """
-    if "strftime_now" not in template:
-        return template
+
+def with_date(template: str, day: date) -> str:
+    """A chat template that writes `day` where it would write today's date: token ids of a prompt are then the same on every day."""
     said = {form: day.strftime(form) for _, form in NOW.findall(template)}
     # the empty expression keeps the macro's end from taking away a line break that the template begins with
-    return f"{{%- macro strftime_now(form) -%}}{{{{ {said!r}[form] }}}}{{%- endmacro -%}}{{{{ '' }}}}{template}" if said else template
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {said!r}[form] }}}}{{%- endmacro -%}}{{{{ '' }}}}{template}"
 
 
 def template_of(tokenizer: Any, options: Mapping[str, Any]) -> str:
-    """The chat template that is used: of the options, or of the tokenizer, of several its default."""
-    template = options.get("chat_template") or tokenizer.chat_template
+    """The chat template that is used: of the options, or of the tokenizer, of several its default; empty if there is none."""
+    template = options.get("chat_template") or getattr(tokenizer, "chat_template", None) or ""
     return template.get("default", "") if isinstance(template, dict) else str(template)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import PromptError
-from layerlens.prompts.chat_template import has_template, template_of, warn_of_unread_switch, with_date
+from layerlens.prompts.chat_template import template_of, warn_of_unread_switch, with_date, writes_date
 from layerlens.prompts.conversation import Conversation, read_conversation, to_sample
 from layerlens.prompts.records import Record, read_records
 from layerlens.prompts.sample import Sample
@@ -62,8 +62,9 @@ def read_prompts(
     options = {"enable_thinking": enable_thinking, "chat_template": chat_template}
     given = {name: value for name, value in options.items() if value is not None}
     warn_of_unread_switch(tokenizer, given, chat)
-    if date is not None and chat and has_template(tokenizer, given):
-        given["chat_template"] = with_date(template_of(tokenizer, given), _day(date))
+    day = None if date is None else _day(date)
+    if day is not None and chat and writes_date(template := template_of(tokenizer, given)):
+        given["chat_template"] = with_date(template, day)
     conversations = _conversations(source, limit, split, column, system)
     return [to_sample(conversation, tokenizer, chat=chat, template_options=given) for conversation in conversations]
 
