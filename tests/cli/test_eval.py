@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from click.testing import Result
 from typer.testing import CliRunner
 
 import layerlens.plots
@@ -59,6 +60,18 @@ def test_a_gain_of_other_sampling_is_said_to_be_that(capsys: pytest.CaptureFixtu
     show_evaluations([before, after])
     told = "The gain over m is not of the model alone: the new evaluation has max_new_tokens 16, not 8, temperature 0.0, not 1.0."
     assert told in capsys.readouterr().out
+
+
+def test_a_gain_of_other_prompts_is_said_to_be_that(tmp_path: Path) -> None:
+    def invoke(out: str, *options: object) -> Result:
+        return CliRunner().invoke(app, evaluation(tmp_path / out, "--answers", 1, "--no-figure", *options))
+
+    assert invoke("a").exit_code == 0
+    told = "The gain over tiny-qwen3 is not of the model alone: the new evaluation has other prompts."
+    assert told in invoke("b", "--system", "Answer badly.", "--compare", tmp_path / "a").stdout
+    assert "not of the model alone" not in invoke("c", "--compare", tmp_path / "a").stdout
+    [task] = json.loads(invoke("c", "--compare", tmp_path / "b", "--json").stdout)["tasks"]
+    assert [gain["sampled_otherwise"] for gain in task["gain_over"]] == ["other prompts"]
 
 
 def test_eval_votes_with_the_answers_that_think_deepest(tmp_path: Path) -> None:

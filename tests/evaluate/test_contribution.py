@@ -33,6 +33,11 @@ def answered_by(found: Evaluation, layer: str) -> Evaluation:
     return replace(found, manifest=replace(found.manifest, config=replace(found.manifest.config, layer=layer)))
 
 
+def asked(found: Evaluation, prompt: str) -> Evaluation:
+    """The evaluation as if each problem had been put in this prompt."""
+    return replace(found, problems=tuple(replace(problem, prompt=prompt.format(problem.id)) for problem in found.problems))
+
+
 def unchecked(found: Evaluation) -> Evaluation:
     """The evaluation as if the check of every answer had hung."""
     hung = [
@@ -154,6 +159,10 @@ def test_chance_is_the_share_of_orders_with_as_strong_a_correlation() -> None:
         ),
         ({3: [answered_by(each, "mix:1,2") for each in seeds(4, 4, 4)]}, "layer mix:1,2, not None; evaluate all alike"),
         ({13: seeds(4, 4, 4)}, "m has 12 layers, so layer 13 was not trained alone"),
+        (
+            {"base": [asked(each, "{}") for each in TRAINED["base"]], 3: [asked(each, "Answer badly. {}") for each in seeds(4, 4, 4)]},
+            r"m \(3\) was evaluated otherwise than m \(base\): other prompts; evaluate all alike",
+        ),
         ({3: [unchecked(each) for each in seeds(4, 4, 4)]}, r"reward checked none of the answers of m to toy \(no answer in 10 s\)"),
         ({3: [replace(each, path=Path("l3")) for each in seeds(4, 4, 4)]}, "l3 is given twice, as 3 and as 3"),
     ],

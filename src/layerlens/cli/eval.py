@@ -236,9 +236,11 @@ def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
 
 
 def _gains(evaluation: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """The gain in Avg@K over each earlier evaluation of the same problems."""
+    """The gain in Avg@K over each earlier evaluation of the same problems, and what else than the models differs."""
     return [
-        {"model": each.label, "folder": str(each.path), **evaluation.gain_over(each).to_json()} | _over_answers(evaluation, each)
+        {"model": each.label, "folder": str(each.path), **evaluation.gain_over(each).to_json()}
+        | _over_answers(evaluation, each)
+        | {"sampled_otherwise": evaluation.sampled_otherwise(each, policies=False)}
         for each in earlier
         if evaluation.same_problems(each)
     ]

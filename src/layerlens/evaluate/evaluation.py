@@ -273,5 +273,7 @@ def _collect(store: AnswerMemory | AnswerFolder, rows: Sequence[dict[str, Any]],
             raise RunError(
                 f"{store.path}: problem {row['id']} has {len(answers)} of {k} answers; run the same `layerlens eval` again to finish it"
             )
-        problems.append(Problem(row["id"], row["ground_truth"], tuple(answers[number] for number in range(k))))
+        problems.append(
+            Problem(row["id"], row["ground_truth"], tuple(answers[number] for number in range(k)), str(row.get("prompt") or ""))
+        )
     return Evaluation(tuple(problems), manifest, store.path)

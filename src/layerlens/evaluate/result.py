@@ -53,11 +53,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem and its answers, in the order of the answers' numbers."""
+    """One problem and its answers, in the order of the answers' numbers.
+
+    `prompt` is the text that was answered, chat template included; empty if it is not known.
+    """
 
     id: str
     ground_truth: str
     answers: tuple[Answer, ...]
+    prompt: str = ""
 
     @property
     def correct(self) -> list[bool]:
@@ -160,18 +164,21 @@ class Evaluation:
         return estimate_over_answers(float(avg_at_k(self.correct).mean()), self.correct, level=level)
 
     def same_problems(self, other: Evaluation) -> bool:
-        """Whether both evaluations are of the same problems (ids and ground truths), in the same order."""
+        """Whether both evaluations are of the same problems (ids and ground truths), in the same order; their prompts may differ."""
         mine, theirs = ([(problem.id, problem.ground_truth) for problem in each.problems] for each in (self, other))
         return mine == theirs
 
     def sampled_otherwise(self, other: Evaluation, policies: bool = True) -> str:
         """What makes another difference between two evaluations than their models: "temperature 0, not 1"; empty if nothing does.
 
-        Compared are how answers were sampled (but for the seed), how they were checked and, with `policies`, by which policy of the model.
+        Compared are the texts of the prompts (models with chat templates of their own have other prompts), how answers were sampled (but
+        for the seed), how they were checked and, with `policies`, by which policy of the model.
         """
+        prompts = zip(*([problem.prompt for problem in each.problems] for each in (self, other)), strict=False)
         mine, theirs = ({**asdict(each.manifest.config.generate), **asdict(each.manifest.config)} for each in (self, other))
         names = ["max_new_tokens", "temperature", "top_p", "reward", *(["layer", "site", "norm", "lens_fingerprint"] if policies else [])]
-        return ", ".join(f"{name} {mine[name]}, not {theirs[name]}" for name in names if mine[name] != theirs[name])
+        differ = [f"{name} {mine[name]}, not {theirs[name]}" for name in names if mine[name] != theirs[name]]
+        return ", ".join([*(["other prompts"] if any(a and b and a != b for a, b in prompts) else []), *differ])
 
     def gain_over(self, earlier: Evaluation, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
         """Avg@K minus the Avg@K of an earlier evaluation of the same problems, with its paired interval for other problems like these.
