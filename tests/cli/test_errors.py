@@ -88,6 +88,29 @@ WRONG_USAGE = {
 }
 
 
+WITHOUT_EFFECT = {
+    "analyze {model} {run} -o {out} --max-new-tokens 4": "whose texts are read again as they are: leave out --max-new-tokens",
+    "analyze {model} {run} -o {out} --system x --no-chat --seed 1": "as they are: leave out --no-chat, --system, --seed",
+    "analyze {model} {run} -o {out} --column q --no-thinking --temperature 0": "leave out --column, --no-thinking, --temperature",
+    "analyze {model} {run} -o {out} --engine vllm": "as they are: leave out --engine",
+    "analyze {model} {prompts} -o {out} --no-generate --temperature 0.3": "--no-generate samples no responses: leave out --temperature",
+    "analyze {model} {prompts} -o {out} --no-generate --engine vllm": "--no-generate samples no responses: leave out --engine",
+    "analyze {model} {prompts} -o {out} --tensor-parallel 4": "only vLLM spreads a model so (--engine vllm; else --device-map auto)",
+    "plot {run} -o {out} --reward nonsense": "unknown reward 'nonsense'",
+    "plot {run} -o {out} --kind ,": "no figure was named",
+    "report {run} -o {out}.html --reward nonsense": "unknown reward 'nonsense'",
+    "report {run} -o {out}.html --segment thinking": "thinking",
+    "watch {run} --reward nonsense --no-browser": "unknown reward 'nonsense'",
+}
+
+
+@pytest.mark.parametrize("words", WITHOUT_EFFECT)
+def test_options_that_would_change_nothing_are_refused(layerlens: Layerlens, folder: Path, tmp_path: Path, words: str) -> None:
+    places = {"model": folder / "model", "run": folder / "run", "prompts": folder / "prompts.txt", "out": tmp_path / "out"}
+    one_line(layerlens(*(word.format(**places) for word in words.split())), WITHOUT_EFFECT[words])
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
 @pytest.mark.parametrize("words", WRONG_USAGE)
 def test_wrong_usage_is_one_line(layerlens: Layerlens, words: str) -> None:
     ended = layerlens(*words.split())

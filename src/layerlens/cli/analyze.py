@@ -16,13 +16,18 @@ from layerlens.cli.options import (
     PromptOptions,
     SamplingOptions,
     grouped,
+    named_options,
     parse_count,
     parse_layers,
     parse_names,
     parse_shard,
     print_json,
 )
+from layerlens.errors import SelectionError
 from layerlens.types import METRICS, Keep, Norm, Rows, SimilarityRows
+
+LONGEST_RESPONSE = 1024
+"""The most tokens of a response if the user names no number."""
 
 
 @grouped
@@ -52,7 +57,9 @@ def analyze_command(
             rich_help_panel="Responses",
         ),
     ] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response, in tokens.", min=1, rich_help_panel="Responses")] = (
+        LONGEST_RESPONSE
+    ),
     sampling: Annotated[SamplingOptions, "Responses"],
     sampling_batch: Annotated[
         int | None,
@@ -206,6 +213,18 @@ def analyze_command(
 
     source = bundled_prompts() if prompts == "arithmetic" else prompts
     reads_run = (Path(prompts).expanduser() / "run.json").is_file()
+    of_sampling = [
+        *named_options(sampling),
+        *(["--max-new-tokens"] if max_new_tokens != LONGEST_RESPONSE else []),
+        *(["--sampling-batch"] if sampling_batch is not None else []),
+        *(["--engine"] if engine != "transformers" else []),
+    ]
+    if reads_run:
+        _refuse([*named_options(reading), *of_sampling], f"{prompts} is a run, whose texts are read again as they are")
+    if not generate:
+        _refuse(of_sampling, "--no-generate samples no responses")
+    if engine != "vllm" and tensor_parallel > 1:
+        _refuse(["--tensor-parallel"], "only vLLM spreads a model so (--engine vllm; else --device-map auto)")
     generation = sampling.generation(max_new_tokens) if generate and not reads_run else None
     loads = loading.keywords()
     samples: Any = None
@@ -258,3 +277,9 @@ def analyze_command(
             spent = f"{stopping.rows_decoded:,} of {stopping.rows:,} tokens decoded, up to {stopping.tokens_per_sample} per sample"
             print(f"{spent}: {stopping.reason}")
         print(f"next: layerlens plot {out}   layerlens select {out}")
+
+
+def _refuse(options: list[str], why: str) -> None:
+    """Raises SelectionError if options were named that would change nothing."""
+    if options:
+        raise SelectionError(f"{why}: leave out {', '.join(options)}")

@@ -172,6 +172,8 @@ def draw_figures(
     """
     names = [*ONE_RUN, *ALL_RUNS] if kinds == "all" else list(kinds)
     together = {**ALL_RUNS, **TWO_RUNS}
+    if not names:
+        raise SelectionError(f"no figure was named: choose all, or from {', '.join([*ONE_RUN, *together])}")
     unknown = [name for name in names if name not in ONE_RUN and name not in together]
     if unknown:
         raise SelectionError(f"unknown figure {', '.join(unknown)}: choose from {', '.join([*ONE_RUN, *together])}")

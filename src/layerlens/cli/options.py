@@ -215,6 +215,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def named_options(group: Any) -> list[str]:
+    """The options of a dataclass of options whose values are not the defaults, as they are typed."""
+    default = type(group)()
+    return [
+        f"--{'no-' if getattr(group, field.name) is False else ''}{field.name.replace('_', '-')}"
+        for field in fields(group)
+        if getattr(group, field.name) != getattr(default, field.name)
+    ]
+
+
 def in_bounds(command: Callable[..., None]) -> Callable[..., None]:
     """The command, refusing whole numbers that are too large for what they count, whichever option has them."""
 

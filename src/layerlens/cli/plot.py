@@ -57,6 +57,7 @@ def plot(
     Example: layerlens plot runs/qwen3-4b runs/llama-8b --out figures
     """
     import layerlens as ll
+    from layerlens.results.correctness import require_reward
     from layerlens.results.training_log import is_training
 
     trained = [run for run in runs if is_training(run)]
@@ -69,6 +70,8 @@ def plot(
             )
         _tell(*draw_training([ll.open_training(folder) for folder in trained], out, form, with_data=with_data), as_json)
         return
+    if reward is not None:
+        require_reward(reward)
     opened = [ll.open_run(run) for run in runs]
     which: int | str | None = sample
     if sample is not None and re.fullmatch("-?[0-9]{1,9}", sample) and sample not in opened[0].data["sample_id"].values:

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from layerlens.errors import LayerLensError
-from layerlens.report.report import report_html
+from layerlens.report.report import ReportOptions, report_html
 from layerlens.results import open_run, open_training
 from layerlens.results.training_log import is_training
 
@@ -42,6 +42,7 @@ class LiveReport:
     """
 
     def __init__(self, folders: Sequence[Path], every: float = 5.0, **options: Any):
+        ReportOptions(**options)  # what is wrong with them is said now, not in the page
         self.folders, self.every, self.options = list(folders), every, options
         self._lock, self._page, self._made_of = Lock(), "", ""
         self._version, self._asked = "", -every

@@ -15,6 +15,8 @@ from layerlens.report.page import page
 from layerlens.report.text import texts
 from layerlens.report.training import trainings
 from layerlens.results import Run, TrainingLog
+from layerlens.results.correctness import require_reward
+from layerlens.results.schema import DIMS
 from layerlens.storage.files import write_text
 from layerlens.types import Rows, Segment, Weighting
 
@@ -43,6 +45,8 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if not self.megabytes > 0:
             raise SelectionError(f"a report must be allowed more than 0 megabytes, got {self.megabytes}")
+        if self.reward is not None:
+            require_reward(self.reward)
 
     @property
     def means(self) -> dict[str, Any]:
@@ -64,8 +68,8 @@ def write_report(
         The file.
 
     Raises:
-        SelectionError: nothing to show, or another ending.
-        LayerLensError: plotly is not installed.
+        SelectionError: nothing to show, another ending, or no run has rows of the segment.
+        LayerLensError: there is no such reward, or plotly is not installed.
     """
     file = Path(out).expanduser()
     if file.suffix.lower() not in (".html", ".htm"):  # by a slip of the keyboard it may be a file of another kind
@@ -87,6 +91,8 @@ def report_data(runs: Run | Sequence[Run] = (), training: TrainingLog | Sequence
     shown, logs = [runs] if isinstance(runs, Run) else list(runs), [training] if isinstance(training, TrainingLog) else list(training)
     if not shown and not logs:
         raise SelectionError("a report needs a run or a training folder")
+    if shown and chosen.segment is not None:
+        _require_segment(shown, chosen)
     names = run_names(shown)
     overview = Overview(shown, names, chosen.means).plain() if shown else None
     trained = trainings(logs) if logs else None
@@ -102,6 +108,22 @@ def report_data(runs: Run | Sequence[Run] = (), training: TrainingLog | Sequence
         "texts": read,
         "training": trained,
     }
+
+
+def _require_segment(runs: Sequence[Run], options: ReportOptions) -> None:
+    """Raises what the last run raises if none has rows of the segment: a page would have no figures of means."""
+    why: SelectionError | None = None
+    for run in runs:
+        measured = next((name for name in run.variables if len(DIMS.get(name, ())) == 3 and DIMS[name][0] == "token"), None)
+        try:
+            if measured is not None:
+                run.bootstrap(measured, **options.means, resamples=1)
+        except SelectionError as error:
+            why = error
+        else:
+            return
+    if why is not None:
+        raise why
 
 
 def _texts(run: Run, name: str, options: ReportOptions, left: int) -> dict[str, Any]:

@@ -15,6 +15,12 @@ RECORDED = "recorded"
 """In place of a reward: what the source of the texts said of each response."""
 
 
+def require_reward(reward: str) -> None:
+    """Raises RewardError unless `correct_responses` knows the reward."""
+    if reward != RECORDED:
+        load_reward(reward)
+
+
 def correct_responses(data: xr.Dataset, reward: str) -> np.ndarray:
     """Whether each sample's response is right, along `sample`: the reward scores it against its ground truth above 0.5.
 
