@@ -82,7 +82,14 @@ def test_eval_votes_with_the_answers_that_think_deepest(tmp_path: Path) -> None:
     assert "of the 1 that think deepest in their first 50 tokens" in done.stdout
     vote = json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text())["deep_thinking_vote"]
     assert (vote["answers"], vote["kept"]) == (2, 1)
-    assert (tmp_path / "a" / "arithmetic-deep-thinking" / "run.json").is_file()
+    assert (tmp_path / "a" / "arithmetic-deep-thinking-2" / "run.json").is_file()
+    more = CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 3, *options[2:]))
+    assert more.exit_code == 0, more.output
+    vote = json.loads((tmp_path / "a" / "arithmetic" / "summary.json").read_text())["deep_thinking_vote"]
+    assert (vote["answers"], vote["kept"]) == (3, 2)
+    alone = CliRunner().invoke(app, evaluation(tmp_path / "c", "--answers", 1, *options[2:]))
+    assert "votes among two or more answers" in str(alone.exception)
+    assert not (tmp_path / "c").exists()
     refused = CliRunner().invoke(app, evaluation(tmp_path / "b", *options, "--layer", 3))
     assert "leave out --layer" in str(refused.exception)
 

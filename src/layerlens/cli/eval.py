@@ -158,6 +158,8 @@ def eval_command(
         raise SelectionError("--site, --norm and --lens describe an internal policy: name its --layer as well")
     if answers is not None and samples is not None:
         raise SelectionError("--samples is the old name of --answers: give one of them")
+    if select is not None and (answers or samples) == 1:
+        raise SelectionError("--select votes among two or more answers to each problem: leave it out, or ask for more --answers")
     chosen = [find_task(name.strip(), data) for name in tasks.split(",") if name.strip()]
     _require_distinct(chosen, tasks)
     rewards = [load_reward(reward or task.reward) for task in chosen]
@@ -190,11 +192,13 @@ def eval_command(
             batch_size=batch_size,
         )
         evaluations.append(evaluation)
+        _write_summary(evaluation, None)  # before the vote, which may be stopped
         vote = None
         if select is not None and isinstance(model_engine, LensEngine):
-            vote = vote_by_deep_thinking(evaluation, model_engine.model, problems, out=out / f"{task.name}-deep-thinking")
+            measured = out / f"{task.name}-deep-thinking-{evaluation.n_answers}"  # a run of so many answers, which cannot grow
+            vote = vote_by_deep_thinking(evaluation, model_engine.model, problems, out=measured)
+            _write_summary(evaluation, vote)
         votes.append(vote)
-        _write_summary(evaluation, vote)
         if figure:
             figures.append(_draw([*earlier[task.name], evaluation], task.name, out))
     for each in evaluations:
