@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import layerlens as ll
 from layerlens.errors import SelectionError
+from layerlens.report.measured import command
 from tests.support.command_line import Layerlens, one_line
 
 
@@ -173,6 +176,30 @@ def test_the_texts_of_a_run_are_read_under_another_norm(layerlens: Layerlens, fo
     assert source.run == str(folder / "run")
     one_line(layerlens("analyze", "tiny-qwen3", folder / "run", "--out", tmp_path / "x"), "another tokenizer than")
     assert not (tmp_path / "x").exists()
+
+
+AGAIN = {
+    "responses": "--max-new-tokens 3 --seed 2 --top-p 0.9 --limit 2 --similarity-rows all --thinking-marks 'w1 w' ]",
+    "prompts alone": "--no-generate --norm final --sites ffn_out,resid_post --layers 1-2,4 --metrics all,renyi_2",
+    "texts of a run": "--rows response --top-k 2 --keep means",
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_the_command_of_a_report_repeats_the_run(layerlens: Layerlens, folder: Path, tmp_path: Path, case: str) -> None:
+    source = folder / ("run" if case == "texts of a run" else "prompts.txt")
+    done = layerlens("analyze", folder / "model", source, *shlex.split(AGAIN[case]), "--dtype", "float64", "--out", tmp_path / "one")
+    assert done.code == 0, done.err
+    run = ll.open_run(tmp_path / "one")
+    places = {run.model: folder / "model", "PROMPTS": source, str(tmp_path / "one"): tmp_path / "other"}
+    said = [places.get(word, word) for word in shlex.split(command(run))]
+    assert ("PROMPTS" in command(run)) == (case != "texts of a run")
+    again = layerlens(*said[1:])
+    assert again.code == 0, again.err
+    other = ll.open_run(tmp_path / "other")
+    assert other.manifest.config == run.manifest.config
+    assert (other.manifest.samples, other.manifest.keep) == (run.manifest.samples, run.manifest.keep)
+    np.testing.assert_array_equal(other.mean("entropy", rows="all")["mean"], run.mean("entropy", rows="all")["mean"])
 
 
 def test_the_sampling_batch_reaches_the_texts(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:

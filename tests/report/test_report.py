@@ -198,9 +198,8 @@ def test_command_names_what_is_not_the_default() -> None:
         run.manifest.config, sites=("resid_post",), layers=(1, 2, 3), metrics=("entropy",), rows="response", top_k=5, kl_from_layer=2
     )
     said = command(Run(run.data.isel(layer=[0, 2]).drop_vars(["similarity", "cka"]), replace(run.manifest, config=config)))
-    assert (
-        "'it'\"'\"'s a model' PROMPTS --norm final --no-generate --layers 1,3 --sites resid_post --metrics entropy --rows response" in said
-    )
+    assert "'it'\"'\"'s a model' PROMPTS --limit 12 --norm final --no-generate --layers 1,3" in said
+    assert "--sites resid_post --metrics entropy --rows response" in said
     assert "--top-k 5 --kl-from-layer 2" in said
     assert parse_layers("1,3") == [1, 3]
 

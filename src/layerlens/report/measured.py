@@ -48,14 +48,17 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def command(run: Run) -> str:
-    """The command that makes the run again; PROMPTS stands for the file of prompts, whose name a run does not keep."""
-    config, model = run.manifest.config, run.manifest.model
-    words = ["layerlens", "analyze", model.name, "PROMPTS", "--norm", config.norm]
+    """The command that makes the run again; PROMPTS stands for the file of prompts, whose name and options a run does not keep."""
+    config, model, texts = run.manifest.config, run.manifest.model, run.manifest.texts
+    read_again = texts is not None and texts.run not in (None, "in memory")
+    source = str(texts.run) if texts is not None and read_again else "PROMPTS"
+    words = ["layerlens", "analyze", model.name, source, "--limit", str(run.manifest.samples.count), "--norm", config.norm]
     if config.lens != "logit":
         words += ["--lens", f"{config.lens}:{run.manifest.lens_file or 'FILE'}"]
     if config.generate is None:
-        words += ["--no-generate"]
+        words += [] if read_again else ["--no-generate"]
     else:
+        words += ["--engine", "vllm"] if texts is not None and texts.engine == "vllm" else []
         words += ["--max-new-tokens", str(config.generate.max_new_tokens)]
         words += ["--temperature", f"{config.generate.temperature:g}"] if config.generate.temperature != 1 else []
         words += ["--top-p", f"{config.generate.top_p:g}"] if config.generate.top_p != 1 else []
@@ -74,6 +77,8 @@ def command(run: Run) -> str:
         value, default = getattr(config, option), DEFAULT[option]
         if value != default:
             words += [f"--{option.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += ["--similarity-rows", "all"] if config.similarity_rows == "all" else []
+    words += ["--thinking-marks", *config.thinking_marks] if config.thinking_marks != DEFAULT["thinking_marks"] else []
     words += ["--keep", run.manifest.keep] if run.manifest.keep != "rows" else []
     words += ["--dtype", model.dtype, "--out", str(run.path or "RUN")]
     return shlex.join(words)
