@@ -86,8 +86,7 @@ def _change(module: str) -> Callable[[Run, FigureOptions], Any]:
 
         marks: dict[str, Any] = {}
         if module == "ffn" and len(run.layers) == run.n_layers:
-            choice = select_layer(run, "boundary", **options.means)
-            marks = {"phases": choice.phases, "layer": choice.layer}
+            marks = {"choice": select_layer(run, "boundary", **options.means)}  # the rule whose phases the figure shades
         return _plots().entropy_change(run, module, **marks, **options.means)
 
     return draw

@@ -8,6 +8,7 @@ import pytest
 from layerlens import plots
 from layerlens.errors import SelectionError
 from layerlens.results import Run
+from layerlens.selection import select_layer
 from tests.support.plots import (
     PHASES,
     caption_of,
@@ -16,6 +17,7 @@ from tests.support.plots import (
     line,
     part,
 )
+from tests.support.synthetic_runs import make_run
 
 
 def test_entropy_change_holds_mean_and_interval(run):
@@ -43,6 +45,25 @@ def test_entropy_change_marks_phases_and_the_chosen_layer(run):
     # no name of a phase lies on the curve
     top = max(item.get_window_extent().y1 for item in ax.lines if item.get_label() in ("FFN", "attention", "whole layer"))
     assert all(text.get_window_extent().y0 > top for text in ax.texts)
+
+
+def test_entropy_change_names_the_rule_of_a_choice(run):
+    found = select_layer(run, "boundary", resamples=50)
+    ax = plots.entropy_change(run, choice=found)
+    assert found.outcome == "layer"
+    assert line(ax, f"boundary: layer {found.layer}").get_xdata() == [found.layer]
+    assert f"the rule boundary names layer {found.layer}, in 100% of resamples" in caption_of(ax)
+    assert {text.get_text() for text in ax.texts} >= {name for name, span in found.phases.items() if span}
+    with pytest.raises(SelectionError, match="leave out phases= and layer="):
+        plots.entropy_change(run, choice=found, layer=3)
+
+
+def test_entropy_change_says_that_a_boundary_is_open():
+    rising = make_run([0.1] * 12)
+    ax = plots.entropy_change(rising, choice=select_layer(rising, "boundary", resamples=50))
+    line(ax, "boundary: layer 11 (open)")
+    assert "names layer 11, in 100% of resamples (open: an end of the model by construction)" in caption_of(ax)
+    draw(ax)
 
 
 @pytest.mark.parametrize("phases", [{"exploration": None, "integration": None, "convergence": (1, 12)}, {"exploration": (1, 1)}, {}, None])

@@ -19,6 +19,9 @@ from layerlens.plots.kit.style import MODULE_NAMES, MODULE_STYLES, PHASE_TINTS, 
 from layerlens.plots.kit.unusable import hatch_unusable
 from layerlens.results import Run
 from layerlens.results.derived import require_module
+from layerlens.selection.choice import LayerChoice
+from layerlens.selection.recommendation import END
+from layerlens.selection.words import percent
 from layerlens.types import Module
 
 Phases = Mapping[str, tuple[int, int] | None]
@@ -32,6 +35,7 @@ def entropy_change(
     *,
     phases: Phases | None = None,
     layer: int | None = None,
+    choice: LayerChoice | None = None,
     ax: Axes | None = None,
     **mean: Unpack[MeanOptions],
 ) -> Axes:
@@ -45,16 +49,26 @@ def entropy_change(
         phases: phases to shade, as in `LayerChoice.phases`: the first and last layer of exploration, integration and
             convergence, None for an empty phase.
         layer: the chosen layer to mark, as in `LayerChoice.layer`.
+        choice: in place of `phases` and `layer`, the choice that has them: the layer is then named by its rule, which need not be
+            the rule that `select_layer` recommends, and the caption says how stable the answer is.
         ax: axes to draw into; a new figure by default.
         mean: keyword arguments of `Run.mean`.
 
     Raises:
-        SelectionError: the run lacks a module's sites, or the marked layer or a phase lies outside its layers.
+        SelectionError: the run lacks a module's sites, the marked layer or a phase lies outside its layers, or a choice is given
+            beside phases or a layer.
     """
     modules = [module] if isinstance(module, str) else list(module)
     unknown = [name for name in modules if name not in get_args(Module)]
     if unknown or not modules:
         raise SelectionError(f"unknown module {', '.join(map(repr, unknown)) or '(none given)'}: choose from {', '.join(get_args(Module))}")
+    label = f"chosen: layer {layer}"
+    chosen: list[str] = []
+    if choice is not None:
+        if phases is not None or layer is not None:
+            raise SelectionError("a choice has phases and a layer of its own: leave out phases= and layer=")
+        phases, layer = choice.phases, choice.layer
+        label, chosen = _words(choice)
     if layer is not None and layer not in run.layers:
         raise SelectionError(f"layer {layer} was not analysed in the run of {run.model}; it has {', '.join(map(str, run.layers))}")
     spans = _spans(run, phases)
@@ -69,16 +83,27 @@ def entropy_change(
     target.axhline(0, color="0.3", linewidth=0.8, zorder=0.5)
     if layer is not None:
         shown = "ffn" if "ffn" in modules else modules[0]
-        _mark_layer(target, layer, float(changes["mean"].sel(module=shown, layer=layer)))
+        _mark_layer(target, layer, float(changes["mean"].sel(module=shown, layer=layer)), label)
     target.set_ylabel("mean ΔS = S(out) − S(in) [nats]")
     open_frame(target)
     run_layout(target)
     depth_axis(target, [run], relative=False)
     title_and_legend(target, run.model)
     hatched = hatch_unusable(target, [run], "resid_post", False, mean)
-    complete_axes(target, describe_runs(run, changes.attrs, shows=[hatched]), given=ax)
+    complete_axes(target, describe_runs(run, changes.attrs, shows=[hatched, *chosen]), given=ax)
     _shade_phases(target, spans)
     return target
+
+
+def _words(choice: LayerChoice) -> tuple[str, list[str]]:
+    """What the legend calls the layer of a choice, and what the caption says of it."""
+    if choice.layer is None:
+        said = f"the rule {choice.rule} names no layer"
+    else:
+        stable = "" if np.isnan(choice.frequency) else f", in {percent(choice.frequency)} of resamples"
+        said = f"the rule {choice.rule} names layer {choice.layer}{stable}{f' (open: {END})' if choice.outcome == 'open' else ''}"
+    label = f"{choice.rule}: layer {choice.layer}{' (open)' if choice.outcome == 'open' else ''}"
+    return label, [said, *([choice.diagnosis] if choice.diagnosis else [])]
 
 
 def _spans(run: Run, phases: Phases | None) -> dict[str, tuple[int, int]]:
@@ -114,10 +139,10 @@ def _shade_phases(ax: Axes, spans: Mapping[str, tuple[int, int]]) -> None:
     ax.set_ylim(low, low + (high - low) / (1 - room))
 
 
-def _mark_layer(ax: Axes, layer: int, value: float) -> None:
-    """Marks the chosen layer with a line, its value with a ring, and names it in the legend."""
+def _mark_layer(ax: Axes, layer: int, value: float, label: str) -> None:
+    """Marks a layer with a line, its value with a ring, and names it in the legend."""
     ax.axvline(layer, color="black", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=0.6)
     ax.plot(
         [layer], [value], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black",
-        markeredgewidth=1.1, label=f"chosen: layer {layer}",
+        markeredgewidth=1.1, label=label,
     )  # fmt: skip
