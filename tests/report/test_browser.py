@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerlens.report import write_report
+from layerlens.report import report_data, write_report
 from layerlens.results import Run, TrainingLog
 from tests.support.browser import DRAWN, Page
 
@@ -77,6 +77,14 @@ def test_tables_behind_figures_hold_the_numbers_and_sort(tab: Page, page_file: P
         tab.driver.execute_script("arguments[0].click()", tab.find(head))
         assert tab.js(values) == sorted(tab.js(values), reverse=falls)
     assert tab.js("document.querySelector('#box-change thead th:last-child').getAttribute('aria-sort')") == "descending"
+
+
+def test_measures_are_written_as_the_command_line_writes_them(tab: Page, page_file: Path, bundled_runs: list[Run]) -> None:
+    tab.open(page_file)
+    [late] = [row for row in report_data(bundled_runs)["overview"]["comparison"]["rows"] if row[0].startswith("KL left")]
+    shown = tab.js("[...document.querySelectorAll('#overview article .table tr')].map(row => [...row.cells].map(cell => cell.textContent))")
+    assert [late[0], *(cell["text"] for cell in late[1:])] in shown
+    assert "%" in late[1]["text"]
 
 
 def test_pointing_at_a_token_shows_its_policy_through_the_layers(tab: Page, page_file: Path, bundled_runs: list[Run]) -> None:

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 import layerlens as ll
 from layerlens.cli.options import parse_layers
+from layerlens.cli.tables import show_comparison
 from layerlens.errors import SelectionError
 from layerlens.report import report_data, report_html, write_report
 from layerlens.report.arrays import decimals_of, packed
 from layerlens.report.measured import command
 from layerlens.report.page import page
 from layerlens.results import Run, RunFolder, open_run
+from layerlens.selection.comparison import compare_runs
 from tests.support.plots import part, rise_and_fall
 from tests.support.synthetic_runs import make_run
 
@@ -190,6 +192,19 @@ def test_texts_lose_digits_then_arrays_then_samples_to_stay_under_the_size(bundl
 def test_page_is_the_same_for_the_same_runs(bundled_runs: list[Run]) -> None:
     one, other = (report_data(bundled_runs[0]) for _ in range(2))
     assert {**one, "made": ""} == {**other, "made": ""}
+
+
+def test_comparison_is_in_the_words_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run([0.1] * 12, name="open"), make_run([0.3, 0.1, -0.2, -0.1], name="other")]
+    comparison = report_data(runs, rows="all")["overview"]["comparison"]
+    show_comparison(compare_runs(runs, rows="all"))
+    printed = capsys.readouterr().out
+    cells = [cell for row in comparison["rows"] for cell in row[1:]]
+    assert len(cells) == 2 * len(comparison["rows"]) >= 6
+    assert all(cell["text"] in printed for cell in cells)
+    [end] = [row[1] for row in comparison["rows"] if row[0] == "exploration end"]
+    assert end["text"].startswith("12, still open")
+    assert end["values"][0] == 12
 
 
 def test_command_names_what_is_not_the_default() -> None:

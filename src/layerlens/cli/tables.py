@@ -12,7 +12,7 @@ from rich.text import Text
 
 from layerlens.selection import LayerChoice
 from layerlens.selection.comparison import Comparison, numbered
-from layerlens.selection.measures import LABELS, PAPERS, SETTLING, SHARES
+from layerlens.selection.measures import LABELS, PAPERS, SETTLING, measure_text
 from layerlens.selection.recommendation import END, recommendation
 from layerlens.selection.rules import LOOKS_FOR
 from layerlens.selection.words import layer_ranges, percent
@@ -55,7 +55,7 @@ def show_comparison(found: Comparison) -> None:
             continue
         shown.add_row(f"[bold]{title}[/bold]")
         for name in names:
-            cells = [_number(row, name) for _, row in table.iterrows()]
+            cells = [measure_text(row, name) for _, row in table.iterrows()]
             shown.add_row(f"  {LABELS.get(name, name.replace('_', ' '))}", *cells)
     chosen = [
         "none" if pd.isna(row["chosen_layer"]) else f"{row['chosen_layer']:.0f}  ({row['rule']}{_frequency(row['chosen_frequency'])})"
@@ -90,20 +90,6 @@ def show_choice(choice: LayerChoice) -> None:
     for label, text in recommendation(choice):
         style = "bold" if label == "recommended" else None
         console.print(Text.assemble((f"{label:17} ", "bold"), (text, style or "")))
-
-
-def _number(row: pd.Series, name: str) -> str:
-    """A measure with its interval, and in how many resamples it exists if not in all."""
-    scale, unit = (100, "%") if name in SHARES else (1, "")
-    value, low, high, exists = (float(row[name + end]) for end in ("", "_low", "_high", "_exists"))
-    if pd.isna(value):
-        return "none" if pd.isna(exists) or exists == 0 else f"none  (exists in {percent(exists)} of resamples)"
-    if name == "exploration_end" and value == row["layers"]:
-        unit = ", still open"
-    if pd.isna(low):
-        return f"{scale * value:.3g}{unit}"
-    seldom = "" if exists == 1 else f"; exists in {percent(exists)} of resamples"
-    return f"{scale * value:.3g}{unit}  ({scale * low:.3g} to {scale * high:.3g}{seldom})"
 
 
 def _frequency(share: float) -> str:

@@ -18,7 +18,7 @@ from layerlens.results.settling import settling_shares
 from layerlens.selection import select_layer
 from layerlens.selection.choice import LayerChoice
 from layerlens.selection.comparison import compare_runs
-from layerlens.selection.measures import LABELS, PAPERS, SETTLING
+from layerlens.selection.measures import LABELS, PAPERS, SETTLING, measure_text
 from layerlens.selection.recommendation import recommendation
 from layerlens.types import METRIC_INFO, MODULE_SITES, SITES
 
@@ -212,14 +212,14 @@ class Overview:
             return {"missing": str(error)}
         measures = [name for name in (*SETTLING, *PAPERS) if found.table[name].notna().any()]
         rows = [
-            [LABELS.get(name, name.replace("_", " ")), *(_with_interval(row, name) for _, row in found.table.iterrows())]
-            for name in measures
+            [LABELS.get(name, name.replace("_", " ")), *(_with_words(row, name) for _, row in found.table.iterrows())] for name in measures
         ]
         return {"columns": ["measure", *self.names], "rows": rows, "said": [*found.verdict, *found.notes]}
 
 
-def _with_interval(row: pd.Series, name: str) -> list[float | None] | None:
-    return None if pd.isna(row[name]) else [plain(row[part]) for part in (name, f"{name}_low", f"{name}_high")]
+def _with_words(row: pd.Series, name: str) -> dict[str, Any]:
+    """A cell: the measure with its interval as numbers, to sort and to save, and the words of `layerlens compare`, to read."""
+    return {"text": measure_text(row, name), "values": [plain(row[part]) for part in (name, f"{name}_low", f"{name}_high")]}
 
 
 def _title(metric: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from layerlens.metrics import PhaseRule, abruptness, convergence_layer, effective_depth, late_share, settle_depth
 from layerlens.selection.curves import Curves
+from layerlens.selection.words import percent
 
 Array = np.ndarray
 
@@ -31,6 +33,20 @@ LABELS = {
     "disagreement_settle_depth": "disagreement under 10%, l/L",
 }
 """What a terminal calls a measure, if not by its name."""
+
+
+def measure_text(row: pd.Series, name: str) -> str:
+    """A measure in a row of a comparison's table with its interval, and in how many resamples it exists if not in all."""
+    scale, unit = (100, "%") if name in SHARES else (1, "")
+    value, low, high, exists = (float(row[name + end]) for end in ("", "_low", "_high", "_exists"))
+    if math.isnan(value):
+        return "none" if math.isnan(exists) or exists == 0 else f"none  (exists in {percent(exists)} of resamples)"
+    if name == "exploration_end" and value == row["layers"]:
+        unit = ", still open"
+    if math.isnan(low):
+        return f"{scale * value:.3g}{unit}"
+    seldom = "" if exists == 1 else f"; exists in {percent(exists)} of resamples"
+    return f"{scale * value:.3g}{unit}  ({scale * low:.3g} to {scale * high:.3g}{seldom})"
 
 
 def measures(curves: Curves, rule: PhaseRule) -> dict[str, Float[Array, " curves"]]:

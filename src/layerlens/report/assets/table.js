@@ -1,13 +1,16 @@
 "use strict";
 // Tables that are sorted by their headings, copied and saved.
-// `columns` are headings; cells are texts, numbers, null, or [value, low, high], which is sorted by its value.
+// `columns` are headings; cells are texts, numbers, null, or [value, low, high], which is sorted by its value, or
+// { text, values: [value, low, high] }, which is read as its text.
 LL.table = (columns, rows, caption, file) => {
   const head = LL.el("tr"), body = LL.el("tbody");
   let order = [...rows.keys()], sorted = null;
+  const words = rows.map((row) => row.map((cell) => cell?.text));  // of cells that bring words of their own beside their values
+  rows = rows.map((row, place) => row.map((cell, at) => (words[place][at] === undefined ? cell : cell.values)));
   const value = (cell) => (Array.isArray(cell) ? cell[0] : cell);
   const written = (cell) => (Array.isArray(cell) ? LL.number(cell[0]) + LL.interval(cell[1], cell[2]) : typeof cell === "number" ? LL.number(cell) : cell ?? "–");
   const fill = () => body.replaceChildren(...order.map((place) => LL.el("tr", {}, rows[place].map((cell, at) => (
-    LL.el(at ? "td" : "th", { class: typeof value(cell) === "number" ? "number" : "", ...(at ? {} : { scope: "row" }) }, written(cell)))))));
+    LL.el(at ? "td" : "th", { class: typeof value(cell) === "number" ? "number" : "", ...(at ? {} : { scope: "row" }) }, words[place][at] ?? written(cell)))))));
   const sort = (column) => {
     const falls = sorted?.column === column && !sorted.falls;
     sorted = { column, falls };
