@@ -122,7 +122,7 @@ def test_model_and_prompt_options_are_the_same_for_every_verb(
         "2026-03-07",
     )
     assert layerlens("check", "m", *model).code == 0
-    one_line(layerlens("analyze", "m", "p.txt", "--out", tmp_path / "a", *model, *prompts), "seen enough")
+    one_line(layerlens("analyze", "m", "owner/prompts", "--out", tmp_path / "a", *model, *prompts), "seen enough")
     one_line(layerlens("eval", "m", "--tasks", "arithmetic", "--out", tmp_path / "e", *model, *prompts), "seen enough")
     asked = {"dtype": "float64", "device": None, "device_map": "auto", "quantize": None, "revision": "main", "trust_remote_code": True}
     library = {"backend": "transformers"}

@@ -49,6 +49,17 @@ def test_what_the_user_can_mend_is_one_line(layerlens: Layerlens, folder: Path, 
     one_line(layerlens("compare", folder / "run", "--out", folder / "file" / "t.csv"), "cannot be written")
 
 
+@pytest.mark.parametrize(
+    "words", ["{folder}/none.jsonl", "{file} --layers 1-x", "{file} --sites foo", "{file} --sites ,", "{file} --metrics foo"]
+)
+def test_mistakes_are_told_before_weights_are_loaded(layerlens: Layerlens, folder: Path, tmp_path: Path, words: str) -> None:
+    """The model is one that cannot be loaded, which would be said first."""
+    given = words.format(folder=tmp_path, file=folder / "prompts.txt").split()
+    ended = layerlens("analyze", tmp_path / "no-model", *given, "--out", tmp_path / "out")
+    one_line(ended)
+    assert "no-model" not in ended.err
+
+
 def test_broken_weights_are_one_line(layerlens: Layerlens, folder: Path, tmp_path: Path) -> None:
     broken = damaged(folder, tmp_path, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     for verb in (("check", broken), ("analyze", broken, folder / "prompts.txt", "--out", tmp_path / "out")):

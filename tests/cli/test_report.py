@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_report_says_in_one_line_what_it_lacks(layerlens: Layerlens, folder: Pat
     one_line(layerlens("report", tmp_path / "nothing"), "nothing")
     one_line(layerlens("report", folder, "--rows", "some"), "--rows")
     one_line(layerlens("watch", tmp_path / "nothing"), "no such folder")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one_line(
+            layerlens("watch", folder, "--no-browser", "--port", port), f"port {port} of 127.0.0.1 cannot be used (Address already in use)"
+        )
 
     def missing() -> tuple[str, str, str]:
         raise LayerLensError("a report needs plotly")

@@ -24,7 +24,7 @@ from layerlens.cli.options import (
     print_json,
 )
 from layerlens.errors import SelectionError
-from layerlens.types import METRICS, Keep, Norm, Rows, SimilarityRows
+from layerlens.types import METRICS, Keep, Norm, Rows, SimilarityRows, resolve_metrics, resolve_sites
 
 LONGEST_RESPONSE = 1024
 """The most tokens of a response if the user names no number."""
@@ -208,6 +208,7 @@ def analyze_command(
     """
     import layerlens as ll
     from layerlens.evaluate import sample_with_vllm
+    from layerlens.prompts.records import prompt_file
     from layerlens.results import texts_of
     from layerlens.storage.bundled import bundled_prompts
 
@@ -226,6 +227,13 @@ def analyze_command(
     if engine != "vllm" and tensor_parallel > 1:
         _refuse(["--tensor-parallel"], "only vLLM spreads a model so (--engine vllm; else --device-map auto)")
     generation = sampling.generation(max_new_tokens) if generate and not reads_run else None
+    # what is wrong with these is said before weights are loaded
+    wanted: dict[str, Any] = {"sites": parse_names(sites), "layers": parse_layers(layers), "metrics": parse_names(metrics)}
+    resolve_sites(wanted["sites"])
+    resolve_metrics(wanted["metrics"])
+    wanted |= {"tokens_per_sample": parse_count(tokens_per_sample), "shard": parse_shard(shard)}
+    if not reads_run:
+        prompt_file(source)
     loads = loading.keywords()
     samples: Any = None
     if not reads_run:
@@ -244,9 +252,7 @@ def analyze_command(
     run = ll.analyze(
         loaded,
         samples,
-        sites=parse_names(sites),
-        layers=parse_layers(layers),
-        metrics=parse_names(metrics),
+        **wanted,
         norm=norm,
         spread=spread,
         lens=lens,
@@ -254,11 +260,9 @@ def analyze_command(
         similarity_rows=similarity_rows,
         top_k=top_k,
         kl_from_layer=kl_from_layer,
-        tokens_per_sample=parse_count(tokens_per_sample),
         precision=precision,
         out=out,
         keep=keep,
-        shard=parse_shard(shard),
         backend=backend,
         batch_tokens=batch_tokens,
         generate=generation,

@@ -29,15 +29,20 @@ def _all_records(source: str | Path | Iterable[str | Record], split: str) -> Ite
         items = [source] if isinstance(source, Mapping) else source
         yield from (item if isinstance(item, Mapping) else {"prompt": item} for item in items)
         return
+    path = prompt_file(source)
+    yield from _hub_records(str(source), split) if path is None else FILE_READERS[path.suffix](path)
+
+
+def prompt_file(source: str | Path) -> Path | None:
+    """The file that a source names, None if the name is that of a hub dataset. Raises PromptError if it is neither."""
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in FILE_READERS or path.is_absolute() or str(source).count("/") != 1 or path.exists():
             raise PromptError(f"{source}: no such prompt file (known are {', '.join(FILE_READERS)}; a hub dataset is named owner/name)")
-        yield from _hub_records(str(source), split)
-        return
+        return None
     if path.suffix not in FILE_READERS:
         raise PromptError(f"{path}: unknown kind of prompt file; known are {', '.join(FILE_READERS)}")
-    yield from FILE_READERS[path.suffix](path)
+    return path
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:

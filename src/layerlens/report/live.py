@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from layerlens.errors import LayerLensError
+from layerlens.errors import LayerLensError, RunError
 from layerlens.report.report import ReportOptions, report_html
 from layerlens.results import open_run, open_training
 from layerlens.results.training_log import is_training
@@ -79,7 +79,7 @@ def _stat(file: Path) -> Any:
 
 
 def serve(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
-    """A server of the report at 127.0.0.1, which `serve_forever` starts; port 0 takes a free one.
+    """A server of the report at 127.0.0.1, which `serve_forever` starts; port 0 takes a free one. Raises RunError if the port is taken.
 
     It answers `GET /` and `GET /version`, and only to who asks for it by its own address, so that no page of another site can read it.
     """
@@ -113,6 +113,9 @@ def serve(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, *_: Any) -> None:
             """Says nothing: the terminal belongs to the command."""
 
-    server = ThreadingHTTPServer((HOST, port), Handler)
+    try:
+        server = ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise RunError(f"port {port} of {HOST} cannot be used ({error.strerror}): name another, or 0 for one that is free") from error
     server.daemon_threads = True
     return server
