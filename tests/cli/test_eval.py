@@ -18,7 +18,7 @@ import layerlens.plots
 from layerlens.cli.eval import eval_command
 from layerlens.cli.evaluation_table import show_evaluations
 from layerlens.errors import LayerLensError
-from layerlens.evaluate import TASKS
+from layerlens.evaluate import TASKS, open_evaluation
 from layerlens.evaluate.tasks import DATA_VARIABLE
 from tests.support.evaluations import evaluated, sampled
 
@@ -60,6 +60,17 @@ def test_a_gain_of_other_sampling_is_said_to_be_that(capsys: pytest.CaptureFixtu
     show_evaluations([before, after])
     told = "The gain over m is not of the model alone: the new evaluation has max_new_tokens 16, not 8, temperature 0.0, not 1.0."
     assert told in capsys.readouterr().out
+
+
+def test_fewer_answers_later_leave_the_summary_of_all(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "arithmetic"
+    assert CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 4, "--no-figure")).exit_code == 0
+    summary = (folder / "summary.json").read_text()
+    few = CliRunner().invoke(app, evaluation(tmp_path / "a", "--answers", 2, "--no-figure", "--json"))
+    assert few.exit_code == 0, few.output
+    assert json.loads(few.stdout)["tasks"][0]["answers"] == 2
+    assert (folder / "summary.json").read_text() == summary
+    assert json.loads(summary)["answers"] == open_evaluation(folder).n_answers == 4
 
 
 def test_a_gain_of_other_prompts_is_said_to_be_that(tmp_path: Path) -> None:

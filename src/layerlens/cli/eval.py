@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ import typer
 
 from layerlens.cli.evaluation_table import show_evaluations, show_vote
 from layerlens.cli.options import AsJson, LibraryOption, ModelName, ModelOptions, PromptOptions, SamplingOptions, grouped, print_json
-from layerlens.errors import SelectionError
+from layerlens.errors import RunError, SelectionError
 from layerlens.types import EngineName, ForwardNorm, resolve_sites
 
 if TYPE_CHECKING:
@@ -192,15 +193,16 @@ def eval_command(
             batch_size=batch_size,
         )
         evaluations.append(evaluation)
-        _write_summary(evaluation, None)  # before the vote, which may be stopped
+        kept = _with_all_answers(evaluation)
+        _write_summary(kept, None)  # before the vote, which may be stopped
         vote = None
         if select is not None and isinstance(model_engine, LensEngine):
             measured = out / f"{task.name}-deep-thinking-{evaluation.n_answers}"  # a run of so many answers, which cannot grow
             vote = vote_by_deep_thinking(evaluation, model_engine.model, problems, out=measured)
-            _write_summary(evaluation, vote)
+            _write_summary(kept, vote)
         votes.append(vote)
         if figure:
-            figures.append(_draw([*earlier[task.name], evaluation], task.name, out))
+            figures.append(_draw([*earlier[task.name], kept], task.name, out))
     for each in evaluations:
         if each.unchecked:
             print(f"not checked, counted as wrong: {each.unchecked_text}; the same command checks them again", file=sys.stderr)
@@ -237,6 +239,18 @@ def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
     if engine.context is None:
         return LONGEST_ANSWER
     return max(1, min(LONGEST_ANSWER, engine.context - max(problem.response_start for problem in problems)))
+
+
+def _with_all_answers(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with all answers in its folder, if fewer were asked for this time: what lies in the folder is of all of them."""
+    from layerlens.evaluate import open_evaluation
+
+    assert evaluation.path is not None
+    try:
+        problems = open_evaluation(evaluation.path).problems
+    except RunError:  # some of the answers that were asked for earlier are still missing
+        return evaluation
+    return replace(evaluation, problems=problems)
 
 
 def _gains(evaluation: Evaluation, earlier: Sequence[Evaluation]) -> list[dict[str, Any]]:

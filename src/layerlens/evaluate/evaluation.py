@@ -98,7 +98,7 @@ def evaluate(
 
 
 def open_evaluation(folder: str | Path, k: int | None = None) -> Evaluation:
-    """Reads an evaluation back, its first `k` answers to each problem (by default as many as were asked for last).
+    """Reads an evaluation back, its first `k` answers to each problem (by default the largest number that was asked for).
 
     Raises RunError if the folder holds no evaluation, or if answers are still missing.
     """
