@@ -12,6 +12,7 @@ import pytest
 from layerlens.report import report_data, write_report
 from layerlens.results import Run, TrainingLog
 from tests.support.browser import DRAWN, Page
+from tests.support.synthetic_runs import make_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 ENTER, RIGHT, DOWN, TAB, SPACE, HOME = "\ue007", "\ue014", "\ue015", "\ue004", " ", "\ue011"
@@ -268,6 +269,22 @@ def test_figures_and_tables_are_saved(tab: Page, page_file: Path, tmp_path: Path
     assert b"<svg" in (tmp_path / "layerlens-flow.svg").read_bytes()[:200]
     assert (tmp_path / "layerlens-flow.csv").read_text().startswith("curve,layer")
     assert tab.messages() == []
+
+
+def test_marks_of_layers_do_not_widen_the_axis_and_a_lone_curve_is_named(tab: Page, tmp_path: Path) -> None:
+    early = make_run([0.5] * 3 + [-0.2] * 21, name="a model of a long name that asks for much room")
+    late = make_run([0.5] * 10 + [-0.2] * 2, name="the other")
+    late = Run(late.data.drop_vars("kl_to_final"), late.manifest)
+    tab.open(write_report([early, late], out=tmp_path / "page.html"))
+    chart = "document.querySelector('#box-change .chart')"
+    low, high = tab.js(f"{chart}._fullLayout.xaxis.range")
+    assert -0.05 < low < 1 / 24
+    assert 1 < high < 1.05
+    notes = tab.js(f"{chart}.layout.annotations.map(note => [note.x, note.xanchor])")
+    assert len(notes) == 2
+    assert all(anchor == ("left" if x < 0.5 else "right") for x, anchor in notes)
+    assert {anchor for _, anchor in notes} == {"left", "right"}
+    assert tab.js("document.querySelector('#box-distance .chart').querySelector('.legendtext').textContent") == early.model
 
 
 def test_hostile_texts_stay_texts(tab: Page, bundled_runs: list[Run], tmp_path: Path) -> None:

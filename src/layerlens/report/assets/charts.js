@@ -109,9 +109,16 @@ LL.curves = (spec, left, relative) => {
     traces.push({ x, y: series.mean, mode: marked, name, legendgroup: name, line: { color: style.colour, dash: style.dash, width: series.thin ? 0.8 : 2 }, marker: { symbol: style.marker, size: 6 }, ...shared });
   }
   return { traces, layout: {
-    height: spec.height ?? 320, showlegend: left.length > 1,
-    xaxis: LL.axis(relative ? "relative depth l / L" : spec.x, relative ? {} : { tickformat: "d" }),
+    height: spec.height ?? 320, showlegend: left.length > 1 || LL.severalRuns,
+    xaxis: LL.axis(relative ? "relative depth l / L" : spec.x, { ...(relative ? {} : { tickformat: "d" }), ...(spec.marks ? { range: LL.span(left, relative) } : {}) }),
     yaxis: LL.axis([spec.y, spec.unit ? `[${spec.unit}]` : ""].filter(Boolean).join(" "), spec.zero ? { rangemode: "tozero" } : {}), ...LL.shades(spec, left, relative) } };
+};
+
+// From the first place of all series to the last, with room for markers: the automatic range would also hold the texts of marks.
+LL.span = (left, relative) => {
+  const all = left.flatMap((series) => places(series, relative));
+  const [low, high] = [Math.min(...all), Math.max(...all)], room = high > low ? 0.04 * (high - low) : 0.5;
+  return [low - room, high + room];
 };
 
 // Phases as tinted grounds, named, of the run if only one is shown; chosen layers and steps as lines.
@@ -125,11 +132,11 @@ LL.shades = (spec, left, relative) => {
       annotations.push({ x: (x0 + x1) / 2, y: 1, yref: "paper", yanchor: "top", showarrow: false, text: phase.last - phase.first < 2 ? "" : phase.name, font: { size: 11, color: LL.theme("soft") } });
     });
   }
-  const drawn = new Set(left.map((series) => series.name));
+  const drawn = new Set(left.map((series) => series.name)), [low, high] = LL.span(left, relative);
   (spec.marks ?? []).filter((mark) => !mark.run || drawn.has(mark.run)).forEach((mark, at) => {
     const x = place(mark.layer, mark.L);
     shapes.push({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { dash: "dot", width: 1.5, color: LL.theme("ink") } });
-    if (mark.text) annotations.push({ x, y: 0.02 + 0.08 * at, yref: "paper", yanchor: "bottom", xanchor: "right", showarrow: false, text: LL.literal(one ? mark.text : `${mark.run}: ${mark.layer}`), font: { size: 11 } });
+    if (mark.text) annotations.push({ x, y: 0.02 + 0.08 * at, yref: "paper", yanchor: "bottom", xanchor: x < (low + high) / 2 ? "left" : "right", showarrow: false, text: LL.literal(one ? mark.text : `${mark.run}: ${mark.layer}`), font: { size: 11 } });
   });
   return { shapes, annotations };
 };

@@ -4,6 +4,7 @@ LL.list = (pairs) => LL.el("dl", {}, pairs.map(([name, text]) => [LL.el("dt", {}
 
 LL.overview = (place, found) => {
   LL.relativeFirst = new Set(found.runs.map((run) => run.n_layers)).size > 1;
+  LL.severalRuns = found.runs.length > 1;
   place.append(LL.el("h2", {}, "Overview"));
   place.append(LL.el("div", { class: "columns" }, found.runs.map((run) => LL.el("article", { class: "card run" },
     LL.el("h3", {}, run.name),
