@@ -58,6 +58,15 @@ def test_factors_multiply_the_rates_of_an_optimizer_that_is_given_once(tmp_path:
         assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 0.5e-4, 4e-3, 2e-3]
 
 
+def test_a_schedule_that_was_made_before_the_groups_are_split_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("qwen3")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    given = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5))
+    with pytest.raises(TrainingError, match=r"give the optimizer alone, optimizers=\(optimizer, None\), and choose lr_scheduler_type"):
+        make_trainer(tmp_path, model, layer_lr_factors="1-2:0.5", max_steps=1, optimizers=given).train()
+    assert make_trainer(tmp_path, model, max_steps=1, optimizers=given).train().global_step == 1
+
+
 @pytest.mark.parametrize("layer", [2, "auto"])
 def test_layer_lr_decay_acts_above_the_internal_layer(layer: int | str, tmp_path: Path) -> None:
     auto = {"internal_rule": "boundary", "internal_samples": 4} if layer == "auto" else {}

@@ -216,8 +216,14 @@ class BuPOTrainer(BaseTrainer):
     # ---- learning rates by layer, and the start of training
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer, its groups split by the factors of the layers. Raises TrainingError if it has a schedule already."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if set(self.layer_factors.values()) - {1.0} and not is_scaled(optimizer.param_groups):  # as an earlier call of train left them
+            if self.lr_scheduler is not None:
+                raise TrainingError(
+                    "a learning-rate schedule of your own counts the optimizer's groups before layer_lr_factors splits them: give the "
+                    "optimizer alone, optimizers=(optimizer, None), and choose lr_scheduler_type"
+                )
             names = {id(weight): name for name, weight in self.model.named_parameters()}
             optimizer.param_groups[:] = scaled_groups(optimizer.param_groups, names, blocks_path(self.model), self.layer_factors)
         return optimizer
