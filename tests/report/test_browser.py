@@ -80,6 +80,18 @@ def test_tables_behind_figures_hold_the_numbers_and_sort(tab: Page, page_file: P
     assert tab.js("document.querySelector('#box-change thead th:last-child').getAttribute('aria-sort')") == "descending"
 
 
+def test_axis_and_table_name_the_metric_that_is_shown(tab: Page, page_file: Path) -> None:
+    tab.open(page_file)
+    said = "KL divergence to the final policy<br>mean at resid_post [nats]"
+    assert tab.js("document.querySelector('#box-distance .chart').layout.yaxis.title.text") == said
+    tab.find("#box-distance details summary").click()
+    tab.wait("document.querySelector('#box-distance tbody tr') !== null")
+    assert "KL divergence to the final policy [nats]" in tab.js("document.querySelector('#box-distance thead th:last-child').textContent")
+    drawn = "document.querySelector('#box-metrics .chart').layout.yaxis.title.text"
+    name, unit = tab.js(drawn).split("<br>mean ")
+    assert f"{name} {unit}" in tab.js("document.querySelector('#box-metrics .picks').textContent")
+
+
 def test_measures_are_written_as_the_command_line_writes_them(tab: Page, page_file: Path, bundled_runs: list[Run]) -> None:
     tab.open(page_file)
     [late] = [row for row in report_data(bundled_runs)["overview"]["comparison"]["rows"] if row[0].startswith("KL left")]

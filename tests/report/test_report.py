@@ -95,6 +95,14 @@ def test_options_of_the_means_reach_every_figure() -> None:
     np.testing.assert_allclose(cells["mean"][0], expected, rtol=1e-5)
 
 
+def test_captions_say_once_what_holds_for_all_runs() -> None:
+    runs = [make_run([0.3, -0.2], norm=norm, name=name) for norm, name in (("none", "a"), ("final", "b"), ("none", "c"))]
+    kind, samples, rest = figure(report_data(runs), "entropy")["note"].split(" · ", 2)
+    assert kind == "norm: none, logit lens for a, c; norm: final, logit lens for b"
+    assert samples == "12 samples"
+    assert rest == "mean of per-sample means, response rows · 95% bootstrap interval over samples"
+
+
 def test_what_a_run_lacks_is_said_in_one_line() -> None:
     run = rise_and_fall(6, samples=3)
     little = part(Run(run.data.drop_vars(["similarity", "cka"]), run.manifest), site=["resid_post"])

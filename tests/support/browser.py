@@ -28,7 +28,7 @@ class Page:
         """The value of an expression in the page."""
         return self.driver.execute_script(f"return {code}", *given)
 
-    def wait(self, condition: str, seconds: float = 20.0) -> None:
+    def wait(self, condition: str, seconds: float = 60.0) -> None:
         """Waits until an expression is true."""
         end = time.monotonic() + seconds
         while not self.js(condition):

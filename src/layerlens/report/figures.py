@@ -31,7 +31,8 @@ def lines(series: Sequence[Mapping[str, Any]], x: str, y: str, unit: str, **more
         series: made by `curve` or `segments`.
         x, y: titles of the axes.
         unit: of the values, as the page writes it behind them.
-        more: `picks` (keys of each series' `pick`, by which the reader chooses what is shown), `phases`, `marks`, `zero`, `note`, `wide`.
+        more: `picks` (keys of each series' `pick`, by which the reader chooses what is shown), `named` (the pick that names what y is),
+            `phases`, `marks`, `zero`, `note`, `wide`.
     """
     return {"kind": "lines", "series": list(series), "x": x, "y": y, "unit": unit, **more}
 
@@ -58,8 +59,8 @@ def panel(x: Sequence[Any], y: Sequence[Any], mean: xr.Dataset, **pick: str) -> 
     return {"x": [str(label) for label in x], "y": [str(label) for label in y], **cells, "pick": pick}
 
 
-def averaged(run: Run, attrs: Mapping[str, Any], *, interval: bool = True) -> str:
-    """What a mean is over, in a sentence, from the attrs of `Run.mean`."""
+def averaged(run: Run, attrs: Mapping[str, Any]) -> list[str]:
+    """What a mean is over, in parts of a sentence, from the attrs of `Run.mean`."""
     rows = (
         f"{attrs['segment']} rows"
         if attrs.get("segment")
@@ -68,16 +69,17 @@ def averaged(run: Run, attrs: Mapping[str, Any], *, interval: bool = True) -> st
     weighting = "mean of per-sample means" if attrs["over"] == "sample" else "mean over tokens"
     samples, problems = int(attrs["samples"]), int(attrs.get("problems", attrs["samples"]))
     lens = ", logit lens" if run.lens == "logit" else ""
-    parts = [f"norm: {run.convention}{lens}", f"{samples} sample{'s' * (samples != 1)}", f"{weighting}, {rows}"]
-    if interval:
-        over = "samples" if problems == samples else f"{problems} problems"
-        parts.append("no interval: one problem" if problems < 2 else f"{100 * attrs['level']:g}% bootstrap interval over {over}")
-    return " · ".join(parts)
+    over = "samples" if problems == samples else f"{problems} problems"
+    interval = "no interval: one problem" if problems < 2 else f"{100 * attrs['level']:g}% bootstrap interval over {over}"
+    return [f"norm: {run.convention}{lens}", f"{samples} sample{'s' * (samples != 1)}", f"{weighting}, {rows}", interval]
 
 
-def notes(runs: Sequence[Run], means: Sequence[Mapping[str, Any]], names: Sequence[str], **options: bool) -> str:
-    """`averaged` of each run; said once if all are alike."""
-    said = [averaged(run, attrs, **options) for run, attrs in zip(runs, means, strict=True)]
-    if len(set(said)) == 1:
-        return said[0]
-    return "; ".join(f"{name}: {text}" for name, text in zip(names, said, strict=True))
+def notes(runs: Sequence[Run], means: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """`averaged` of all runs: what is the same for all is said once, of the rest what holds for which."""
+    said = zip(*(averaged(run, attrs) for run, attrs in zip(runs, means, strict=True)), strict=True)
+    return " · ".join(_of_runs(parts, names) for parts in said)
+
+
+def _of_runs(parts: Sequence[str], names: Sequence[str]) -> str:
+    of = {part: [name for name, other in zip(names, parts, strict=True) if other == part] for part in dict.fromkeys(parts)}
+    return parts[0] if len(of) == 1 else "; ".join(f"{part} for {', '.join(having)}" for part, having in of.items())

@@ -88,9 +88,8 @@ class Overview:
             raise why
         return found
 
-    def _note(self, means: dict[int, xr.Dataset], **options: bool) -> str:
-        chosen = [self.runs[number] for number in means]
-        return notes(chosen, [mean.attrs for mean in means.values()], [self.names[number] for number in means], **options)
+    def _note(self, means: dict[int, xr.Dataset]) -> str:
+        return notes([self.runs[n] for n in means], [mean.attrs for mean in means.values()], [self.names[n] for n in means])
 
     def _sites(self) -> Figure:
         means = self._having("entropy")
@@ -153,7 +152,7 @@ class Overview:
                 series.append(self._curve(n, mean.sel(site="resid_post"), measure=_title(metric)))
         if not series:
             raise SelectionError("no run has a divergence to the final policy at resid_post: analyse with --metrics all,js_to_final")
-        return lines(series, "layer", "at resid_post", "", picks=["measure"], zero=True, note=self._note(noted))
+        return lines(series, "layer", "mean at resid_post", "", picks=["measure"], named="measure", zero=True, note=self._note(noted))
 
     def _settling(self) -> Figure:
         series, noted, why = [], {}, None
@@ -198,7 +197,8 @@ class Overview:
                     series.append(self._curve(n, mean.sel({column: place}), metric=_title(metric), site=where))
         if not series:
             raise SelectionError("no run has a mean by layer")
-        return lines(series, "layer", "mean", "", picks=["metric", "site"], start={"site": "resid_post"}, wide=True, note=self._note(noted))
+        shown: dict[str, Any] = {"picks": ["metric", "site"], "start": {"site": "resid_post"}, "named": "metric"}
+        return lines(series, "layer", "mean", "", **shown, wide=True, note=self._note(noted))
 
     def _curve(self, number: int, mean: xr.Dataset, group_name: str = "", **pick: str) -> dict[str, Any]:
         name = self.names[number] + (f", {group_name}" if group_name else "")

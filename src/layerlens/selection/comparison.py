@@ -92,15 +92,15 @@ def compare_runs(
     runs = list(runs)
     if not runs:
         raise SelectionError("there is no run to compare")
-    temperatures = {run.manifest.config.temperature for run in runs}
-    if len(temperatures) > 1:
-        raise SelectionError(f"these runs mix the temperatures {', '.join(map(str, sorted(temperatures)))}, whose entropies do not compare")
-    lenses = {run.lens for run in runs}
-    if len(lenses) > 1:
-        raise SelectionError(f"these runs mix the lenses {' and '.join(sorted(lenses))}, whose policies do not compare")
-    norms = {run.norm for run in runs}
-    if len(norms) > 1:
-        raise SelectionError(f"these runs mix the norm conventions {' and '.join(sorted(norms))}, whose entropies do not compare")
+    kinds: dict[str, set[Any]] = {
+        "temperatures": {run.manifest.config.temperature for run in runs},
+        "lenses": {run.lens for run in runs},
+        "norm conventions": {run.norm for run in runs},
+    }
+    for what, mixed in kinds.items():
+        if len(mixed) > 1:
+            named = " and ".join(sorted(map(str, mixed)))
+            raise SelectionError(f"these runs mix the {what} {named}, whose entropies do not compare: give runs that were read alike")
     settings: dict[str, Any] = {"over": over, "rows": rows, "segment": segment, "resamples": resamples, "seed": seed}
     zero = phases or PhaseRule()
     curves = [read_curves(run, **settings) for run in runs]

@@ -38,13 +38,13 @@ LL.figure = (spec, below = null) => {
       LL.select(pick, options.map((option) => [option, option]), value, (wanted) => LL.state.set({ [key(pick)]: wanted })))));
     if (details.open) fill();
     const plotly = await LL.plotly();
-    const { traces, layout } = spec.kind === "heat" ? LL.cells(spec, left[0]) : LL.curves(spec, left, relative());
+    const { traces, layout } = spec.kind === "heat" ? LL.cells(spec, left[0]) : LL.curves(spec, left, relative(), found);
     await plotly.react(chart, traces, { ...LL.frame(), ...layout }, { responsive: true, displayModeBar: false });
     box.dataset.drawn = "yes";
   };
   const fill = () => {
-    const { left } = chosen();
-    const { columns, rows } = spec.kind === "heat" ? LL.cellRows(spec, left[0]) : LL.curveRows(spec, left);
+    const { found, left } = chosen();
+    const { columns, rows } = spec.kind === "heat" ? LL.cellRows(spec, left[0]) : LL.curveRows(spec, left, found);
     details.replaceChildren(details.firstElementChild, LL.table(columns, rows, spec.title, `layerlens-${spec.id}`));
   };
   details.addEventListener("toggle", () => details.open && fill());
@@ -79,14 +79,15 @@ LL.frame = () => ({
   hoverlabel: { bgcolor: LL.theme("card"), bordercolor: LL.theme("ink"), font: { color: LL.theme("ink") }, align: "left" },
   legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, showlegend: true,
 });
-LL.axis = (title, more = {}) => ({ title: { text: LL.literal(title), standoff: 8 }, gridcolor: LL.theme("line"), zerolinecolor: LL.theme("line"), automargin: true, ...more });
+// `title` is a text, or a list of its lines.
+LL.axis = (title, more = {}) => ({ title: { text: [title].flat().map(LL.literal).join("<br>"), standoff: 8 }, gridcolor: LL.theme("line"), zerolinecolor: LL.theme("line"), automargin: true, ...more });
 
 // x of a series: its layers, or l / L.
 const places = (series, relative) => (relative && series.L ? series.x.map((layer) => layer / series.L) : series.x);
 const label = (spec, series, at) => (series.labels ? series.labels[at]
   : spec.x === "layer" ? `layer ${series.x[at]}${series.L ? ` of ${series.L} (l / L = ${(series.x[at] / series.L).toFixed(2)})` : ""}` : `${spec.x} ${series.x[at]}`);
 
-LL.curves = (spec, left, relative) => {
+LL.curves = (spec, left, relative, found) => {
   const traces = [];
   for (const series of left) {
     const style = series.group < 0 ? { colour: LL.theme("ink"), dash: "solid", marker: "circle" } : LL.line(series.group);
@@ -111,7 +112,7 @@ LL.curves = (spec, left, relative) => {
   return { traces, layout: {
     height: spec.height ?? 320, showlegend: left.length > 1 || LL.severalRuns,
     xaxis: LL.axis(relative ? "relative depth l / L" : spec.x, { ...(relative ? {} : { tickformat: "d" }), ...(spec.marks ? { range: LL.span(left, relative) } : {}) }),
-    yaxis: LL.axis([spec.y, spec.unit ? `[${spec.unit}]` : ""].filter(Boolean).join(" "), spec.zero ? { rangemode: "tozero" } : {}), ...LL.shades(spec, left, relative) } };
+    yaxis: LL.axis(spec.named ? named(found[spec.named].value, spec.y) : `${spec.y}${unit(spec)}`, spec.zero ? { rangemode: "tozero" } : {}), ...LL.shades(spec, left, relative) } };
 };
 
 // From the first place of all series to the last, with room for markers: the automatic range would also hold the texts of marks.
@@ -152,11 +153,13 @@ LL.cells = (spec, panel) => {
   };
 };
 
+// A metric as the lines of an axis, its unit in the second: "entropy of the internal policy", "mean [nats]".
+const named = (metric, y) => { const at = metric.indexOf(" ["); return at < 0 ? [metric, y] : [metric.slice(0, at), y + metric.slice(at)]; };
 const unit = (spec) => (spec.unit ? ` [${spec.unit}]` : "");
-LL.curveRows = (spec, left) => {
+LL.curveRows = (spec, left, found) => {
   const steps = left.some((series) => series.segments), depth = left.some((series) => series.L);
   return {
-    columns: ["curve", spec.x === "layer" ? "layer" : spec.x, ...(depth ? ["l / L"] : []), ...(steps ? ["from"] : []), `mean${unit(spec)}`],
+    columns: ["curve", spec.x === "layer" ? "layer" : spec.x, ...(depth ? ["l / L"] : []), ...(steps ? ["from"] : []), spec.named ? found[spec.named].value : `mean${unit(spec)}`],
     rows: left.flatMap((series) => series.mean.map((value, at) => [
       series.name, series.labels ? series.labels[at] : series.x[at], ...(depth ? [series.L ? Number((series.x[at] / series.L).toFixed(4)) : null] : []),
       ...(steps ? [series.start?.[at] ?? null] : []), [value, series.low?.[at] ?? null, series.high?.[at] ?? null]])),
