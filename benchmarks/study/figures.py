@@ -96,8 +96,8 @@ def lines(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], label: 
 
 
 def draw_ends(ax: Axes, place: float, found: Result, scale: float, vertical: bool) -> None:
-    """An estimate with its interval for other problems (thick) and for other seeds (thin); ends that do not exist are left out."""
-    for prefix, width, color in (("seeds_", 0.9, VERMILLION), ("", 2.6, BLUE)):
+    """An estimate with its interval for other problems (thick) and, on it, for other seeds (thin); ends that do not exist are left out."""
+    for prefix, width, color in (("", 3.2, BLUE), ("seeds_", 1.0, VERMILLION)):
         ends = np.array([place, place]), scale * np.array([found.get(f"{prefix}low", np.nan), found.get(f"{prefix}high", np.nan)], float)
         ax.plot(*(ends if vertical else ends[::-1]), color=color, linewidth=width, solid_capstyle="butt")
     point = place, scale * found["estimate"]

@@ -82,8 +82,8 @@ def describe(size: Size) -> str:
     """How models are trained and evaluated, for the page."""
     return (
         f"A training is `layerlens train --config tiny-qwen3-cpu {size.rollout}`, which answers new problems of the two easiest levels "
-        f"8 times each, for {size.max_steps} steps of one rollout, with each of {size.seeds} seeds ({size.many_seeds} in (d), unless its "
-        f"table says fewer), which also draw the problems; methods are compared at equal seeds. An evaluation is `layerlens eval`: "
+        f"8 times each, for {size.max_steps} steps of one rollout, with each of {size.seeds} seeds ({size.many_seeds} in (d)), "
+        f"which also draw the problems; methods are compared at equal seeds. An evaluation is `layerlens eval`: "
         f"{size.answers} answers at temperature 1 to each of at most {size.problems} held-out problems of all levels, drawn with a seed "
         "that no setting was chosen by."
     )
