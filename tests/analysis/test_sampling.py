@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,7 +17,7 @@ from layerlens.analysis import batches, sampling
 from layerlens.errors import PromptError, RunError
 from layerlens.models import generate_responses
 from layerlens.storage.texts import TextFolder
-from tests.support.kills import WORKER, assert_same_run, finish, start_worker
+from tests.support.kills import assert_same_run, fill, finish, start_worker
 from tests.support.tiny_models import random_ids
 
 PROMPTS = [ll.Sample(random_ids(4 + i % 3, i), 4 + i % 3, id=f"p{i}") for i in range(5)]
@@ -108,28 +108,27 @@ def test_measuring_batches_hold_as_many_texts_as_are_really_long(qwen: ll.LensMo
     assert sizes == [5]
 
 
-COUNTED = """
-from layerlens.analysis import sampling
-generate = sampling.generate_responses
-def counted(model, samples, generation, numbers, *more):
-    with open(sys.argv[1] + ".sampled", "a") as log:
-        log.write(" ".join(map(str, numbers)) + " ")
-    return generate(model, samples, generation, numbers, *more)
-sampling.generate_responses = counted
-ll.analyze("""
-COUNTING = WORKER.replace("ll.analyze(", COUNTED).replace("top_k=2", "top_k=2, sampling_batch=4")
+def fill_counting(lens: ll.LensModel, out: Path) -> None:
+    """Notes beside the folder which samples it gives responses."""
+
+    def counted(model: Any, samples: Any, generation: Any, numbers: Any, *more: Any) -> Any:
+        with Path(f"{out}.sampled").open("a") as log:
+            log.write(" ".join(map(str, numbers)) + " ")
+        return generate_responses(model, samples, generation, numbers, *more)
+
+    with mock.patch.object(sampling, "generate_responses", counted):
+        fill(lens, out, sampling_batch=4)
 
 
 def test_a_kill_while_measuring_samples_no_text_twice(tmp_path: Path) -> None:
-    finish(start_worker(tmp_path / "whole", COUNTING))
+    finish(start_worker(tmp_path / "whole", fill_counting))
     for done in (1, 5, 9):
-        worker = start_worker(tmp_path / "killed", COUNTING)
-        with worker:
-            while worker.poll() is None and len(list((tmp_path / "killed" / "samples").glob("*.nc"))) < done:
-                time.sleep(0.005)
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(timeout=60)
-    finish(start_worker(tmp_path / "killed", COUNTING))
+        worker = start_worker(tmp_path / "killed", fill_counting)
+        while worker.is_alive() and len(list((tmp_path / "killed" / "samples").glob("*.nc"))) < done:
+            time.sleep(0.005)
+        worker.kill()
+        worker.join(timeout=60)
+    finish(start_worker(tmp_path / "killed", fill_counting))
     numbers = [int(number) for number in (tmp_path / "killed.sampled").read_text().split()]
     assert sorted(numbers) == list(range(16)), "each text once"
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,37 +18,29 @@ from layerlens.analysis.stopping import run_until_stopped, share_of_draws, stopp
 from layerlens.errors import SelectionError
 from layerlens.results import Run
 from tests.analysis.test_row_sample import thinned
-from tests.support.kills import ROOT, assert_same_run, finish, run_through_kills, run_whole, start_workers
+from tests.support.kills import ROOT, assert_same_run, finish, prompts, run_through_kills, run_whole, start_workers
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
-# a process that fills a folder in rounds of 2, 4, 8 and 16 tokens per sample, as no draw is precise enough
-WORKER = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
-import layerlens as ll
-from layerlens.analysis import stopping
-from tests.support.tiny_models import tiny_model, tiny_tokenizer, random_ids
-stopping.FIRST, stopping.SMALL_GAIN = 2, 0.0
-lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
-samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
-print("ready", flush=True)
-sys.stdin.readline()
-ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], batch_tokens=64, tokens_per_sample="auto", precision=1e-3)
-"""
+OPTIONS: dict[str, Any] = {"generate": ll.Generation(12, seed=3), "batch_tokens": 64}
+
+
+def fill_in_rounds(lens: ll.LensModel, out: Path) -> None:
+    """Rounds of 2, 4, 8 and 16 tokens per sample, as no draw is precise enough."""
+    with mock.patch.multiple(stopping, FIRST=2, SMALL_GAIN=0.0):
+        ll.analyze(lens, prompts(6), out=out, tokens_per_sample="auto", precision=1e-3, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    return out, run_whole(out, WORKER)
+    return out, run_whole(out, fill_in_rounds)
 
 
 def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, seconds = uninterrupted
     out = tmp_path / "run"
-    run_through_kills(out, 4, seconds, seed=0, code=WORKER)
+    run_through_kills(out, 4, seconds, seed=0, work=fill_in_rounds)
     assert_same_run(whole, out)
     assert ll.open_run(whole).manifest.stopping == ll.open_run(out).manifest.stopping
 
@@ -55,7 +48,7 @@ def test_rounds_survive_kills(uninterrupted: tuple[Path, float], tmp_path: Path)
 def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
     whole, _ = uninterrupted
     out = tmp_path / "run"
-    for worker in start_workers(out, 2, WORKER):
+    for worker in start_workers(out, 2, fill_in_rounds):
         finish(worker)
     assert_same_run(whole, out)
 
@@ -64,9 +57,7 @@ def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tupl
     monkeypatch.setattr(stopping, "FIRST", 2)
     monkeypatch.setattr(stopping, "SMALL_GAIN", 0.0)
     lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
-    samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{i}") for i in range(16)]
-    options: dict[str, Any] = {"generate": ll.Generation(12, seed=3), "batch_tokens": 64}
-    run = ll.analyze(lens, samples, tokens_per_sample="auto", precision=1e-3, **options)
+    run = ll.analyze(lens, prompts(6), tokens_per_sample="auto", precision=1e-3, **OPTIONS)
     opened = ll.open_run(uninterrupted[0])
     for name in run.data.variables:
         np.testing.assert_array_equal(run.data[name].values, opened.data[name].values, err_msg=str(name))
@@ -75,7 +66,7 @@ def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tupl
     assert (verdict.ending, verdict.rows_decoded) == ("all", verdict.rows)
     assert verdict.tokens_per_sample == 16
     assert run.tokens_per_sample is None
-    whole = ll.analyze(lens, samples, **options)
+    whole = ll.analyze(lens, prompts(6), **OPTIONS)
     assert verdict.rows == whole.data.sizes["token"]
     for name, variable in whole.data.data_vars.items():
         np.testing.assert_allclose(run.data[name].values, variable.values, rtol=1e-4, atol=1e-5, err_msg=str(name))

@@ -1,79 +1,97 @@
-"""Processes that fill a run folder and are killed, and what the folder must then hold."""
+"""Processes that fill a run folder and are killed, and what the folder must then hold.
+
+They are forked from a server that has torch and layerlens imported, which costs each of them no time.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import torch
 import xarray as xr
 
 import layerlens as ll
+from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
+Work = Callable[[ll.LensModel, Path], object]
+"""What a process does with its model and a folder; a function of a module, which the process imports."""
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([__name__])
 
 
-WORKER = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
-import layerlens as ll
-from tests.support.tiny_models import tiny_model, tiny_tokenizer, random_ids
-lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
-samples = [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{{i}}") for i in range(16)]
-print("ready", flush=True)
-sys.stdin.readline()
-ll.analyze(lens, samples, generate=ll.Generation(12, seed=3), out=sys.argv[1], batch_tokens=64, top_k=2)
-"""
+def prompts(count: int = 16) -> list[ll.Sample]:
+    return [ll.Sample(random_ids(4 + i % 5, i), 4 + i % 5, id=f"p{i}") for i in range(count)]
 
 
-def start_worker(out: Path, code: str = WORKER) -> subprocess.Popen[bytes]:
-    [worker] = start_workers(out, 1, code)
+def fill(lens: ll.LensModel, out: Path, **options: Any) -> None:
+    ll.analyze(lens, prompts(), generate=ll.Generation(12, seed=3), out=out, batch_tokens=64, top_k=2, **options)
+
+
+def start_worker(out: Path, work: Work = fill) -> BaseProcess:
+    [worker] = start_workers(out, 1, work)
     return worker
 
 
-def start_workers(out: Path, count: int, code: str = WORKER) -> list[subprocess.Popen[bytes]]:
-    """Processes that begin to work at the same moment, once all of them have their imports done."""
-    command = [sys.executable, "-c", code.format(root=str(ROOT)), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) for _ in range(count)]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write(b"\n")
-        worker.stdin.flush()
+def start_workers(out: Path, count: int, work: Work = fill) -> list[BaseProcess]:
+    """Processes that begin to work at the same moment, once all of them have their model."""
+    links, workers = [], []
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for _ in range(count):
+        here, there = processes.Pipe()
+        worker = processes.Process(target=_work, args=(work, out, there), daemon=True)
+        with mock.patch.dict(os.environ, environment):  # the first one starts the server
+            worker.start()
+        there.close()
+        links.append(here)
+        workers.append(worker)
+    for link in links:
+        assert link.recv() == "ready"
+    for link in links:
+        link.send("go")
     return workers
 
 
-def finish(worker: subprocess.Popen[bytes]) -> None:
-    with worker:
-        assert worker.wait(timeout=120) == 0
+def _work(work: Work, out: Path, link: Connection) -> None:
+    torch.set_num_threads(1)
+    lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
+    link.send("ready")
+    link.recv()
+    work(lens, out)
 
 
-def run_whole(out: Path, code: str = WORKER) -> float:
+def finish(worker: BaseProcess) -> None:
+    worker.join(timeout=120)
+    assert worker.exitcode == 0
+
+
+def run_whole(out: Path, work: Work = fill) -> float:
     """Seconds that a worker takes that nobody disturbs."""
-    worker = start_worker(out, code)
+    worker = start_worker(out, work)
     start = time.perf_counter()
     finish(worker)
     return time.perf_counter() - start
 
 
-def run_through_kills(out: Path, times: int, seconds: float, seed: int, code: str = WORKER) -> None:
+def run_through_kills(out: Path, times: int, seconds: float, seed: int, work: Work = fill) -> None:
     """SIGKILLs at random moments, the run started again after every one, and let end."""
     moments = random.Random(seed)
     for _ in range(times):
-        worker = start_worker(out, code)
-        with worker:
-            time.sleep(moments.uniform(0, seconds * 0.6))
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(timeout=60)
-    finish(start_worker(out, code))
+        worker = start_worker(out, work)
+        time.sleep(moments.uniform(0, seconds * 0.6))
+        worker.kill()
+        worker.join(timeout=60)
+    finish(start_worker(out, work))
 
 
 def run_together(out: Path, workers: int, killed: int, seconds: float, seed: int) -> None:
@@ -82,12 +100,11 @@ def run_together(out: Path, workers: int, killed: int, seconds: float, seed: int
     started = start_workers(out, workers)
     for worker in started[:killed]:
         time.sleep(moments.uniform(0, seconds * 0.6 / killed))
-        worker.send_signal(signal.SIGKILL)
+        worker.kill()
     for worker in started[killed:]:
         finish(worker)
     for worker in started[:killed]:
-        with worker:
-            worker.wait(timeout=60)
+        worker.join(timeout=60)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
