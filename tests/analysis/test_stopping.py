@@ -25,10 +25,10 @@ from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 OPTIONS: dict[str, Any] = {"generate": ll.Generation(12, seed=3), "batch_tokens": 64}
 
 
-def fill_in_rounds(lens: ll.LensModel, out: Path) -> None:
+def fill_in_rounds(lens: ll.LensModel, out: Path | None) -> Run:
     """Rounds of 2, 4, 8 and 16 tokens per sample, as no draw is precise enough."""
     with mock.patch.multiple(stopping, FIRST=2, SMALL_GAIN=0.0):
-        ll.analyze(lens, prompts(6), out=out, tokens_per_sample="auto", precision=1e-3, **OPTIONS)
+        return ll.analyze(lens, prompts(6), out=out, tokens_per_sample="auto", precision=1e-3, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,9 @@ def test_two_processes_share_the_rounds(uninterrupted: tuple[Path, float], tmp_p
     assert_same_run(whole, out)
 
 
-def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tuple[Path, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "FIRST", 2)
-    monkeypatch.setattr(stopping, "SMALL_GAIN", 0.0)
+def test_a_folder_is_a_run_in_memory_and_ends_with_every_row(uninterrupted: tuple[Path, float]) -> None:
     lens = ll.LensModel.wrap(tiny_model("qwen3"), tiny_tokenizer(), name="tiny-random")
-    run = ll.analyze(lens, prompts(6), tokens_per_sample="auto", precision=1e-3, **OPTIONS)
+    run = fill_in_rounds(lens, None)
     opened = ll.open_run(uninterrupted[0])
     for name in run.data.variables:
         np.testing.assert_array_equal(run.data[name].values, opened.data[name].values, err_msg=str(name))

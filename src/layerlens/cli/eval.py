@@ -244,8 +244,11 @@ def _longest_answer(engine: Engine, problems: Sequence[Sample]) -> int:
 def _with_all_answers(evaluation: Evaluation) -> Evaluation:
     """The evaluation with all answers in its folder, if fewer were asked for this time: what lies in the folder is of all of them."""
     from layerlens.evaluate import open_evaluation
+    from layerlens.evaluate.folder import AnswerFolder
 
     assert evaluation.path is not None
+    if AnswerFolder(evaluation.path).rounds()[-1] <= evaluation.n_answers:
+        return evaluation
     try:
         problems = open_evaluation(evaluation.path).problems
     except RunError:  # some of the answers that were asked for earlier are still missing

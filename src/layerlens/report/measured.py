@@ -50,9 +50,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def command(run: Run) -> str:
     """The command that makes the run again; PROMPTS stands for the file of prompts, whose name and options a run does not keep."""
     config, model, texts = run.manifest.config, run.manifest.model, run.manifest.texts
-    read_again = texts is not None and texts.run not in (None, "in memory")
-    source = str(texts.run) if texts is not None and read_again else "PROMPTS"
-    words = ["layerlens", "analyze", model.name, source, "--limit", str(run.manifest.samples.count), "--norm", config.norm]
+    read_again = None if texts is None or texts.run == "in memory" else texts.run
+    words = ["layerlens", "analyze", model.name, read_again or "PROMPTS", "--limit", str(run.manifest.samples.count), "--norm", config.norm]
     if config.lens != "logit":
         words += ["--lens", f"{config.lens}:{run.manifest.lens_file or 'FILE'}"]
     if config.generate is None:
