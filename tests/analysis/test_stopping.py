@@ -18,7 +18,8 @@ from layerlens.analysis.stopping import run_until_stopped, share_of_draws, stopp
 from layerlens.errors import SelectionError
 from layerlens.results import Run
 from tests.analysis.test_row_sample import thinned
-from tests.support.kills import ROOT, assert_same_run, finish, prompts, run_through_kills, run_whole, start_workers
+from tests.support.kills import assert_same_run, finish, prompts, run_through_kills, run_whole, start_workers
+from tests.support.processes import ROOT
 from tests.support.synthetic_runs import make_run
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 

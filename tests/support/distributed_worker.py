@@ -1,4 +1,4 @@
-"""One optimizer step on a fixed batch, alone or as one of several processes; leaves the weights after it in a file.
+"""What one of several processes does: the command line, or one optimizer step on a fixed batch, which leaves the weights in a file.
 
 With plain gradient descent at rate 1 the change of a weight is its gradient and, if it has one, its decay: equal weights after
 the step mean equal gradients.
@@ -6,7 +6,6 @@ the step mean equal gradients.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -18,12 +17,9 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
+from layerlens.cli import main
 from tests.support.tiny_models import tiny_model
 from tests.support.training import fixed_batch, make_trainer
-
-torch.set_num_threads(1)
 
 
 def scored(self: GRPOTrainer, inputs: Any) -> dict[str, torch.Tensor]:
@@ -46,14 +42,21 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = with_shards
 
 
-def main(out: str, tied: str, settings: str) -> None:
+def command(*words: str) -> None:
+    """`layerlens` with the words of the command line, sharded with FSDP2 on the CPU."""
+    shard_on_cpu()
+    sys.argv = ["layerlens", *words]
+    main()
+
+
+def take_step(out: Path, tied: str, settings: dict[str, Any]) -> None:
     GRPOTrainer._generate_and_score_completions = scored
     shard_on_cpu()
     world = int(os.environ.get("WORLD_SIZE", 1))
     trainer = make_trainer(
-        Path(out).with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), max_steps=1, optim="sgd",
+        out.with_suffix(""), tiny_model("qwen3", tied=tied == "tied"), max_steps=1, optim="sgd",
         learning_rate=1.0, weight_decay=0.1, max_grad_norm=0.0, num_generations=2, per_device_train_batch_size=4 // world,
-        **{"internal_rollouts": -1} | json.loads(settings),
+        **{"internal_rollouts": -1} | settings,
     )  # fmt: skip
     trainer.train()
     sharded = any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
@@ -61,9 +64,3 @@ def main(out: str, tied: str, settings: str) -> None:
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         torch.save({name.removeprefix("module."): weight.clone() for name, weight in weights.items()}, out)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(0)  # a thread of gloo may still hold a tensor, which aborts an interpreter that closes (pytorch#190489)

@@ -1,12 +1,7 @@
-"""Processes that fill a run folder and are killed, and what the folder must then hold.
-
-They are forked from a server that has torch and layerlens imported, which costs each of them no time.
-"""
+"""Processes that fill a run folder and are killed, and what the folder must then hold."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import Callable
@@ -14,20 +9,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import xarray as xr
 
 import layerlens as ll
+from tests.support.processes import context, start
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
 Work = Callable[[ll.LensModel, Path], object]
 """What a process does with its model and a folder; a function of a module, which the process imports."""
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload([__name__])
 
 
 def prompts(count: int = 16) -> list[ll.Sample]:
@@ -46,15 +37,11 @@ def start_worker(out: Path, work: Work = fill) -> BaseProcess:
 def start_workers(out: Path, count: int, work: Work = fill) -> list[BaseProcess]:
     """Processes that begin to work at the same moment, once all of them have their model."""
     links, workers = [], []
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     for _ in range(count):
-        here, there = processes.Pipe()
-        worker = processes.Process(target=_work, args=(work, out, there), daemon=True)
-        with mock.patch.dict(os.environ, environment):  # the first one starts the server
-            worker.start()
+        here, there = context.Pipe()
+        workers.append(start(_work, work, out, there))
         there.close()
         links.append(here)
-        workers.append(worker)
     for link in links:
         assert link.recv() == "ready"
     for link in links:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,14 +16,11 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from layerlens.train.resume import position_file
 from tests.support.distributed_worker import shard_on_cpu
 from tests.support.tiny_models import tiny_model
 from tests.support.training import make_trainer
 
-torch.set_num_threads(1)
 SETTINGS = {"internal_layer": 2, "internal_rollouts": 2, "num_iterations": 2, "num_generations": 4, "per_device_train_batch_size": 2}
 
 
@@ -36,9 +32,9 @@ def train(folder: Path, checkpoint: Path | None = None, **settings: Any) -> tupl
     return trainer, {name: weight.clone() for name, weight in weights.items()}
 
 
-def main(out: str) -> None:
+def resume(out: Path) -> None:
     shard_on_cpu()
-    folder = Path(out).with_suffix("")
+    folder = out.with_suffix("")
     found: dict[str, Any] = {}
     for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
         os.environ["FSDP_STATE_DICT_TYPE"] = kind
@@ -57,10 +53,4 @@ def main(out: str) -> None:
     if trainer.accelerator.is_main_process:
         start = tiny_model("qwen3").state_dict()
         moved = sum(not torch.equal(weight.cpu(), start[name]) for name, weight in whole.items())
-        Path(out).write_text(json.dumps({"differing": found, "weights": len(whole), "moved": moved, "rollouts": rollouts}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(0)  # a thread of gloo may still hold a tensor, which aborts an interpreter that closes (pytorch#190489)
+        out.write_text(json.dumps({"differing": found, "weights": len(whole), "moved": moved, "rollouts": rollouts}))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from torch import distributed
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from layerlens.analysis import forecast
 from layerlens.errors import TrainingError
@@ -23,13 +18,12 @@ from layerlens.train.vllm_answers import vllm_answers
 from layerlens.train.waiting import longest_wait
 from tests.support.training import make_trainer
 
-torch.set_num_threads(1)
 AUTO = {"internal_layer": "auto", "internal_rule": "entropy_drop", "internal_samples": 4, "internal_rollouts": 1}
 MONITOR = {"internal_layer": 2, "internal_rollouts": 1, "monitor_every": 1, "monitor_problems": 3, "monitor_repeats": 1}
 
 
-def main(out: str) -> None:
-    folder, found = Path(out), dict[str, Any]()
+def wait(folder: Path) -> None:
+    found = dict[str, Any]()
     distributed.init_process_group("gloo", timeout=timedelta(seconds=90))  # on CPUs transformers sets no ddp_timeout
     fast = forecast._step_seconds
     forecast.WORTH_TIMING = 0
@@ -56,9 +50,3 @@ def main(out: str) -> None:
     found["answers"] = [list(sample.token_ids) for sample in vllm_answers(vllm, [Sample([1], 1), Sample([2], 1), Sample([3], 1)])]
     found["shares"] = gather_object([asked])
     (folder / f"{trainer.accelerator.process_index}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(0)  # a thread of gloo may still hold a tensor, which aborts an interpreter that closes (pytorch#190489)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +13,14 @@ from safetensors.torch import load_file
 
 from layerlens.results.training_log import open_training
 from layerlens.storage.bundled import bundled_model
+from tests.support.distributed_worker import command, take_step
+from tests.support.processes import FSDP2, launch
 from tests.support.tiny_models import tiny_model
-
-SUPPORT = Path(__file__).parents[1] / "support"
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3DecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
-}  # fmt: skip
-
-
-def launch(worker: str, words: list[str], processes: int, env: dict[str, str] | None = None) -> None:
-    """Runs a script of tests/support to its end, in this many processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--master_addr", "127.0.0.1", "--master_port", str(port),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [*start, str(SUPPORT / worker), *words],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def step(out: Path, tied: str, processes: int, env: dict[str, str] | None = None, **settings: Any) -> dict[str, torch.Tensor]:
     """The weights after one optimizer step on layer 2's policy. The trainer's folder lies beside `out`, under its name without suffix."""
-    launch("distributed_worker.py", [str(out), tied, json.dumps({"internal_layer": 2, **settings})], processes, env)
+    launch(take_step, [out, tied, {"internal_layer": 2, **settings}], processes, out.with_suffix(".log"), env)
     return torch.load(out, weights_only=True)
 
 
@@ -111,7 +86,7 @@ def test_the_command_writes_the_whole_model_after_checkpoints_in_shards(tmp_path
         "--max_completion_length", "8", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
         "--problems_limit", "16", "--save_strategy", "steps", "--save_steps", "1", "--threads", "1",
     ]  # fmt: skip
-    launch("command_worker.py", train, 2, FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"})
+    launch(command, train, 2, tmp_path / "log", FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"})
     start = load_file(bundled_model("tiny-qwen3") / "model.safetensors")
     trained = load_file(tmp_path / "model.safetensors")
     assert {name: weight.shape for name, weight in trained.items()} == {name: weight.shape for name, weight in start.items()}

@@ -23,8 +23,9 @@ from layerlens.train.resume import (
     save_position,
     steps_taken,
 )
+from tests.support.processes import FSDP2, launch
+from tests.support.resume_worker import resume
 from tests.support.training import make_trainer, trained_layers
-from tests.train.test_distributed import FSDP2, launch
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -196,7 +197,7 @@ def test_filled_states_are_those_that_adam_makes_itself(amsgrad: bool) -> None:
 
 def test_a_sharded_run_resumes_inside_at_the_end_of_and_after_the_internal_phase(tmp_path: Path) -> None:
     out = tmp_path / "resumed.json"
-    launch("resume_worker.py", [str(out)], 2, FSDP2)
+    launch(resume, [out], 2, tmp_path / "log", FSDP2)
     found = json.loads(out.read_text())
     assert found["differing"] == {f"{kind} {step}": [] for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT") for step in (3, 4, 5)}
     assert found["moved"] == found["weights"] > 40

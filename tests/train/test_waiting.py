@@ -13,8 +13,9 @@ from layerlens.analysis import forecast
 from layerlens.errors import TrainingError
 from layerlens.train import layer_choice, waiting
 from layerlens.train.waiting import longest_wait, require_in_time
+from tests.support.processes import launch
 from tests.support.training import make_trainer
-from tests.train.test_distributed import launch
+from tests.support.waiting_worker import wait
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
@@ -70,7 +71,7 @@ def test_the_time_of_auto_and_of_the_monitor_is_said_before_they_begin(
 
 
 def test_two_processes_refuse_what_one_would_wait_too_long_for(tmp_path: Path) -> None:
-    launch("waiting_worker.py", [str(tmp_path)], 2)
+    launch(wait, [tmp_path], 2, tmp_path / "log")
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert main == other
     assert main["wait"] == 90
