@@ -22,7 +22,7 @@ import xarray as xr
 
 from layerlens.errors import RunError, SelectionError
 from layerlens.results.means import MeansFile, means_of, write_means
-from layerlens.results.netcdf import attributes, read_netcdf, variables_of
+from layerlens.results.netcdf import attributes, read_netcdf, variables_of, write_netcdf
 from layerlens.results.rows import row_digest
 from layerlens.results.schema import require_labels, upgraded
 from layerlens.results.seal import DIGESTS, Damage, DamagedFile, read_sealed, require_all, require_place, sealed, unsealed
@@ -144,7 +144,7 @@ class RunFolder(SharedFolder[RunManifest]):
             # first, so that a finished sample always has means
             self._write_means(index, sample)
             if self.keeps_rows:
-                write_atomic(self.file(index), lambda tmp: sealed(sample, self.identity, index).to_netcdf(tmp, engine="h5netcdf"))
+                write_atomic(self.file(index), lambda tmp: write_netcdf(sealed(sample, self.identity, index), tmp))
 
     def _write_means(self, index: int, sample: xr.Dataset) -> None:
         means = means_of(sample, self.manifest())

@@ -64,7 +64,7 @@ def disk_errors_as_run_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def defer_interrupt() -> Iterator[None]:
-    """A context that holds Ctrl-C back until its end: h5netcdf complains about half-made objects if a call of it is interrupted.
+    """A context that holds Ctrl-C back until its end: h5py complains about half-made objects if a call of it is interrupted.
 
     It changes nothing if the program has its own handler of SIGINT, or if another than the main thread enters it.
     """
