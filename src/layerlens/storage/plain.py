@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +17,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise TypeError(f"expected an object for {kind.__name__}, got {type(value).__name__}")
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         lacking = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in value]
         if lacking:
             raise KeyError(f"{kind.__name__} lacks {', '.join(lacking)}")
@@ -53,3 +54,9 @@ def _from_any(kinds: tuple[Any, ...], value: Any) -> Any:
         except (KeyError, TypeError, ValueError) as error:
             refusals.append(str(error))
     raise TypeError(" or ".join(refusals))
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """The types of a class's fields: each annotation is a text, which takes longer to read than the values do."""
+    return get_type_hints(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = {"layerlens": "layerlens-policy", "torch": "torch", "transformers": "transformers", "numpy": "numpy", "xarray": "xarray"}
@@ -20,6 +21,7 @@ def versions() -> Mapping[str, str]:
     return {name: _version(distribution) for name, distribution in PACKAGES.items()}
 
 
+@cache
 def _version(distribution: str) -> str:
     try:
         return version(distribution)
