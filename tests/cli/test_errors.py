@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from layerlens.__main__ import main
 from tests.support.command_line import Ended, Layerlens, one_line
 from tests.support.damage import damaged
 
@@ -138,3 +140,16 @@ def test_warnings_of_ours_are_one_line_and_others_stay_as_they_are() -> None:
     )
     for category, file in ((UserWarning, pytest.__file__), (FutureWarning, readers.__file__)):
         assert _warning_text("old", category, file, 7).startswith(f"{file}:7: {category.__name__}: old")
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(name: str, *more: Any) -> Any:
+        if name == "layerlens.cli":
+            raise KeyboardInterrupt
+        return imported(name, *more)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (130, "layerlens: interrupted before it began\n")
