@@ -66,10 +66,11 @@ def test_encode_problem_gives_the_ids_of_the_finished_chat(tokenizer: PreTrained
 
 
 def test_build_tokenizer_gives_the_same_file_and_loads(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    tokenizer.save_pretrained(tmp_path / "one")
-    build_tokenizer().save_pretrained(tmp_path / "two")
+    for name in ("one", "two"):
+        build_tokenizer(1_000).save_pretrained(tmp_path / name)
     assert (tmp_path / "one/tokenizer.json").read_bytes() == (tmp_path / "two/tokenizer.json").read_bytes()
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "whole")
     chat = list(problems("test", 1, 0)[0].prompt)
     assert loaded.apply_chat_template(chat)["input_ids"] == tokenizer.apply_chat_template(chat)["input_ids"]
     assert (loaded.pad_token, loaded.padding_side) == (tokenizer.pad_token, "left")
