@@ -158,7 +158,7 @@ class RunFolder(SharedFolder[RunManifest]):
             lacking = sorted(set(variables or ()) - there.keys())
             if lacking:
                 raise SelectionError(f"{self.file(index)} has no {', '.join(lacking)}; it has {', '.join(there)}")
-            sample = upgraded(unsealed(read_netcdf(file, variables), self.identity, index))
+            sample = upgraded(unsealed(read_netcdf(file, variables, there), self.identity, index))
             require_labels(sample.variables, self._config)
             return sample
 

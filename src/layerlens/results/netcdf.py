@@ -72,9 +72,12 @@ def _write_attributes(part: h5py.File | h5py.Dataset, attrs: Mapping[str, Any]) 
         part.attrs[name] = value if isinstance(value, str) else np.atleast_1d(value)
 
 
-def read_netcdf(file: h5py.File, variables: Collection[str] | None = None) -> xr.Dataset:
-    """A whole file as a data set in memory; of its data variables only the named ones if any are named."""
-    there = variables_of(file)
+def read_netcdf(file: h5py.File, variables: Collection[str] | None = None, there: Mapping[str, h5py.Dataset] | None = None) -> xr.Dataset:
+    """A whole file as a data set in memory; of its data variables only the named ones if any are named.
+
+    `there` is what `variables_of` gives of the file, if that is known.
+    """
+    there = variables_of(file) if there is None else there
     coords = {name for part in (file, *there.values()) for name in _text(_attribute(part, COORDINATES, "")).split()}
     dims = {name: dims_of(file, part) for name, part in there.items()}
     coords |= {name for each in dims.values() for name in each}  # to xarray, whatever is called like a dimension is a coordinate
