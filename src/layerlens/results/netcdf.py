@@ -96,6 +96,11 @@ def variables_of(file: h5py.File) -> dict[str, h5py.Dataset]:
     }
 
 
+def variable_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """One variable or coordinate, without listing the others, which takes longer than to read it. Raises KeyError if it is not there."""
+    return file[NOT_OF_ITS_DIMENSION + name if NOT_OF_ITS_DIMENSION + name in file else name]
+
+
 def dims_of(file: h5py.File, part: h5py.Dataset) -> tuple[str, ...]:
     """The dimensions of a variable, by name."""
     scales = _attribute(part, "DIMENSION_LIST", None)

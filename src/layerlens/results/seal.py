@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from layerlens.errors import RunError
-from layerlens.results.netcdf import attributes, dims_of, read_values, variables_of
+from layerlens.results.netcdf import attributes, dims_of, read_values, variable_of
 from layerlens.results.schema import DIMS
 
 RUN, NUMBER, DIGESTS = "run", "number", "digests"
@@ -105,7 +105,7 @@ def _read_digests(text: Any) -> dict[str, str]:
 
 def read_sealed(file: h5py.File, name: str) -> np.ndarray:
     """The values of one variable of a sealed file. Raises Damage unless it has its digest."""
-    part = variables_of(file)[name]
+    part = variable_of(file, name)
     values = read_values(part)
     if _read_digests(file.attrs[DIGESTS]).get(name) != digest(
         name, values, dims_of(file, part), _plain(attributes(part)), name not in DIMS
