@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 Array = np.ndarray
 
@@ -20,7 +20,7 @@ def rank_correlation(a: Float[Array, " pairs"], b: Float[Array, " pairs"]) -> fl
     known = np.flatnonzero(~(np.isnan(a) | np.isnan(b)))
     if len(known) > MOST_PAIRS:
         known = known[np.linspace(0, len(known) - 1, MOST_PAIRS).round().astype(np.int64)]
-    ranks = [pd.Series(values[known]).rank().to_numpy() for values in (a, b)]
+    ranks = [rankdata(values[known]) for values in (a, b)]
     spreads = [rank.std() if len(rank) else 0.0 for rank in ranks]
     if min(spreads) == 0:
         return float("nan")
