@@ -238,6 +238,18 @@ def test_help_beside_a_configuration_shows_its_settings(
     assert "layerlens: nowhere: no such configuration file; shipped are" in capsys.readouterr().err
 
 
+def test_a_run_that_ended_in_shards_is_told_how_to_join_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "checkpoint-4" / "pytorch_model_fsdp_0"
+    shards.mkdir(parents=True)
+    (shards.parent / "trainer_state.json").write_text('{"global_step": 4}')
+    train = ["train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path), "--max_steps", "4", "--resume", "true"]
+    assert command(monkeypatch, *train) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.endswith(f"with the model in shards: accelerate merge-weights {shards} FOLDER joins its weights, or give more --max_steps")
+
+
 class Recorder(TrainerCallback):
     """A logging service, as transformers would start one by name."""
 
@@ -266,7 +278,7 @@ def test_a_stopped_run_goes_on_and_reports_to_a_logger(
     capsys.readouterr()
     for words, told in (
         ((), "holds checkpoints of an earlier run: go on with --resume true"),
-        (("--resume", "true"), "has taken all of its 4 steps (the model is in checkpoint-4): give more --max_steps"),
+        (("--resume", "true"), "has taken all of its 4 steps, and holds the trained model: give more --max_steps"),
     ):
         assert command(monkeypatch, *train, "--max_steps", "4", *words) == 2
         assert told in capsys.readouterr().err.strip().splitlines()[-1]
