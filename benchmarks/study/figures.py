@@ -60,17 +60,16 @@ def by_layer(
         for layer, each in found.items():
             draw_ends(ax, layer, each, scale, vertical=True)
         ax.axhline(0, color=GREY, linewidth=0.7, linestyle=":")
-        for layer, words in marks.get(title, {}).items():
-            ax.annotate(
-                words, (layer, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="center", fontsize=6, color=GREY
-            )
         ax.set_xticks(sorted({*found, *marks.get(title, {})}))
         ax.set_title(plain(title))
         ax.set_xlabel("layer")
         ax.margins(x=0.08)
     axes[0].set_ylabel(label)
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low, high + 0.6 * (high - low) * any(marks.values()))
+    axes[0].set_ylim(low, high + 0.85 * (high - low) * any(marks.values()))  # words stand above all intervals
+    for ax, title in zip(axes, panels, strict=True):
+        for layer, words in marks.get(title, {}).items():
+            ax.text(layer, high, words, rotation=90, va="bottom", ha="center", multialignment="left", fontsize=6, color=GREY)
     return _saved(axes, f"{caption} {_counts(panels)}", file)
 
 
