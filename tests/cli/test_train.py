@@ -248,6 +248,9 @@ def test_a_run_that_ended_in_shards_is_told_how_to_join_them(
     assert command(monkeypatch, *train) == 2
     told = capsys.readouterr().err.strip()
     assert told.endswith(f"with the model in shards: accelerate merge-weights {shards} FOLDER joins its weights, or give more --max_steps")
+    shards.rmdir()
+    assert command(monkeypatch, *train) == 2
+    assert f"but {shards.parent} holds no whole model: give more --max_steps" in capsys.readouterr().err
 
 
 class Recorder(TrainerCallback):

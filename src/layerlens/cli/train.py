@@ -101,11 +101,13 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
         if checkpoint and finish_from(checkpoint, Path(args.output_dir)):
             print(f"trained model  {args.output_dir}")
             return
-        shards = checkpoint / "pytorch_model_fsdp_0" if checkpoint else None
-        if shards and shards.is_dir() and steps_taken(Path(args.output_dir)) < done:
+        shards = Path(str(checkpoint), "pytorch_model_fsdp_0")
+        if steps_taken(Path(args.output_dir)) >= done:
+            state = "and holds the trained model:"
+        elif shards.is_dir():
             state = f"with the model in shards: accelerate merge-weights {shards} FOLDER joins its weights, or"
         else:
-            state = "and holds the trained model:"
+            state = f"but {checkpoint} holds no whole model:"
         raise TrainingError(f"{args.output_dir} has taken all of its {args.max_steps} steps, {state} give more --max_steps")
     if done and not script.resume:  # two runs would be mixed, and --resume true go on with either
         raise TrainingError(f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume true, or take a new output_dir")
