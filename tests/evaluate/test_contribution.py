@@ -16,8 +16,6 @@ import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.evaluate import Evaluation
 from layerlens.metrics.contribution import contribution
-from layerlens.metrics.rank_correlation import rank_correlation
-from layerlens.results.contribution import _rank_correlations
 from layerlens.storage.training_folder import TrainedAs
 from tests.support.evaluations import evaluated, sampled
 
@@ -133,15 +131,6 @@ def test_the_rank_correlation_is_of_the_gains_and_has_an_interval() -> None:
     assert np.isfinite(found.rank_correlation({1: 1.0, 2: 2.0, 3: 0.0}, over="seeds")).all()
     with pytest.raises(SelectionError, match="needs three layers"):
         found.rank_correlation({1: 1.0, 2: 1.0, 3: float("nan")})
-
-
-def test_draws_are_ranked_together_as_one_by_one() -> None:
-    draws = np.random.default_rng(0).integers(0, 4, (50, 5)).astype(float)
-    draws[7] = 2.0
-    other = np.array([0.1, 0.5, 0.5, -3.0, 2.0])
-    together = _rank_correlations(draws, other)
-    np.testing.assert_allclose(together, [rank_correlation(draw, other) for draw in draws], atol=1e-12)
-    assert np.isnan(together[7])
 
 
 def test_chance_is_the_share_of_orders_with_as_strong_a_correlation() -> None:

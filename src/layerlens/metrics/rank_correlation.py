@@ -20,8 +20,11 @@ def rank_correlation(a: Float[Array, " pairs"], b: Float[Array, " pairs"]) -> fl
     known = np.flatnonzero(~(np.isnan(a) | np.isnan(b)))
     if len(known) > MOST_PAIRS:
         known = known[np.linspace(0, len(known) - 1, MOST_PAIRS).round().astype(np.int64)]
-    ranks = [rankdata(values[known]) for values in (a, b)]
-    spreads = [rank.std() if len(rank) else 0.0 for rank in ranks]
-    if min(spreads) == 0:
-        return float("nan")
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / (spreads[0] * spreads[1]))
+    return float(rank_correlations(a[known], b[known]))
+
+
+def rank_correlations(a: Float[Array, "*many pairs"], b: Float[Array, " pairs"]) -> Float[Array, "*many"]:
+    """`rank_correlation` of `b` with each row of `a`, all at once; neither may hold NaN."""
+    ranks, others = (rankdata(each, axis=-1) - (each.shape[-1] + 1) / 2 for each in (a, b))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((ranks @ others) / (np.linalg.norm(ranks, axis=-1) * np.linalg.norm(others)))

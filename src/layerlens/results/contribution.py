@@ -14,7 +14,7 @@ from scipy.stats import permutation_test, rankdata
 
 from layerlens.errors import SelectionError
 from layerlens.metrics.intervals import LEVEL, interval
-from layerlens.metrics.rank_correlation import rank_correlation
+from layerlens.metrics.rank_correlation import rank_correlation, rank_correlations
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LayerContribution:
         """
         rows, other = self._with_value(values)
         point = rank_correlation(self.table["gain"].to_numpy()[rows], other)
-        drawn = _rank_correlations(self.draws[over][:, rows], other)
+        drawn = rank_correlations(self.draws[over][:, rows], other)
         units = int(self.full[over])
         low, high = interval(drawn, np.asarray(point), units, self.level, bounds=(-1.0, 1.0))
         return point, float(low), float(high)
@@ -86,10 +86,3 @@ class LayerContribution:
         if len(rows) < 3:
             raise SelectionError(f"a rank correlation needs three layers that were trained alone and have a value, got {len(rows)}")
         return rows, np.array([values[int(self.table["layer"].iloc[row])] for row in rows])
-
-
-def _rank_correlations(gains: Float[np.ndarray, "resamples rows"], other: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " resamples"]:
-    """`rank_correlation` of `other` with the gains on each draw, all at once; NaN if either is constant."""
-    ranks, others = (rankdata(each, axis=-1) - (gains.shape[1] + 1) / 2 for each in (gains, other))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((ranks @ others) / (np.linalg.norm(ranks, axis=1) * np.linalg.norm(others)))
