@@ -95,13 +95,13 @@ def run_training(script: ScriptArguments, args: BuPOConfig) -> None:
     done = steps_taken(checkpoint) if checkpoint else 0
     if script.resume and not done:
         raise TrainingError(f"{args.output_dir} holds no checkpoint to go on from: start without --resume true")
-    if script.resume and 0 < args.max_steps <= done:  # transformers would take a step beyond
+    if script.resume and checkpoint and 0 < args.max_steps <= done:  # transformers would take a step beyond
         if rank():  # the first process says, or does, what there is
             return
-        if checkpoint and finish_from(checkpoint, Path(args.output_dir)):
+        if finish_from(checkpoint, Path(args.output_dir)):
             print(f"trained model  {args.output_dir}")
             return
-        shards = Path(str(checkpoint), "pytorch_model_fsdp_0")
+        shards = checkpoint / "pytorch_model_fsdp_0"
         if steps_taken(Path(args.output_dir)) >= done:
             state = "and holds the trained model:"
         elif shards.is_dir():
