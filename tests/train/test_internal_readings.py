@@ -15,6 +15,7 @@ from layerlens.rewards import load_reward
 from layerlens.train import BuPOConfig, BuPOTrainer
 from layerlens.train.internal_readings import asks_internal, internal_readings
 from layerlens.train.layer_states import FinalReader
+from tests.support.architectures import tiny_architecture
 from tests.support.markdown import ROOT, code_blocks
 from tests.support.tiny_models import random_ids, tiny_model, tiny_tokenizer
 from tests.support.training import prompts, reward
@@ -29,8 +30,9 @@ def settles(completions: list[str], internal: list[dict[str, Any]], **columns: A
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_readings_are_those_of_an_analysis(batch_size: int) -> None:
-    model = tiny_model("llama").train()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # GPT-2 counts positions from the first column
+def test_readings_are_those_of_an_analysis(family: str, batch_size: int) -> None:
+    model = tiny_architecture(family).train()
     asked = [random_ids(3 + n, n) for n in range(3)]
     answers = [random_ids(5 - n, 10 + n) for n in range(3)]
     found = internal_readings(model, FinalReader(model, 1.0), 4, asked, answers, batch_size)

@@ -12,7 +12,7 @@ import torch
 from layerlens.metrics.settling import settling_depth
 from layerlens.models.identities import evaluation_mode
 from layerlens.rewards.isolation import find_function
-from layerlens.train.layer_states import FinalReader, answer_rows, kept_states
+from layerlens.train.layer_states import FinalReader, kept_states
 
 INTERNAL = "internal"
 """The argument of a reward that gets the readings."""
@@ -47,15 +47,14 @@ def internal_readings(
 def _read(
     model: Any, reader: FinalReader, states: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> list[Reading]:
-    device, width, longest = next(model.parameters()).device, max(map(len, prompts)), max(map(len, answers))
-    ids = torch.zeros(len(prompts), width + longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):  # prompts end, and answers begin, in one column
-        for place, tokens in ((slice(width - len(prompt), width), prompt), (slice(width, width + len(answer)), answer)):
-            ids[row, place], mask[row, place] = torch.as_tensor(list(tokens), dtype=torch.long), 1
+    device, texts = next(model.parameters()).device, [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    mask, predicts = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):  # padding ends texts: some models count positions by columns
+        ids[row, : len(text)], mask[row, : len(text)] = torch.as_tensor(text, dtype=torch.long), 1
+        predicts[row, len(prompt) - 1 : len(text) - 1] = True
     model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=1)
-    answered = mask[:, width:].to(device)
-    rows = [answer_rows(states[layer], answered, width) for layer in sorted(states)]
+    rows = [states[layer][predicts.to(device)] for layer in sorted(states)]
     values = reader.readings(rows, rows[-1], ("entropy", "kl", "js"))
     ends = np.cumsum([len(answer) for answer in answers])[:-1]
     numbers = {"entropy": values["entropy"], "kl_to_final": values["kl"], "js_to_final": values["js"]}
