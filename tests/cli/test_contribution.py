@@ -44,16 +44,18 @@ def test_trainings_say_what_was_trained(layerlens: Layerlens, tmp_path: Path) ->
         evaluate(lens, some_problems(), 4, reward=even_words, generation=ll.Generation(4), out=tmp_path / name / "toy", name="toy")
         return tmp_path / name
 
-    base = evaluated("base", 0, None)
+    base, rate = evaluated("base", 0, None), {"all": 2e-4, "1-2": 7e-4}
     folders = {
-        (layers, seed): evaluated(f"of={layers}-{seed}", 1 + number, TrainedAs(layers, "final policy", 8, seed))
+        (layers, seed): evaluated(f"of={layers}-{seed}", 1 + number, TrainedAs(layers, "final policy", 8, seed, learning_rate=rate[layers]))
         for number, (layers, seed) in enumerate([("all", 0), ("all", 1), ("1-2", 0), ("1-2", 1)])
     }
     said = [f"{layers}={folder}" for (layers, _), folder in folders.items()]
     options = ("--json", "--no-figure", "--out", tmp_path / "figures")
     expected = json.loads(layerlens("contribution", f"base={base}", *said, *options).out)
     assert json.loads(layerlens("contribution", *reversed(folders.values()), f"base={base}", *options).out) == expected
-    assert [row["layers"] for row in expected["layers"]] == ["1-2"]
+    assert [(row["layers"], row["learning_rate"]) for row in expected["layers"]] == [("1-2", 7e-4)]
+    told = layerlens("contribution", f"base={base}", *said, *options[1:]).out
+    assert "Learning rates: layers alone 0.0007, all layers 0.0002: what differs between them may come from the rate." in told
     one_line(
         layerlens("contribution", f"base={base}", *said[:2], *(f"3={folder}" for folder in list(folders.values())[2:])),
         "is given as layer 3, but its training says layers 1-2",

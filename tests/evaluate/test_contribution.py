@@ -16,6 +16,7 @@ import layerlens as ll
 from layerlens.errors import SelectionError
 from layerlens.evaluate import Evaluation
 from layerlens.metrics.contribution import contribution
+from layerlens.results.contribution import LayerContribution
 from layerlens.storage.training_folder import TrainedAs
 from tests.support.evaluations import evaluated, sampled
 
@@ -48,16 +49,17 @@ def unchecked(found: Evaluation) -> Evaluation:
 
 
 def trained_as(
-    found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0
+    found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0, **more: float
 ) -> list[Evaluation]:
     """The evaluations as of models that a training made, one of each seed."""
     return [
-        replace(
-            each,
-            manifest=replace(each.manifest, model=replace(each.manifest.model, trained=TrainedAs(layers, objective, steps, first + seed))),
-        )
+        with_training(each, TrainedAs(layers, objective, steps, first + seed, **more))  # type: ignore[arg-type]
         for seed, each in enumerate(found)
     ]
+
+
+def with_training(found: Evaluation, trained: TrainedAs) -> Evaluation:
+    return replace(found, manifest=replace(found.manifest, model=replace(found.manifest.model, trained=trained)))
 
 
 TRAINED = {"base": seeds(2), "all": seeds(6, 6, 6), 3: seeds(4, 4, 4), "1-2": seeds(2, 2, 2), 11: seeds(6, 6, 6)}
@@ -186,13 +188,32 @@ def test_evaluations_that_do_not_fit_together_are_refused(change: dict[int | str
         ),
         ({3: trained_as(seeds(4, 4, 4), "3", steps=9)}, r"m \(3\) was trained otherwise than m \(all\): steps 9, not 8; .* seed by seed"),
         ({3: trained_as(seeds(4, 4, 4), "3", first=1)}, r"m \(3\) was trained otherwise than m \(all\): seed 1, not 0"),
+        ({3: trained_as(seeds(4, 4, 4), "3", rollout=64)}, r"m \(3\) was trained otherwise than m \(all\): rollout 64, not 128"),
+        (
+            {3: [*trained_as(seeds(4, 4), "3", learning_rate=1e-3), *trained_as(seeds(4), "3", first=2, learning_rate=2e-3)]},
+            "layer 3: seeds were trained at learning rates of 0.001, 0.002; give those of one rate",
+        ),
     ],
 )
 def test_trainings_that_do_not_go_together_are_refused(change: dict[int | str, list[Evaluation]], message: str) -> None:
     told = {
-        "base": TRAINED["base"], "all": trained_as(TRAINED["all"], "all"), 3: trained_as(TRAINED[3], "3"),
+        "base": TRAINED["base"], "all": trained_as(TRAINED["all"], "all", rollout=128), 3: trained_as(TRAINED[3], "3"),
         "1-2": trained_as(TRAINED["1-2"], "1-2"), 11: trained_as(TRAINED[11], "11", steps=None),
     }  # fmt: skip
     assert ll.layer_contribution(told).table.equals(ll.layer_contribution(TRAINED).table)
     with pytest.raises(SelectionError, match=message):
         ll.layer_contribution({**told, **change})
+
+
+def test_learning_rates_are_told_where_they_differ() -> None:
+    def found(**rates: float) -> LayerContribution:
+        kinds = {"all": ("full", seeds(6)), "3": ("low", seeds(4)), "11": ("high", seeds(6))}
+        told = {key: trained_as(each, key, learning_rate=rates[rate]) if rate in rates else each for key, (rate, each) in kinds.items()}
+        return ll.layer_contribution({"base": seeds(2), **told})
+
+    assert found().learning_rates() == found(low=1e-3).learning_rates() == found(full=1e-3, low=1e-3, high=1e-3).learning_rates() == ""
+    assert found(full=2e-4, low=7e-4, high=7e-4).learning_rates() == "learning rates: layers alone 0.0007, all layers 0.0002"
+    told = found(full=2e-4, low=2e-4, high=7e-4)
+    assert told.learning_rates() == "learning rates: layers alone 0.0002 to 0.0007, all layers 0.0002"
+    assert told.table["learning_rate"].tolist() == [2e-4, 7e-4]
+    assert told.full["learning_rate"] == 2e-4

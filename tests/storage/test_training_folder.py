@@ -22,6 +22,10 @@ def test_a_training_says_layers_objective_steps_and_seed(tmp_path: Path) -> None
     schedule = json.loads(file.read_text())
     file.write_text(json.dumps(schedule | {"train_layers": "3", "seed": 2}))
     assert trained_as(alone) == TrainedAs("3", "final policy", 40, 2)
+    (alone / "settings.json").write_text(json.dumps({"settings": {"generation_batch_size": 128, "learning_rate": 7e-4}}))
+    assert trained_as(alone) == TrainedAs("3", "final policy", 40, 2, 128, 7e-4)
+    (alone / "settings.json").write_text(json.dumps({"settings": {"generation_batch_size": None, "learning_rate": "x"}}))
+    assert trained_as(alone) == TrainedAs("3", "final policy", 40, 2)
     file.write_text(json.dumps(schedule | {"token_mask": MASK}))
     assert trained_as(alone) == TrainedAs("all", "final policy, tokens: the 20% of largest entropy at layer 8", 40, None)
     whole = {"layer": 11, "rollouts": None, "first_optimizer_step": 1, "last_optimizer_step": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -37,7 +38,8 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
 
     Raises SelectionError if "base", "all" or every layer is missing, if the numbers of seeds differ, if the problems do or how they were
     answered, if an evaluation is given twice, or if the model has no such layer; and where evaluations say how `layerlens train` made
-    their models, if other layers were trained than is said here, or if objectives, steps or seeds differ.
+    their models, if other layers were trained than is said here, if objectives, steps, rollouts' sizes or seeds differ, or learning rates
+    from seed to seed.
     """
     listed = {str(key): [found] if isinstance(found, Evaluation) else list(found) for key, found in evaluations.items()}
     names = _checked(listed)
@@ -64,7 +66,7 @@ def layer_contribution(evaluations: Evaluations, *, level: float = LEVEL, resamp
     rows = pd.DataFrame(
         {"layers": [*names, ALL], "layer": [float(name) if name.isdigit() else np.nan for name in [*names, ALL]], **columns}
     )
-    rows = rows.assign(**counts)
+    rows = rows.assign(**counts, learning_rate=[_learning_rate(name, listed[name]) for name in [*names, ALL]])
     full = {name: value for name, value in rows.iloc[-1].items() if not str(name).startswith(("contribution", "layer"))}
     kept = {over: values[:, :-1] for over, values in draws.items()}
     return LayerContribution(rows.iloc[:-1], full, float(avg_at_k(base.correct).mean()), base.model, base.task, level, kept)
@@ -89,13 +91,23 @@ def _require_trained_alike(evaluations: Mapping[str, Sequence[Evaluation]]) -> N
             if _numbers(trained.layers) != _numbers(name):
                 raise SelectionError(f"{each.label} is given as {_told(name)}, but its training says {_told(trained.layers)}")
             label, other = first.setdefault(number, (f"{each.label} ({name})", trained))
-            for what in ("objective", "steps", "seed"):
+            for what in ("objective", "steps", "rollout", "seed"):
                 ours, theirs = getattr(trained, what), getattr(other, what)
                 if ours != theirs and None not in (ours, theirs):
                     raise SelectionError(
                         f"{each.label} ({name}) was trained otherwise than {label}: {what} {ours}, not {theirs}; a contribution compares "
                         "trainings that differ in their layers alone, seed by seed"
                     )
+
+
+def _learning_rate(name: str, seeds: Sequence[Evaluation]) -> float:
+    """The learning rate of the trainings of one kind, NaN where none is told. Raises SelectionError if they had several."""
+    trainings = [each.manifest.model.trained for each in seeds]
+    rates = {each.learning_rate for each in trainings if each is not None and each.learning_rate is not None}
+    if len(rates) > 1:
+        told = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        raise SelectionError(f"{_told(name)}: seeds were trained at learning rates of {told}; give those of one rate")
+    return next(iter(rates), math.nan)
 
 
 def _told(layers: str) -> str:

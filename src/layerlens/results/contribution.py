@@ -25,8 +25,9 @@ class LayerContribution:
         table: one row for each layer, or set of layers, that was trained alone, from the lowest: `layers` (text, "3" or "1-3"), `layer`
             (its number, NaN for a set), `gain` in accuracy over the model before training, `low` and `high` (its interval for other
             problems like these, of paired problems), `seeds_low` and `seeds_high` (for other seeds of training); `contribution` C(k), and
-            its intervals `contribution_low`, `..._high`, `..._seeds_low`, `..._seeds_high`; `seeds` and `problems`. An end that does not
-            exist is NaN: C(k) unless the full gain's interval for other problems lies above 0; for other seeds if there is one seed.
+            its intervals `contribution_low`, `..._high`, `..._seeds_low`, `..._seeds_high`; `seeds` and `problems`; and `learning_rate`,
+            NaN where evaluations do not tell it. An end that does not exist is NaN: C(k) unless the full gain's interval for other
+            problems lies above 0; for other seeds if there is one seed.
         full: the row of the training of all layers, without a contribution.
         draws: by "problems" and "seeds", the gain on each bootstrap draw, resamples × rows of the table.
         base: accuracy of the model before training.
@@ -40,6 +41,14 @@ class LayerContribution:
     task: str
     level: float = LEVEL
     draws: Mapping[str, Float[np.ndarray, "resamples rows"]] = field(default_factory=dict, repr=False)
+
+    def learning_rates(self) -> str:
+        """In words, if layers alone were trained at another learning rate than all layers; else empty, as where rates are not told."""
+        alone, full = sorted(set(self.table["learning_rate"].dropna())), float(self.full["learning_rate"])
+        if not alone or math.isnan(full) or alone == [full]:
+            return ""
+        ends = " to ".join(f"{rate:g}" for rate in dict.fromkeys((alone[0], alone[-1])))
+        return f"learning rates: layers alone {ends}, all layers {full:g}"
 
     def rank_correlation(self, values: Mapping[int, float], over: Literal["problems", "seeds"] = "problems") -> tuple[float, float, float]:
         """Spearman's rank correlation of the gain with another quantity of the layers, and the ends of its interval.

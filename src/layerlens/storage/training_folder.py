@@ -34,12 +34,16 @@ class TrainedAs:
         objective: what was trained, in words; "final policy" for GRPO throughout.
         steps: optimizer steps; None if the folder does not say.
         seed: of the training; None if the folder does not say.
+        rollout: answers in a rollout, of all processes together; None if the folder does not say, like the next.
+        learning_rate: the largest, which factors of layers are of.
     """
 
     layers: str
     objective: str
     steps: int | None
     seed: int | None
+    rollout: int | None = None
+    learning_rate: float | None = None
 
 
 def trained_as(folder: str | Path) -> TrainedAs | None:
@@ -62,7 +66,10 @@ def trained_as(folder: str | Path) -> TrainedAs | None:
     layers, seed = schedule.get("train_layers", "all"), schedule.get("seed")
     if not isinstance(layers, str) or not LAYERS.fullmatch(layers) or not isinstance(seed, int | None):
         return None
-    return TrainedAs(layers, ", ".join(objective), steps, seed)
+    settings = _settings_of(place)
+    rollout, rate = settings.get("generation_batch_size"), settings.get("learning_rate")
+    rollout, rate = rollout if isinstance(rollout, int) else None, rate if isinstance(rate, float) else None
+    return TrainedAs(layers, ", ".join(objective), steps, seed, rollout, rate)
 
 
 def prompted_with(folder: str | Path) -> tuple[str | None, bool | None]:
@@ -70,15 +77,20 @@ def prompted_with(folder: str | Path) -> tuple[str | None, bool | None]:
 
     Both None for a model that does not come from `layerlens train`, and if what that left is damaged.
     """
-    file = _file_of(Path(folder).expanduser(), SETTINGS)
-    if file is None:
-        return None, None
-    try:
-        settings = _read_object(file)["settings"]
-        system, thinking = settings["system"], (settings["chat_template_kwargs"] or {}).get("enable_thinking")
-    except (RunError, KeyError, TypeError, AttributeError):
-        return None, None
+    settings = _settings_of(Path(folder).expanduser())
+    system, template = settings.get("system"), settings.get("chat_template_kwargs")
+    thinking = template.get("enable_thinking") if isinstance(template, dict) else None
     return system if isinstance(system, str) else None, thinking if isinstance(thinking, bool) else None
+
+
+def _settings_of(place: Path) -> dict[str, Any]:
+    """The settings of the training that left its model in a folder; empty if it left none, or damaged ones."""
+    file = _file_of(place, SETTINGS)
+    try:
+        found = None if file is None else _read_object(file).get("settings")
+    except RunError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _file_of(place: Path, name: str) -> Path | None:

@@ -6,7 +6,7 @@ import pytest
 import layerlens as ll
 from layerlens import plots
 from layerlens.errors import SelectionError
-from tests.evaluate.test_contribution import seeds
+from tests.evaluate.test_contribution import seeds, trained_as
 from tests.support.plots import caption_of, draw
 from tests.support.synthetic_runs import make_run
 
@@ -28,6 +28,13 @@ def test_contributions_stand_above_the_curves_with_their_rank_correlations():
     assert "2 seed(s)" in caption_of(axes[0])
     assert "norm: none" in caption_of(axes[0])
     draw(axes[0])
+
+
+def test_learning_rates_that_differ_stand_in_the_caption():
+    alone = {layer: trained_as(seeds(n, n), str(layer), learning_rate=7e-4) for layer, n in RIGHT.items()}
+    all_layers = trained_as(seeds(6, 6), "all", learning_rate=2e-4)
+    [ax] = plots.layer_contribution(ll.layer_contribution({"base": seeds(2), "all": all_layers, **alone}))
+    assert "learning rates: layers alone 0.0007, all layers 0.0002" in caption_of(ax)
 
 
 def test_gains_are_drawn_if_all_layers_gain_nothing():

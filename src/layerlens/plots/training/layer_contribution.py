@@ -86,6 +86,7 @@ def layer_contribution(found: LayerContribution, run: Run | None = None, **mean:
         "GRPO on one layer alone, against all layers at equal steps"
         if shares
         else "the gain of all layers is not told from 0: gains in place of C(k)",
+        found.learning_rates(),
         f"{found.full['problems']} problems, {found.full['seeds']} seed(s)",
         f"bars: {100 * found.level:g}% bootstrap interval over problems, paired; thin: over seeds",
         "ρ: Spearman's with the gains, and its interval over problems; p: share of orders of the layers with as large a ρ"
