@@ -30,11 +30,12 @@ def chains(size: Size) -> list[Chain]:
 
 def method(size: Size) -> str:
     return f"""Block k alone is trained (`--train_layers k`) at a learning rate of {ALONE:g}, √12 times that of all layers: Adam moves each
-weight by about the rate in a step, so a block alone takes steps as long as those of all. C(k) is its gain in accuracy divided by that of
-all layers; where the gain of all is not above 0, C(k) has no denominator and a dash stands for it. As the rate may matter by itself, a
-second control trains all layers at {ALONE:g}. The claims of the best layer are free of the luck that makes the best of many look good:
-each quarter of seeds × problems takes the layer that is best on the other seeds and other problems. In the figure ρ is Spearman's between
-a curve and the gains, with its interval for other problems; (c) says what chance would do."""
+weight by about the rate in a step, so a block alone takes steps as long as those of all. C(k) is its gain in accuracy divided by that
+of all layers; unless the interval of the gain of all, for other problems, lies above 0, C(k) has no denominator, a dash stands for it,
+and the figure has gains in its place. As the rate may matter by itself, a second control trains all layers at {ALONE:g}. The claims of
+the best layer are free of the luck that makes the best of many look good: each quarter of seeds × problems takes the layer that is best
+on the other seeds and other problems. In the figure ρ is Spearman's between a curve and the gains, with its interval for other
+problems; (c) says what chance would do."""
 
 
 def result(out: Path, size: Size) -> Result:

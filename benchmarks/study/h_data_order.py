@@ -26,7 +26,9 @@ def chains(size: Size) -> list[Chain]:
 def method(size: Size) -> str:
     return f"""A seed fixes the order of the data, the same for both families, and the weights at the start. The distance of two curves is
 their root mean square difference over layers: that of the two families at one seed, less that of one family at two seeds;
-{size.pretraining_seeds} seeds. If families differ by the order of their data alone, it is not above 0."""
+{size.pretraining_seeds} seeds. If families differ by the order of their data alone, it is not above 0. What one family differs by at two
+seeds is the order of the data and the start together, which were not varied apart, and its pairs share curves: with so few seeds the
+interval is a rough one."""
 
 
 def result(out: Path, size: Size) -> Result:
@@ -42,7 +44,7 @@ def result(out: Path, size: Size) -> Result:
         {"pair": f"{a[0]} seed {a[1]}, {b[0]} seed {b[1]}", "distance": _distance(curves[a], curves[b])} for a, b in combinations(curves, 2)
     ]
     caption = (
-        f"Residual stream, norm none, {size.samples} problems, after {last} steps; a line for each seed, which fixes the order of the data."
+        f"Residual stream, norm none, {size.samples} problems, after {last} steps; a line for each seed: order of the data, and start."
     )
     panels = {"both families": {model: [curves[model, seed] for seed in seeds] for model in BOTH}}
     figure = lines(panels, "mean entropy [nats]", caption, out / "figures" / "h.png")

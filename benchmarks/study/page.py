@@ -30,9 +30,9 @@ HEAD = """# The study
 Does anything one can measure about a layer predict what training it will gain? Eight questions on the two bundled models, each
 answered by commands of this package that `python -m benchmarks.study --out study` runs (two cores, ten to twenty hours; `--cuda` on a
 GPU, where `--size full` asks for more of all), and goes on with if it is stopped. Numbers come from the files in
-[benchmarks/study/results](../benchmarks/study), and this page from `python -m benchmarks.study.page`. From question (b) on,
+[benchmarks/study/results](../benchmarks/study), and this page from `python -m benchmarks.study.page`.
 `benchmarks/study/kept.jsonl` has what each training and evaluation left: with `--kept` and that file, the study leaves those out and runs
-what is missing.
+what is missing. (a) was run before there was such a file, which has no more of it than GRPO: to repeat (a) is to train each layer again.
 
 A claim is **held** if its 95% intervals for other problems and for other seeds of training both lie above 0, **not held** if both lie
 below, and **undecided** otherwise. In tables an estimate is followed by these intervals: (other problems; other seeds). A dash

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS, FIGURES, KEPT = (ROOT / name for name in ("benchmarks/study/results", "figures/study", "benchmarks/study/kept.jsonl"))
 """What the repository has of the study."""
 HELD_OUT = 101
-"""Seed of the held-out problems: no setting of this repository was chosen by these."""
+"""Seed of the held-out problems, which no other part of this repository draws."""
 ALONE = 7e-4
 """The learning rate of a layer that is trained alone, √12 times that of all layers: Adam moves each weight by about the rate in a step,
 so one block of twelve then takes steps as long as those of all. A second control trains all layers at this rate too."""
@@ -85,7 +85,8 @@ def describe(size: Size) -> str:
         f"8 times each, for {size.max_steps} steps of one rollout, with each of {size.seeds} seeds ({size.many_seeds} in (d)), "
         f"which also draw the problems; methods are compared at equal seeds. An evaluation is `layerlens eval`: "
         f"{size.answers} answers at temperature 1 to each of at most {size.problems} held-out problems of all levels, drawn with a seed "
-        "that no setting was chosen by."
+        "of their own. No value of a setting was chosen by these; but a first run of (a) on them, with shorter trainings and one learning "
+        "rate, in which GRPO lost accuracy, is why settings were chosen anew, on validation problems."
     )
 
 

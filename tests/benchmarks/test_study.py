@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.study.gradients import advantages, gradients, summary
 from benchmarks.study.kept import Keeper, evaluation, kept, numbers, scores
 from benchmarks.study.page import QUESTIONS
 from benchmarks.study.problems import draw
-from benchmarks.study.settings import SIZES
+from benchmarks.study.settings import KEPT, RESULTS, SIZES
 from benchmarks.study.steps import Step, run_chains
 
 import layerlens as ll
@@ -227,6 +228,26 @@ def test_the_page_has_every_claim_and_says_what_was_not_run(tmp_path: Path) -> N
 
 def test_the_committed_page_is_made_from_the_committed_results() -> None:
     assert (ROOT / "docs" / "study.md").read_text(encoding="utf-8") == page.page(), "run python -m benchmarks.study.page"
+
+
+@pytest.mark.parametrize("letter", QUESTIONS)
+def test_committed_results_say_how_they_were_found(letter: str) -> None:
+    if not (file := RESULTS / f"{letter}.json").is_file():
+        pytest.skip(f"({letter}) has not been run")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["how"] == QUESTIONS[letter].method(SIZES[found["size"]])
+
+
+@pytest.mark.parametrize("letter", "defgh")  # (a) was run before, and (b) and (c) read analyses too
+def test_committed_results_are_those_of_what_is_kept(letter: str, tmp_path: Path) -> None:
+    def rounded(text: str) -> Any:
+        return json.loads(text, parse_float=lambda number: round(float(number), 9))
+
+    committed = rounded((RESULTS / f"{letter}.json").read_text(encoding="utf-8"))
+    size = SIZES[committed["size"]]
+    Keeper(KEPT).restore(QUESTIONS[letter].chains(size), tmp_path)
+    found = rounded(json.dumps(plain(QUESTIONS[letter].result(tmp_path, size))))
+    assert found == {key: committed[key] for key in found}
 
 
 def test_smoke_results_are_never_committed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
