@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.study.figures import INTERVALS, by_layer
@@ -64,7 +65,18 @@ def result(out: Path, size: Size) -> Result:
     shows = f"BuPO less GRPO at equal rollouts, {size.internal} of {size.max_steps} internal, norm none."
     caption = f"{shows} {INTERVALS} Words: rules that choose the layer, or one nearest to it."
     figure = by_layer(panels, marks, "gain over GRPO [points]", caption, out / "figures" / "b.png", scale=100)
-    return {"claims": claims, "table": table, "figures": [figure]}
+    return {"claims": claims, "table": table, "figures": [figure], "note": _note(table)}
+
+
+def _note(table: list[Result]) -> str:
+    """How many gains and regrets are told from 0 by both intervals, which is no claim: so many were looked at."""
+    words = []
+    for column in ("gain over GRPO [points]", "regret [points]"):
+        verdicts = Counter(claim("", row[column])["verdict"] for row in table if column in row)
+        above, below = (verdicts[verdict] or "none" for verdict in ("held", "not held"))
+        what = f"{verdicts.total()} {'gains over GRPO' if 'gain' in column else 'regrets'}"
+        words.append(f"Of {what} both intervals lie above 0 for {above}, and below for {below}.")
+    return " ".join(words)
 
 
 def _name(size: Size, layer: int) -> str:

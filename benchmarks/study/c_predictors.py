@@ -91,8 +91,9 @@ def method(size: Size) -> str:
 (b) found them. Its intervals come from those of the gains, each layer drawn by itself: as layers share problems and the model before
 training, which moves all gains alike, these are wider than they need be. A claim is decided by both intervals, which keep to these layers,
 and by chance: p is the share of all orders of the layers in which |ρ| is as large as it is, and must be under {CHANCE:g} after it is
-multiplied by the number of quantities (Bonferroni), as the claims have it: with twelve layers and 17 quantities only |ρ| above about 0.78
-can be. Quantities that rise or fall with depth are nearly one quantity: compare the row of depth itself."""
+multiplied by the number of quantities (Bonferroni), as the claims have it: of 17 quantities only |ρ| above about 0.78 can be with twelve
+layers, and only |ρ| = 1 with BuPO's six. Quantities that rise or fall with depth are nearly one quantity: compare the row of depth
+itself."""
 
 
 def result(out: Path, size: Size) -> Result:
@@ -131,12 +132,13 @@ def claims_of(title: str, panel: dict[str, Result]) -> list[Result]:
     """The correlations of a panel that are decided, or the strongest if none is; p is multiplied by how many there are."""
     model, gain = title.split(", ")
     tried = {name: {**each, "p": min(1.0, each["p"] * len(panel))} for name, each in panel.items() if not math.isnan(each["p"])}
-    claims = {name: claim(f"{model}: {name} rises with the {gain}", each) for name, each in tried.items()}
+    gain = gain if gain == "BuPO's gain" else f"the {gain}"
+    claims = {name: claim(f"{model}: {name} rises with {gain}", each) for name, each in tried.items()}
     decided = [each for each in claims.values() if each["verdict"] != "undecided" and each["p"] < CHANCE]
     if decided or not claims:
         return decided
     name = min(tried, key=lambda name: (panel[name]["p"], -abs(panel[name]["estimate"])))
-    return [{**claims[name], "claim": f"{model}: {name}, the strongest of {len(panel)}, rises with the {gain}", "verdict": "undecided"}]
+    return [{**claims[name], "claim": f"{model}: {name}, the strongest of {len(panel)}, rises with {gain}", "verdict": "undecided"}]
 
 
 def _by_layer(run: ll.Run, values: object) -> dict[int, float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.study import c_predictors, figures, page
 from benchmarks.study.__main__ import main
-from benchmarks.study.findings import claim, difference, difference_of_best, plain
+from benchmarks.study.findings import claim, difference, difference_of_best, evaluations, plain
 from benchmarks.study.gradients import advantages, gradients, summary
 from benchmarks.study.kept import Keeper, evaluation, kept, numbers, scores
 from benchmarks.study.page import QUESTIONS
@@ -248,6 +248,18 @@ def test_committed_results_are_those_of_what_is_kept(letter: str, tmp_path: Path
     Keeper(KEPT).restore(QUESTIONS[letter].chains(size), tmp_path)
     found = rounded(json.dumps(plain(QUESTIONS[letter].result(tmp_path, size))))
     assert found == {key: committed[key] for key in found}
+
+
+def test_committed_gains_of_bupo_are_those_of_what_is_kept(tmp_path: Path) -> None:
+    committed = json.loads((RESULTS / "b.json").read_text(encoding="utf-8"))
+    size = SIZES[committed["size"]]
+    Keeper(KEPT).restore(QUESTIONS["b"].chains(size), tmp_path)
+    gains = [row for row in committed["table"] if "rule" not in row]
+    assert [(row["model"], row["layer"]) for row in gains] == [(model, layer) for model in size.models for layer in range(1, 13, 2)]
+    for row in gains:
+        bupo, grpo = (evaluations(tmp_path, row["model"], name, size.seeds) for name in (f"bupo-{row['layer']}-{size.internal}", "grpo"))
+        found = row["gain over GRPO [points]"]
+        assert difference(bupo, grpo) == pytest.approx({key: found[key] for key in difference(bupo, grpo)})
 
 
 def test_smoke_results_are_never_committed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
