@@ -222,6 +222,8 @@ def test_training_plays_snapshot_by_snapshot(tab: Page, page_file: Path, trainin
     tab.wait("document.querySelector('.play').textContent.includes('Play')")
     reward = tab.js("document.querySelector('#box-step-reward .chart').data.filter(trace => trace.text)[0].y")
     assert reward == pytest.approx(training.log["reward"].tolist(), rel=1e-5)
+    ticks = [tab.js(f"LL.whole([{{ x: [0, 1, {last}] }}]).dtick ?? null") for last in (3, 40)]
+    assert ticks == [1, None], "no half steps, which would be written as whole ones"
 
 
 def test_keyboard_alone_reaches_tabs_choices_tokens_and_tables(tab: Page, page_file: Path) -> None:

@@ -24,7 +24,9 @@ from layerlens.report import report_data, report_html, write_report
 from layerlens.report.arrays import decimals_of, packed
 from layerlens.report.measured import command
 from layerlens.report.page import page
-from layerlens.results import Run, RunFolder, open_run
+from layerlens.report.training import trainings
+from layerlens.results import Run, RunFolder, TrainingLog, open_run
+from layerlens.results.training_log import CHANGE, HIGH, LOW
 from layerlens.selection.comparison import compare_runs
 from tests.support.plots import part, rise_and_fall
 from tests.support.synthetic_runs import make_run
@@ -225,6 +227,15 @@ def test_command_names_what_is_not_the_default() -> None:
     assert "--sites resid_post --metrics entropy --rows response" in said
     assert "--top-k 5 --kl-from-layer 2" in said
     assert parse_layers("1,3") == [1, 3]
+
+
+def test_whatever_a_monitor_watches_is_on_the_page(training: TrainingLog) -> None:
+    [found] = trainings([training])["runs"]
+    names = {re.sub(r"_[0-9]+$", "", str(name)) for name in training.monitor if not str(name).endswith((LOW, HIGH, CHANGE))}
+    assert names - found["by_layer"].keys() - found["by_step"].keys() == {"step", "drift/embedding", "log_perplexity"}
+    assert ("objective", "layer 3 alone trained") not in found["facts"]
+    [alone] = trainings([replace(training, schedule={**training.schedule, "train_layers": "3"})])["runs"]
+    assert ("objective", "layer 3 alone trained") in alone["facts"]
 
 
 def test_run_writes_its_report(tmp_path: Path) -> None:

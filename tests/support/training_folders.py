@@ -49,6 +49,7 @@ def write_training(
             row |= {f"entropy/layer_{number}": float(max(value, 0.02)) for number, value in enumerate(entropy - outer * depth, 1)}
             for number in range(1, layers + 1):
                 row |= {f"entropy/{module}_{number}": 1.0 + 0.1 * number + 0.01 * step for module in ("attn", "ffn")}
+                row[f"js_to_final/layer_{number}"] = float(0.9 * (1 - depth[number - 1]) * (1 - 0.2 * inner))
                 row |= {f"entropy_change/{module}_{number}": 0.1 - 0.02 * number + 0.001 * step for module in ("attn", "ffn", "layer")}
                 if number > watched:
                     row[f"similarity/to_{number}"] = float(np.exp(-2 * (depth[number - 1] - watched / layers)) * (0.7 + 0.2 * inner))
@@ -63,6 +64,10 @@ def write_training(
                 "perplexity": float(1.4 + 1.2 * inner * (layer is not None) - 0.6 * outer),
                 "response_length": 95 - 30 * done + rng.normal(),
             }
+            for segment, factor in (("", 1.0), ("/thinking", 0.9), ("/answer", 1.1)):
+                row[f"settling_depth{segment}"] = layers * factor * (0.8 - 0.2 * done)
+                if segment:
+                    row[f"policy_entropy{segment}"] = factor * float(row["policy_entropy"])  # type: ignore[arg-type]
             if repeats > 1:
                 row |= {
                     "stability/answers": float(np.clip(0.4 + 0.5 * done, 0, 1)),

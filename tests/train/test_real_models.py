@@ -69,3 +69,6 @@ def test_three_rollouts_of_smollm2_move_the_layers_that_they_should(
         assert {layer for layer, far in drift.items() if far > 0} == set(layers), row
     assert command(monkeypatch, "plot", "trained", "--out", "figures") == 0
     assert Path("figures/trained-drift.png").stat().st_size > 5000
+    assert command(monkeypatch, "report", "trained", "--out", "page.html") == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert all(words in page for words in ("Drift of the weights", "Settling depth, norm final", "JS from the layer"))

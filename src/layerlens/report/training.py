@@ -21,6 +21,7 @@ BY_LAYER = {
     "entropy_change/ffn": ("ΔS of the FFN", "nats"),
     "similarity/to": ("Similarity of the watched layer to the layers above it", ""),
     "kl/to": ("KL from the watched layer's policy to the policies above it", "nats"),
+    "js_to_final/layer": ("JS from the layer's policy to the final policy, norm final", "bits"),
     "drift/layer": ("Drift of the weights, ‖W − W₀‖ / ‖W₀‖", ""),
 }
 """Columns of the monitor with a number per layer: how they begin, what they are, and their unit."""
@@ -28,6 +29,11 @@ BY_LAYER = {
 BY_STEP = {
     "reward": ("Reward", ""),
     "policy_entropy": ("Entropy of the final policy", "nats"),
+    "policy_entropy/thinking": ("Entropy of the final policy, thinking", "nats"),
+    "policy_entropy/answer": ("Entropy of the final policy, answer", "nats"),
+    "settling_depth": ("Settling depth, norm final", "layers"),
+    "settling_depth/thinking": ("Settling depth of thinking, norm final", "layers"),
+    "settling_depth/answer": ("Settling depth of the answer, norm final", "layers"),
     "perplexity": ("Perplexity of the final policy", ""),
     "response_length": ("Length of responses", "tokens"),
     "similarity/above": ("Refinement: similarity of the watched layer to those above", ""),
@@ -65,6 +71,7 @@ def _training(log: TrainingLog, name: str) -> dict[str, Any]:
         ("norm of the internal policies", log.norm or "not known: no monitor"),
         ("probe", f"{log.problems} problems, mean of per-sample means, 95% bootstrap interval" if log.problems else "no monitor"),
         ("internal phases", ", ".join(trained) or "none: the final policy is trained throughout"),
+        *([("objective", log.objective)] if log.objective else []),
         ("watched layer", str(log.watched) if log.watched else "none"),
         ("snapshots", str(len(monitor)) if len(monitor) else "none: train with --monitor_every N"),
         ("folder", str(log.path or "")),

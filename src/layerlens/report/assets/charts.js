@@ -111,8 +111,14 @@ LL.curves = (spec, left, relative, found) => {
   }
   return { traces, layout: {
     height: spec.height ?? 320, showlegend: left.length > 1 || LL.severalRuns,
-    xaxis: LL.axis(relative ? "relative depth l / L" : spec.x, { ...(relative ? {} : { tickformat: "d" }), ...(spec.marks ? { range: LL.span(left, relative) } : {}) }),
+    xaxis: LL.axis(relative ? "relative depth l / L" : spec.x, { ...(relative ? {} : LL.whole(left)), ...(spec.marks ? { range: LL.span(left, relative) } : {}) }),
     yaxis: LL.axis(spec.named ? named(found[spec.named].value, spec.y) : `${spec.y}${unit(spec)}`, spec.zero ? { rangemode: "tozero" } : {}), ...LL.shades(spec, left, relative) } };
+};
+
+// Ticks at whole numbers: over a short span, which Plotly would divide further, at each.
+LL.whole = (left) => {
+  const all = left.flatMap((series) => series.x);
+  return { tickformat: "d", ...(Math.max(...all) - Math.min(...all) < 10 ? { dtick: 1 } : {}) };
 };
 
 // From the first place of all series to the last, with room for markers: the automatic range would also hold the texts of marks.
