@@ -63,6 +63,12 @@ def test_a_weight_that_is_not_finite_stops_before_anything_is_sampled(tmp_path: 
     stops(trainer, "weights are not finite after optimizer step 0")
 
 
+@pytest.mark.parametrize("save", [{}, {"save_strategy": "steps", "save_steps": 1}], ids=["at the end", "before a checkpoint"])
+def test_a_last_step_that_breaks_weights_ends_in_one_line_and_is_not_saved(save: dict[str, Any], tmp_path: Path) -> None:
+    stops(make_trainer(tmp_path, max_steps=1, learning_rate=1e39, **save), "weights are not finite after optimizer step 1")
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def failing(completions: list[str], **columns: Any) -> list[float | None]:
     return [None] * len(completions)
 

@@ -52,7 +52,9 @@ class BaseTrainer(SignalTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._step, self._buffered_inputs = 0, None  # an earlier call's
-        return super().train(*args, **kwargs)
+        done = super().train(*args, **kwargs)
+        require_finite_weights(self.model, self.accelerator, self.state.global_step)
+        return done
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return EpochOrder(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
@@ -91,6 +93,10 @@ class BaseTrainer(SignalTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
 
     # ---- what stops it
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        require_finite_weights(self.model, self.accelerator, self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         require_finite_weights(self.model, self.accelerator, self.state.global_step)
