@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import TrainingError
@@ -38,7 +39,7 @@ LEAST = {
 
 
 def require_values(args: Any) -> None:
-    """Raises TrainingError for a value that TRL would fail on later. `args` has not been through TRL's own checks yet."""
+    """Raises TrainingError for a value that TRL would fail on, here or later. `args` has not been through TRL's own checks yet."""
     for name, choices in CHOICES.items():
         if getattr(args, name) not in choices:
             raise TrainingError(
@@ -50,6 +51,11 @@ def require_values(args: Any) -> None:
             raise TrainingError(f"{name} must be at least {least}, got {value:g}")
     if isinstance(args.temperature, int | float) and args.temperature <= 0:
         raise TrainingError(f"temperature must be above 0, got {args.temperature:g}")
+    if args.deepspeed and find_spec("deepspeed") is None:
+        raise TrainingError(
+            "deepspeed needs the library DeepSpeed, which is not installed: pip install deepspeed, or shard with FSDP2 "
+            "(configs/accelerate/fsdp2-8gpu.yaml)"
+        )
 
 
 def compiles(args: BuPOConfig) -> bool:
