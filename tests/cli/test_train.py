@@ -21,6 +21,7 @@ from layerlens.errors import PromptError, TrainingError
 from layerlens.prompts.arithmetic import problems
 from layerlens.prompts.readers import find_template
 from layerlens.selection import select_layer
+from layerlens.train import BuPOTrainer
 from layerlens.train.config_file import read_config
 from layerlens.train.fields import BuPOFields, ScriptArguments
 from layerlens.types import RULES
@@ -251,6 +252,23 @@ def test_a_run_that_ended_in_shards_is_told_how_to_join_them(
     shards.rmdir()
     assert command(monkeypatch, *train) == 2
     assert f"but {shards.parent} holds no whole model: give more --max_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reward", ["boxed", "arithmetic"])
+def test_a_reward_that_compares_texts_is_said_to_do_so_before_training(
+    reward: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(self: BuPOTrainer, **_: Any) -> None:
+        raise TrainingError("training begins")
+
+    monkeypatch.setattr(BuPOTrainer, "train", begin)
+    train = ("train", "--config", "tiny-qwen3-cpu", "--output_dir", str(tmp_path), "--reward", reward, "--monitor_every", "0")
+    assert command(monkeypatch, *train) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last == "layerlens: training begins"
+    told = [line for line in before if "letter by letter" in line]
+    assert [line.split()[:2] for line in told] == ([["reward", "boxed"]] if reward == "boxed" else [])
+    assert all("math compares values" in line for line in told)
 
 
 class Recorder(TrainerCallback):
