@@ -60,7 +60,10 @@ def take_step(out: Path, tied: str, settings: dict[str, Any]) -> None:
     )  # fmt: skip
     trainer.train()
     sharded = any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
-    assert sharded == ("ACCELERATE_USE_FSDP" in os.environ)
+    assert sharded == ("fsdp" in settings or "ACCELERATE_USE_FSDP" in os.environ)
+    if "ddp_bucket_cap_mb" in settings:
+        made = trainer.model_wrapped
+        assert (made.bucket_bytes_cap >> 20, made.broadcast_buffers) == (settings["ddp_bucket_cap_mb"], settings["ddp_broadcast_buffers"])
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         torch.save({name.removeprefix("module."): weight.clone() for name, weight in weights.items()}, out)

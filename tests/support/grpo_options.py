@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """Options that an internal phase treats alike: what they do there, and the test in tests/train that shows it; "" if none does."""
+    """Options that an internal phase treats alike: what they do there, and the file in tests/train that shows it, or "" if none does."""
 
     what: str
     options: str
@@ -44,7 +44,8 @@ STEPS = Group(
     "output_dir save_strategy save_steps save_total_limit save_only_model logging_strategy logging_steps "
     "logging_first_step log_completions num_completions_to_print log_unique_prompts include_num_input_tokens_seen disable_tqdm report_to "
     "run_name use_cpu bf16 dataloader_num_workers dataloader_drop_last dataloader_pin_memory "
-    "remove_unused_columns ignore_data_skip",
+    "remove_unused_columns ignore_data_skip dataloader_prefetch_factor dataloader_persistent_workers dataloader_in_order "
+    "model_init_kwargs full_determinism torch_empty_cache_steps log_level save_on_each_node debug",
     "test_grpo_options.py",
 )
 EVALUATION = Group(
@@ -64,15 +65,25 @@ ADAPTIVE = Group(
     "test_trainer.py",
 )
 SHARDED = Group(
-    "right with DDP and FSDP2 on gloo; FSDP1 is refused",
-    "fsdp fsdp_config ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers",
+    "right with DDP and FSDP2 on gloo, where two processes take the optimizer step of one; FSDP1 is refused",
+    "fsdp fsdp_config ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers log_level_replica log_on_each_node",
     "test_distributed.py",
 )
+WAITING = Group(
+    "as in GRPO: how long processes on GPUs wait for one another; what one of them does alone (`auto`, the monitor) is refused if it "
+    "would take longer",
+    "ddp_timeout",
+    "test_waiting.py",
+)
 REFUSED = Group(
-    "refused in an internal phase (`deepspeed`: ZeRO-3; `ddp_find_unused_parameters`: false)",
-    "use_liger_kernel liger_kernel_config torch_compile torch_compile_backend torch_compile_mode ddp_find_unused_parameters "
-    "ddp_static_graph deepspeed ds3_gather_for_generation",
+    "refused in an internal phase (`deepspeed`: ZeRO-3; `ddp_find_unused_parameters`: false; a mode or a backend turns `torch_compile` on)",
+    "use_liger_kernel torch_compile torch_compile_backend torch_compile_mode ddp_find_unused_parameters ddp_static_graph deepspeed",
     "test_config.py",
+)
+IDLE = Group(
+    "without effect in an internal phase: they act only beside `use_liger_kernel` and under ZeRO-3, which are refused there",
+    "liger_kernel_config ds3_gather_for_generation",
+    "test_grpo_options.py",
 )
 REFUSED_BY_TRL = Group("refused by TRL, in GRPO too", "auto_find_batch_size parallelism_config", "test_grpo_options.py")
 NO_EFFECT = Group(
@@ -84,17 +95,15 @@ NO_EFFECT = Group(
 )
 NOT_RUN = Group(
     "TRL's and transformers' own, which know nothing of the layer: hardware, vLLM, services, and what is loaded. Not run here",
-    "model_init_kwargs trust_remote_code use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode "
-    "vllm_structured_outputs_regex vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
-    "vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size fp16 tf32 bf16_full_eval "
-    "fp16_full_eval optim_target_modules torch_empty_cache_steps accelerator_config dataloader_persistent_workers "
-    "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order log_on_each_node save_on_each_node "
-    "log_level log_level_replica project trackio_space_id trackio_bucket_id trackio_static_space_id enable_jit_checkpoint "
-    "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision log_completions_hub_repo "
-    "log_multimodal restore_callback_states_from_checkpoint debug batch_eval_metrics use_transformers_paged "
-    "use_transformers_continuous_batching transformers_continuous_batching_config full_determinism skip_memory_metrics",
+    "trust_remote_code use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex "
+    "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
+    "vllm_max_model_length vllm_tensor_parallel_size fp16 tf32 bf16_full_eval fp16_full_eval optim_target_modules "
+    "accelerator_config dataloader_multiprocessing_context project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
+    "log_completions_hub_repo log_multimodal restore_callback_states_from_checkpoint batch_eval_metrics use_transformers_paged "
+    "use_transformers_continuous_batching transformers_continuous_batching_config skip_memory_metrics",
 )
-GROUPS = (OBJECTIVE, SAMPLER, ROLLOUT, STEPS, EVALUATION, ADAPTIVE, SHARDED, REFUSED, REFUSED_BY_TRL, NO_EFFECT, NOT_RUN)
+GROUPS = (OBJECTIVE, SAMPLER, ROLLOUT, STEPS, EVALUATION, ADAPTIVE, SHARDED, WAITING, REFUSED, IDLE, REFUSED_BY_TRL, NO_EFFECT, NOT_RUN)
 
 
 def table() -> str:

@@ -85,6 +85,7 @@ def test_contradictions_are_refused_when_the_config_is_built(settings: dict[str,
         ({"use_liger_kernel": True}, "Liger replaces the modules"),
         ({"torch_compile": True}, "torch_compile fixes one forward pass"),
         ({"torch_compile_backend": "eager"}, "torch_compile fixes one forward pass"),
+        ({"torch_compile_mode": "default"}, "torch_compile fixes one forward pass"),
         ({"beta": 0.1}, "beta > 0 needs internal_norm='final'"),
         ({"ddp_find_unused_parameters": False}, "leave ddp_find_unused_parameters unset"),
         ({"ddp_static_graph": True}, "set ddp_static_graph=False"),
@@ -122,16 +123,21 @@ def test_what_deepspeed_cannot_do_is_refused(
     settings: dict[str, Any], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = GRPOConfig.__post_init__
-    sections = {"optimizer": {"type": "AdamW"}} if "optimizer" in settings else {}
-    plugin = SimpleNamespace(zero_stage=settings.get("zero_stage", 2), hf_ds_config=SimpleNamespace(config=sections))
 
     def with_deepspeed(self: GRPOConfig) -> None:
+        """What transformers makes of `deepspeed` if DeepSpeed is installed."""
+        sections, self.deepspeed = self.deepspeed, None
         built(self)
-        self.deepspeed_plugin = plugin
+        stage = sections["zero_optimization"]["stage"]
+        self.deepspeed_plugin = SimpleNamespace(zero_stage=stage, hf_ds_config=SimpleNamespace(config=sections))
 
+    monkeypatch.setattr("layerlens.train.grpo_options.find_spec", lambda name: name == "deepspeed")
     monkeypatch.setattr(GRPOConfig, "__post_init__", with_deepspeed)
+    sections: dict[str, Any] = {"zero_optimization": {"stage": settings.get("zero_stage", 2)}}
+    sections |= {"optimizer": {"type": "AdamW"}} if "optimizer" in settings else {}
+    others = {name: value for name, value in settings.items() if name not in ("zero_stage", "optimizer")}
     with pytest.raises(TrainingError, match=message) if message else nullcontext():
-        build(tmp_path, **{name: value for name, value in settings.items() if name not in ("zero_stage", "optimizer")})
+        build(tmp_path, deepspeed=sections, **others)
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

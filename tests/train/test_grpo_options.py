@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from layerlens.errors import TrainingError
@@ -34,8 +39,13 @@ def test_every_option_is_in_one_group_and_the_docs_have_the_table() -> None:
     assert set(named) == {field.name for field in fields(GRPOConfig)}
     assert [name for name, count in named.items() if count > 1] == []
     assert groups.table() in (ROOT / "docs" / "training.md").read_text(), "put the output of python -m tests.support.grpo_options there"
-    for group in groups.GROUPS:
-        assert not group.test or (ROOT / "tests" / "train" / group.test).is_file()
+
+
+@pytest.mark.parametrize("file", sorted({group.test for group in groups.GROUPS if group.test}))
+def test_every_option_is_named_in_the_file_that_shows_what_it_does(file: str) -> None:
+    text = (ROOT / "tests" / "train" / file).read_text()
+    named = [name for group in groups.GROUPS if group.test == file for name in group.names]
+    assert [name for name in named if not re.search(rf"\b{name}\b", text)] == []
 
 
 # ---- the objective
@@ -164,12 +174,14 @@ STEPS: list[dict[str, Any]] = [
         "learning_rate": 3e-3, "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}, "warmup_steps": 1,
         "weight_decay": 0.05, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6, "max_grad_norm": 0.5,
         "disable_dropout": True, "neftune_noise_alpha": 5.0, "dataloader_pin_memory": False, "report_to": "none", "run_name": "x",
+        "torch_empty_cache_steps": 1, "debug": "underflow_overflow", "log_level": "error", "full_determinism": True,
     },
     {
         "optim": "sgd", "optim_args": "momentum=0.9", "gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2,
         "num_train_epochs": 1.0,
         "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "max_steps": -1, "use_cpu": True,
-        "dataloader_num_workers": 1, "dataloader_drop_last": True, "per_device_train_batch_size": 8, "ignore_data_skip": True,
+        "dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "dataloader_persistent_workers": True, "dataloader_in_order": False,
+        "dataloader_drop_last": True, "per_device_train_batch_size": 8, "ignore_data_skip": True,
     },
     {
         "generation_batch_size": 8, "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True},
@@ -179,11 +191,24 @@ STEPS: list[dict[str, Any]] = [
     },
     {
         "beta": 0.1, "sync_ref_model": True, "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 1,
-        "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "save_only_model": True,
+        "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "save_only_model": True, "save_on_each_node": True,
+        "model_init_kwargs": {"attn_implementation": "eager"},
     },
 ]  # fmt: skip
 
 
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """Takes back what `log_level` and `full_determinism` set for the whole process."""
+    verbosity = logging.get_verbosity()
+    with mock.patch.dict(os.environ):
+        yield
+    logging.set_verbosity(verbosity)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("options", STEPS, ids=lambda options: " ".join(options)[:60])
 def test_two_steps_of_the_last_layers_phase_are_two_steps_of_grpo(options: dict[str, Any], tmp_path: Path) -> None:
     ended = []
@@ -191,7 +216,7 @@ def test_two_steps_of_the_last_layers_phase_are_two_steps_of_grpo(options: dict[
         folder, model = tmp_path / str(len(ended)), tiny_model("qwen3")
         model.save_pretrained(tmp_path / "model")
         model.config._name_or_path = str(tmp_path / "model")
-        trainer = make_trainer(folder, model, **phase | options)
+        trainer = make_trainer(folder, str(tmp_path / "model") if "model_init_kwargs" in options else model, **phase | options)
         trainer.train()
         ended.append((trainer, sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))))
     (internal, ours), (grpo, theirs) = ended
@@ -231,11 +256,12 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "include_for_metrics": ["loss"], "eval_do_concat_batches": False, "eval_use_gather_object": True,
     "eval_accumulation_steps": 1, "train_sampling_strategy": "sequential", "length_column_name": "x", "data_seed": 7, "use_cache": True,
     "do_train": True, "do_predict": True, "resume_from_checkpoint": "nowhere", "local_rank": -1, "logging_nan_inf_filter": False,
+    "liger_kernel_config": {"rope": False}, "ds3_gather_for_generation": False,
 }  # fmt: skip
 
 
 def test_options_without_effect_have_none(tmp_path: Path) -> None:
-    assert WITHOUT_EFFECT.keys() == set(groups.NO_EFFECT.names)
+    assert WITHOUT_EFFECT.keys() == {*groups.NO_EFFECT.names, *groups.IDLE.names}
     ended = []
     for options in (WITHOUT_EFFECT, {}):
         trainer = make_trainer(tmp_path, internal_layer=2, internal_rollouts=1, **options)

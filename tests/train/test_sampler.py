@@ -81,13 +81,18 @@ def expected_ratio(trainer: BuPOTrainer, batch: dict[str, Tensor], sampled: Tens
     return ratio.clamp(low, high) if mode.endswith("truncate") else ratio * ((ratio >= low) & (ratio <= high))
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
-def test_the_importance_ratio_of_the_sampler_weighs_the_internal_loss(mode: str, iterations: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "iterations", "upper"),
+    [
+        *((mode, iterations, "vllm_importance_sampling_clip_max") for mode in MODES for iterations in (1, 2)),
+        ("token_truncate", 1, "vllm_importance_sampling_cap"),  # its name in earlier versions of TRL
+    ],
+)
+def test_the_importance_ratio_of_the_sampler_weighs_the_internal_loss(mode: str, iterations: int, upper: str, tmp_path: Path) -> None:
     low, high = 0.8, 1.1
     trainer = with_sampler(
-        tmp_path, 0.3, vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high,
-        num_iterations=iterations, loss_type="grpo",
+        tmp_path, 0.3, vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_min=low, num_iterations=iterations,
+        loss_type="grpo", **{upper: high},
     )  # fmt: skip
     sampled: list[Tensor] = []
     correct = GRPOTrainer._generate_and_score_completions

@@ -231,8 +231,18 @@ def reference(folder: Path) -> dict[str, Any]:
     return {"model": model}
 
 
-def test_adaptive_entropy_control_rests_in_an_internal_phase_and_then_starts_as_in_grpo(tmp_path: Path) -> None:
-    adaptive = {"use_adaptive_entropy": True, "entropy_target": 100.0, "entropy_coef_delta": 0.25, "max_steps": 4}
+@pytest.mark.parametrize(
+    ("limits", "start", "end"),
+    [
+        ({"entropy_target": 100.0}, 0.0, 0.25),
+        ({"entropy_target": 100.0, "entropy_coef_max": 0.1}, 0.0, 0.1),
+        ({"entropy_target": 0.0, "entropy_coef_min": 0.4}, 0.5, 0.4),
+    ],
+)
+def test_adaptive_entropy_control_rests_in_an_internal_phase_and_then_starts_as_in_grpo(
+    limits: dict[str, float], start: float, end: float, tmp_path: Path
+) -> None:
+    adaptive = {"use_adaptive_entropy": True, "entropy_coef": start, "entropy_coef_delta": 0.25, "max_steps": 4, **limits}
     trainer = make_trainer(tmp_path / "a", internal_layer=2, internal_rollouts=2, **adaptive)
     states: list[tuple[int, float, float]] = []
     compute = trainer._compute_loss
@@ -243,7 +253,7 @@ def test_adaptive_entropy_control_rests_in_an_internal_phase_and_then_starts_as_
 
     trainer._compute_loss = watch
     trainer.train()
-    assert [(layer, coef) for layer, coef, _ in states] == [(2, 0), (2, 0), (0, 0), (0, 0.25)]
+    assert [(layer, coef) for layer, coef, _ in states] == [(2, start), (2, start), (0, start), (0, end)]
     assert [entropy == float("inf") for *_, entropy in states] == [True, True, True, False]
     ended = []
     for name, settings in (("with control", adaptive), ("without", {"max_steps": 4})):
