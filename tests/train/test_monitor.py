@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,21 +14,33 @@ from layerlens.errors import RunError, TrainingError
 from layerlens.models import causal_lm
 from layerlens.results import open_run
 from layerlens.results.training_log import CHANGE, HIGH, LOW, open_training
+from layerlens.train import BuPOTrainer
 from layerlens.train.monitor import Monitor
-from layerlens.train.monitor_metrics import final_policy_means
-from tests.support.thinking_runs import thinking_run
+from layerlens.train.monitor_metrics import ANSWERED, final_policy_means
+from layerlens.train.probe_means import with_intervals
+from tests.support.thinking_runs import LAYERS, thinking_run
 from tests.support.training import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and accelerate's own
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> BuPOTrainer:
     out = tmp_path_factory.mktemp("training") / "bupo"
     trainer = make_trainer(out, internal_layer=2, internal_rollouts=1, monitor_every=2, monitor_problems=4, monitor_repeats=3)
     trainer.train()
     trainer.save_state()
-    return out
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def folder(trained: BuPOTrainer) -> Path:
+    return Path(trained.args.output_dir)
+
+
+def monitor_of(trainer: BuPOTrainer) -> Monitor:
+    [monitor] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Monitor)]
+    return monitor
 
 
 def test_the_trainers_log_holds_the_means_of_snapshots_without_intervals(folder: Path) -> None:
@@ -108,8 +121,7 @@ def test_a_resumed_run_keeps_its_probe_texts(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="answers to 2 problems, which are not the 3 probe problems of this run"):
         more.train(resume_from_checkpoint=True)
     other = make_trainer(tmp_path, max_steps=2, **settings)
-    [monitor] = [callback for callback in other.callback_handler.callbacks if isinstance(callback, Monitor)]
-    monitor.prompts.reverse()
+    monitor_of(other).prompts.reverse()
     with pytest.raises(TrainingError, match="answers to 2 problems, which are not the 2 probe problems of this run"):
         other.train(resume_from_checkpoint=True)
     start = tmp_path / "monitor" / "start.pt"
@@ -147,18 +159,31 @@ def test_drift_of_lora_is_that_of_the_products_of_its_factors(tmp_path: Path) ->
         assert row[f"drift/layer_{number}"] == pytest.approx(moved / start[number - 1], rel=1e-5)
 
 
-def test_the_monitor_watches_divergence_and_settling(folder: Path) -> None:
+def test_divergence_and_settling_of_a_snapshot_match_a_run_of_the_trained_model(trained: BuPOTrainer, folder: Path) -> None:
     row = open_training(folder).monitor.iloc[-1]
-    assert row["js_to_final/layer_4"] == pytest.approx(0, abs=1e-6)
-    js = [row[f"js_to_final/layer_{layer}"] for layer in range(1, 5)]
-    assert all(0 <= value <= 1 for value in js)
-    assert max(js) > 0.01
-    assert 1 <= row["settling_depth"] <= 4
-    assert row[f"settling_depth{LOW}"] <= row["settling_depth"] <= row[f"settling_depth{HIGH}"]
+    model = ll.LensModel.wrap(trained.model, trained.processing_class)
+    run = ll.analyze(model, monitor_of(trained).probe, norm="final", sites="resid_post", metrics=("entropy", "js_to_final"))
+    js, depth, entropy = (run.mean(name) for name in ("js_to_final", "settling_depth", "entropy"))
+    assert len(np.unique(js["mean"].values.round(4))) == 4, "layers that are swapped are found"
+    for suffix, part in (("", "mean"), (LOW, "low"), (HIGH, "high")):
+        for layer in range(1, 5):
+            expected = float(js[part].sel(layer=layer, site="resid_post"))
+            assert row[f"js_to_final/layer_{layer}{suffix}"] == pytest.approx(expected, abs=1e-6)
+        assert row[f"settling_depth{suffix}"] == pytest.approx(float(depth[part]))
+        assert row[f"policy_entropy{suffix}"] == pytest.approx(float(entropy[part].sel(layer=4, site="resid_post")))
     assert not any(name.startswith("settling_depth/") for name in row.index if not name.endswith((LOW, HIGH, CHANGE)))
 
 
 def test_segments_are_watched_if_the_probe_thinks() -> None:
-    means = final_policy_means(thinking_run(metrics=("entropy", "logp_next", "js_to_final")))
+    run = thinking_run(metrics=("entropy", "logp_next", "js_to_final"))
+    means = final_policy_means(run)
     of_answers = {name for name in means if name.endswith(("/thinking", "/answer"))}
     assert of_answers == {f"{name}/{segment}" for name in ("policy_entropy", "settling_depth") for segment in ("thinking", "answer")}
+    row = with_intervals(means, {})
+    for segment in ANSWERED:
+        entropy = run.mean("entropy", segment=segment)["mean"].sel(layer=LAYERS, site="resid_post")
+        assert row[f"policy_entropy/{segment}"] == pytest.approx(float(entropy))
+        depth = run.mean("settling_depth", segment=segment)["mean"]
+        assert row[f"settling_depth/{segment}"] == pytest.approx(float(depth))
+    for name in ("policy_entropy", "settling_depth"):
+        assert row[f"{name}/thinking"] != pytest.approx(row[f"{name}/answer"]), "segments that are swapped are found"
