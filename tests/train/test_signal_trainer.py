@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trl import GRPOTrainer
 
 from layerlens.errors import TrainingError
 from layerlens.metrics.settling import settling_depth
@@ -78,6 +79,28 @@ def test_the_loss_is_grpo_plus_the_weighted_divergence_with_its_gradient(
             assert not added.any(), name
         else:
             torch.testing.assert_close(added.double(), weight.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_step_of_two_micro_batches_is_that_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: fixed_batch())
+    ended = []
+    for accumulated in (1, 2):  # fixed_batch has an answer that is shorter: micro-batches differ in their numbers of tokens
+        trainer = make_trainer(
+            tmp_path, tiny_model("qwen3"), **DISTIL, per_device_train_batch_size=4 // accumulated, gradient_accumulation_steps=accumulated,
+            max_steps=1, optim="sgd", learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        ended.append(trainer.model)
+    for (name, a), b in zip(ended[0].named_parameters(), ended[1].parameters(), strict=True):
+        torch.testing.assert_close(b, a, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_step_on_half_a_rollout_divides_by_half_of_its_tokens_as_trl_does(tmp_path: Path) -> None:
+    trainers = [make_trainer(tmp_path, tiny_model("qwen3"), **DISTIL, steps_per_generation=steps) for steps in (1, 2)]
+    whole, half = (loss_and_gradients(trainer, fixed_batch()) for trainer in trainers)
+    assert float(half[0]) == pytest.approx(2 * float(whole[0]), rel=1e-5)
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(half[1][name], 2 * gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(
