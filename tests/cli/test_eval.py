@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+import layerlens as ll
 import layerlens.plots
 from layerlens.cli.eval import eval_command
 from layerlens.cli.evaluation_table import show_evaluations
 from layerlens.errors import LayerLensError
-from layerlens.evaluate import TASKS, open_evaluation
+from layerlens.evaluate import TASKS, find_task, open_evaluation
 from layerlens.evaluate.tasks import DATA_VARIABLE
 from tests.support.evaluations import evaluated, sampled
 
@@ -53,6 +55,30 @@ def test_eval_writes_a_summary_and_compares_with_an_earlier_evaluation(tmp_path:
         assert (tmp_path / "a" / "arithmetic" / "answers" / name).read_text() == (
             tmp_path / "b" / "arithmetic" / "answers" / name
         ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("layer", "made_of"),
+    [("mix:4=3,12=1", {"layers": (4, 12), "weights": (3.0, 1.0)}), ("contrast:12,4", {"contrast": (12, 4)})],
+)
+def test_eval_answers_from_layers_together(layer: str, made_of: dict[str, Any], tmp_path: Path) -> None:
+    words = evaluation(
+        tmp_path, "--answers", 1, "--layer", layer, "--norm", "final", "--dtype", "float32", "--temperature", 0, "--no-figure"
+    )
+    words[words.index("--limit") + 1], words[words.index("--max-new-tokens") + 1] = "1", "6"
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    named = "mix:4=0.75,12=0.25" if "mix" in layer else layer
+    assert f"tiny-qwen3 {named} (norm: final)" in done.stdout
+    found = open_evaluation(tmp_path / "arithmetic")
+    assert found.manifest.config.layer == named
+    model = ll.load("tiny-qwen3", dtype="float32")
+    [prompt] = ll.read_prompts(find_task("arithmetic").source, model, limit=1)
+    policies = model.policy(norm="final", **made_of), model.policy(12, norm="final")
+    answer, final = (policy.sample(prompt.token_ids, 1, 6, temperature=0.0)[0] for policy in policies)
+    [[kept]] = [problem.answers for problem in found.problems]
+    assert kept.text == model.tokenizer.decode(answer, skip_special_tokens=True)
+    assert answer != final
 
 
 def test_a_gain_of_other_sampling_is_said_to_be_that(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +195,8 @@ def test_eval_tells_of_checks_that_failed(tmp_path: Path, monkeypatch: pytest.Mo
         (["--engine", "vllm", "--device", "cuda"], "vllm is not installed"),
         (["--engine", "vllm"], "vLLM takes GPUs by itself"),
         (["--layer", "13"], r"1\.\.12"),
+        (["--layer", "mix:4,13"], r"1\.\.12"),
+        (["--layer", "contrast:12"], "a contrast is of two layers, the mature one first"),
         (["--compare", "nowhere"], "holds no evaluation"),
     ],
 )
