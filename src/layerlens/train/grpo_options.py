@@ -53,8 +53,8 @@ def require_values(args: Any) -> None:
         raise TrainingError(f"temperature must be above 0, got {args.temperature:g}")
     if args.deepspeed and find_spec("deepspeed") is None:
         raise TrainingError(
-            "deepspeed needs the library DeepSpeed, which is not installed: pip install deepspeed, or shard with FSDP2 "
-            "(configs/accelerate/fsdp2-8gpu.yaml)"
+            "deepspeed needs the library DeepSpeed, which is not installed: pip install deepspeed, or shard with FSDP2, as "
+            "docs/guides/clusters.md shows"
         )
 
 
