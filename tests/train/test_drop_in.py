@@ -73,6 +73,10 @@ def test_with_a_grpo_config_it_is_grpo_trainer_bit_for_bit(tmp_path: Path) -> No
     assert (ended[0].state.log_history[0].keys() ^ ended[1].state.log_history[0].keys()) == {"bupo/internal_layer"}
 
 
+def test_without_a_token_signal_the_entropy_mask_is_trl_s_own() -> None:
+    assert BuPOTrainer.get_high_entropy_mask is GRPOTrainer.get_high_entropy_mask
+
+
 def test_other_arguments_are_refused_in_one_line() -> None:
     with pytest.raises(TrainingError, match="needs a BuPOConfig or TRL's GRPOConfig as args, got dict"):
         BuPOConfig.of(SETTINGS, tiny_model("qwen3"))

@@ -46,6 +46,7 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
         read = set(args.distilled_layers)
         if args.token_signal is not None:
             self.top_entropy_quantile = args.token_quantile
+            self.get_high_entropy_mask = self._token_mask  # of this trainer alone: without a signal the method is TRL's own
             read |= set(range(1, n_layers + 1)) if args.token_signal == "settling_depth" else {args.token_layer}
         self._rewards_ask = any(asks_internal(reward) for reward in self.reward_funcs)
         if self._rewards_ask and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -109,8 +110,9 @@ class SignalTrainer(GRPOTrainer):  # type: ignore[misc]
             inputs = [{**each, INTERNAL: reading} for each, reading in zip(inputs, readings, strict=True)]
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
-    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
-        if self.args.token_signal is None or self._states is None:
+    def _token_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        """In place of TRL's `get_high_entropy_mask`: the mask of a signal's highest tokens, and TRL's own in an internal phase."""
+        if self._states is None:
             return super().get_high_entropy_mask(entropies, mask, threshold)  # type: ignore[no-any-return]
         kept: Tensor = super().get_high_entropy_mask(self._token_signal(self._states, entropies, mask), mask, threshold)
         sums = self.accelerator.reduce(torch.stack([kept.sum().float(), mask.sum().float()]), reduction="sum")
