@@ -135,7 +135,7 @@ def _show(found: LayerContribution) -> None:
         "intervals, for other problems like these (paired) and for other seeds."
     )
     if rates := found.learning_rates():
-        console.print(f"{rates[0].upper()}{rates[1:]}: what differs between them may come from the rate.")
+        console.print(f"{rates.capitalize()}: what differs between them may come from the rate.")
     if found.table["contribution"].isna().all():
         console.print(
             "No C(k): the interval of what training all layers gains reaches 0, so there is no share of it. Read the gains, or evaluate "

@@ -35,7 +35,7 @@ class TrainedAs:
         steps: optimizer steps; None if the folder does not say.
         seed: of the training; None if the folder does not say.
         rollout: answers in a rollout, of all processes together; None if the folder does not say, like the next.
-        learning_rate: the largest, which factors of layers are of.
+        learning_rate: the largest of its schedule; factors of layers multiply it.
     """
 
     layers: str

@@ -117,8 +117,8 @@ LL.curves = (spec, left, relative, found) => {
 
 // Ticks at whole numbers: over a short span, which Plotly would divide further, at each.
 LL.whole = (left) => {
-  const all = left.flatMap((series) => series.x);
-  return { tickformat: "d", ...(Math.max(...all) - Math.min(...all) < 10 ? { dtick: 1 } : {}) };
+  const ends = left.flatMap(({ x }) => [x[0], x.at(-1)]);
+  return { tickformat: "d", ...(Math.max(...ends) - Math.min(...ends) < 10 ? { dtick: 1 } : {}) };
 };
 
 // From the first place of all series to the last, with room for markers: the automatic range would also hold the texts of marks.
