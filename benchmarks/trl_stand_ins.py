@@ -132,7 +132,8 @@ def stand_in_model(class_name: str, sizes: dict[str, Any], first: int) -> PreTra
     set_seed(0)
     model_class = getattr(transformers, class_name)
     tokens = {"vocab_size": first + max(SPECIAL) + 1, "bos_token_id": first, "eos_token_id": first + 2, "pad_token_id": first}
-    return model_class(model_class.config_class(**SIZES | tokens | sizes))  # type: ignore[no-any-return]
+    model: PreTrainedModel = model_class(model_class.config_class(**SIZES | tokens | sizes))
+    return model
 
 
 def make_stand_ins(hub: Path) -> None:

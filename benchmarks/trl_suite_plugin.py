@@ -46,12 +46,12 @@ class Trainings:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_call(item: pytest.Function) -> Generator[None, Any, Any]:
     """Every test starts from the same seed, and is left out if it asks the hub for a model that has no stand-in.
 
     Tests that name tokens by their id in Qwen2.5's vocabulary get the whole of it, the others a small one.
     """
-    names_ids = str(FIRST_SPECIAL["whole"]) in inspect.getsource(item.function)  # type: ignore[attr-defined]
+    names_ids = str(FIRST_SPECIAL["whole"]) in inspect.getsource(item.function)
     choose_vocabulary(Path(os.environ["HF_HUB_CACHE"]), "whole" if names_ids else "small")
     set_seed(0)
     Trainings.now = item

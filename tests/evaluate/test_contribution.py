@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,13 +50,10 @@ def unchecked(found: Evaluation) -> Evaluation:
 
 
 def trained_as(
-    found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0, **more: float
+    found: list[Evaluation], layers: str, objective: str = "final policy", steps: int | None = 8, first: int = 0, **more: Any
 ) -> list[Evaluation]:
     """The evaluations as of models that a training made, one of each seed."""
-    return [
-        with_training(each, TrainedAs(layers, objective, steps, first + seed, **more))  # type: ignore[arg-type]
-        for seed, each in enumerate(found)
-    ]
+    return [with_training(each, TrainedAs(layers, objective, steps, first + seed, **more)) for seed, each in enumerate(found)]
 
 
 def with_training(found: Evaluation, trained: TrainedAs) -> Evaluation:

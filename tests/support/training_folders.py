@@ -59,15 +59,14 @@ def write_training(
             if watched < layers:
                 for name in ("similarity", "kl"):
                     row[f"{name}/above"] = float(np.mean([row[f"{name}/to_{number}"] for number in range(watched + 1, layers + 1)]))
-            row |= {"drift/embedding": 0.01 * done, "policy_entropy": 0.5 + 0.4 * inner * (layer is not None) - 0.6 * outer * 0.6}
             row |= {
+                "drift/embedding": 0.01 * done,
                 "perplexity": float(1.4 + 1.2 * inner * (layer is not None) - 0.6 * outer),
                 "response_length": 95 - 30 * done + rng.normal(),
             }
             for segment, factor in (("", 1.0), ("/thinking", 0.9), ("/answer", 1.1)):
-                row[f"settling_depth{segment}"] = layers * factor * (0.8 - 0.2 * done)
-                if segment:
-                    row[f"policy_entropy{segment}"] = factor * float(row["policy_entropy"])  # type: ignore[arg-type]
+                row[f"policy_entropy{segment}"] = factor * (0.5 + 0.4 * inner * (layer is not None) - 0.6 * outer * 0.6)
+                row[f"settling_depth{segment}"] = factor * layers * (0.8 - 0.2 * done)
             if repeats > 1:
                 row |= {
                     "stability/answers": float(np.clip(0.4 + 0.5 * done, 0, 1)),

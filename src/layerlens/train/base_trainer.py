@@ -53,7 +53,7 @@ class BaseTrainer(SignalTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._step, self._buffered_inputs = 0, None  # an earlier call's
         done = super().train(*args, **kwargs)
-        require_finite_weights(self.model, self.accelerator, self.state.global_step)
+        self._require_finite_weights()
         return done
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -94,12 +94,15 @@ class BaseTrainer(SignalTrainer):
 
     # ---- what stops it
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _require_finite_weights(self) -> None:
         require_finite_weights(self.model, self.accelerator, self.state.global_step)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._require_finite_weights()
         super()._save_checkpoint(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        require_finite_weights(self.model, self.accelerator, self.state.global_step)
+        self._require_finite_weights()
         return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
